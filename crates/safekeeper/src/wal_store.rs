@@ -1,0 +1,386 @@
+//! WAL of one timeline on disk, in segment files with Postgres's own names and content.
+//!
+//! Two positions: `flush <= write`. Bytes up to `write` were handed to the operating system, bytes up to `flush`
+//! survive a crash. Segments are created at full length, so that appends change no file size and `fdatasync` writes
+//! no inode. Bytes of a segment beyond `write` are zeros, always: a reader of the files (`pg_waldump`, recovery after
+//! a crash) tells the end of WAL by them.
+//!
+//! What is deliberately absent: any opinion on terms, records or commit. The acceptor core decides, this executes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use lakebed_types::Lsn;
+
+use crate::durable_file::{DurableFileError, sync_directory};
+
+/// Largest piece that one [`WalStore::read`] returns, in bytes.
+pub const MAX_READ_BYTES: usize = 1 << 20;
+
+/// Why the WAL store did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum WalStoreError {
+    /// The operating system refused. The store is stopped; open it again to see what is durable.
+    #[error("{path}: {source}; the timeline stops here and is read again from disk")]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An earlier write or fsync failed; retrying it could report data as durable that is lost.
+    #[error("the WAL in {path} is stopped after an earlier failed write or fsync: open it again")]
+    Stopped {
+        /// The timeline's directory.
+        path: PathBuf,
+    },
+    /// Writes must be contiguous.
+    #[error("a write at {begin} does not continue the WAL, which ends at {write}")]
+    NotContiguous {
+        /// Where the write begins.
+        begin: Lsn,
+        /// Where the WAL ends.
+        write: Lsn,
+    },
+    /// A position outside what the store holds.
+    #[error("{lsn} is outside the WAL held here, {start} to {write}")]
+    OutOfRange {
+        /// The position asked for.
+        lsn: Lsn,
+        /// First position held.
+        start: Lsn,
+        /// End of the WAL.
+        write: Lsn,
+    },
+    /// A segment file is missing or has another size than a segment.
+    #[error("{path} is damaged: {reason}; fetch this WAL again from another safekeeper")]
+    Damaged {
+        /// The segment file.
+        path: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+impl WalStoreError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> WalStoreError {
+        let path = path.to_owned();
+        move |source| WalStoreError::Io { path, source }
+    }
+}
+
+impl From<DurableFileError> for WalStoreError {
+    fn from(error: DurableFileError) -> Self {
+        match error {
+            DurableFileError::Io { path, source } => WalStoreError::Io { path, source },
+            DurableFileError::Damaged { path, reason } => WalStoreError::Damaged { path, reason },
+            DurableFileError::TooLarge { path, bytes } => WalStoreError::Damaged {
+                path,
+                reason: format!("{bytes} bytes are too many"),
+            },
+        }
+    }
+}
+
+/// The WAL of one timeline; see the module header.
+#[derive(Debug)]
+pub struct WalStore {
+    directory: PathBuf,
+    segment_bytes: u64,
+    start: Lsn,
+    flush: Lsn,
+    write: Lsn,
+    /// Segments written since the last flush, by number.
+    dirty: BTreeMap<u64, File>,
+    stopped: bool,
+}
+
+impl WalStore {
+    /// Opens the WAL that begins at `start` and is known to be valid up to `end`, creating what is missing of the
+    /// first segment. Whatever lies beyond `end` (a torn tail) is zeroed, durably, before this returns.
+    ///
+    /// # Panics
+    /// When `segment_bytes` is not a power of two or `end` lies before `start`: the caller has checked its control
+    /// file.
+    pub fn open(
+        directory: &Path,
+        segment_bytes: u64,
+        start: Lsn,
+        end: Lsn,
+    ) -> Result<WalStore, WalStoreError> {
+        assert!(
+            segment_bytes.is_power_of_two(),
+            "segments of {segment_bytes} bytes"
+        );
+        assert!(start <= end, "WAL that starts at {start} cannot end at {end}");
+        fs::create_dir_all(directory).map_err(WalStoreError::io(directory))?;
+        let mut store = WalStore {
+            directory: directory.to_owned(),
+            segment_bytes,
+            start,
+            flush: end,
+            write: end,
+            dirty: BTreeMap::new(),
+            stopped: false,
+        };
+        for number in start.segment_number(segment_bytes)..end.segment_number(segment_bytes) {
+            store.open_existing(number)?;
+        }
+        store.discard_beyond(end)?;
+        Ok(store)
+    }
+
+    /// First position held.
+    pub fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// End of what survives a crash.
+    pub fn flush_lsn(&self) -> Lsn {
+        self.flush
+    }
+
+    /// End of what was written.
+    pub fn write_lsn(&self) -> Lsn {
+        self.write
+    }
+
+    /// Appends bytes that begin exactly at [`WalStore::write_lsn`]. Not durable before [`WalStore::flush`].
+    pub fn append(&mut self, begin: Lsn, bytes: &[u8]) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        if begin != self.write {
+            return Err(WalStoreError::NotContiguous {
+                begin,
+                write: self.write,
+            });
+        }
+        if begin.checked_add(bytes.len() as u64).is_none() {
+            return Err(WalStoreError::OutOfRange {
+                lsn: begin,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        self.stopped = true; // until it is known that everything went well
+        self.write_split(begin, bytes)?;
+        self.write = Lsn(begin.0 + bytes.len() as u64);
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// Places bytes below `start` in the first segment, durably: the page headers that make the segment readable for
+    /// Postgres's own tools although its WAL begins in the middle.
+    pub fn write_preamble(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        let end = at.checked_add(bytes.len() as u64).unwrap_or(Lsn::MAX);
+        let same_segment =
+            at.segment_number(self.segment_bytes) == self.start.segment_number(self.segment_bytes);
+        if end > self.start || !same_segment {
+            return Err(WalStoreError::OutOfRange {
+                lsn: at,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        self.stopped = true;
+        self.write_split(at, bytes)?;
+        self.sync_dirty()?;
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// Makes everything written durable and returns the new flush position. One call serves all appends before it.
+    pub fn flush(&mut self) -> Result<Lsn, WalStoreError> {
+        self.check_running()?;
+        self.stopped = true;
+        self.sync_dirty()?;
+        self.stopped = false;
+        self.flush = self.write;
+        Ok(self.flush)
+    }
+
+    /// Drops everything from `lsn` on, durably. The caller guarantees that nothing committed lies beyond it.
+    pub fn truncate(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        if lsn < self.start || lsn > self.write {
+            return Err(WalStoreError::OutOfRange {
+                lsn,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        self.stopped = true;
+        self.sync_dirty()?;
+        self.discard_beyond(lsn)?;
+        self.stopped = false;
+        self.write = lsn;
+        self.flush = lsn;
+        Ok(())
+    }
+
+    /// Up to `limit` bytes from `begin` on, at most to the end of its segment and [`MAX_READ_BYTES`]; empty at the
+    /// end of the WAL.
+    pub fn read(&self, begin: Lsn, limit: usize) -> Result<Vec<u8>, WalStoreError> {
+        if begin < self.start || begin > self.write {
+            return Err(WalStoreError::OutOfRange {
+                lsn: begin,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        let left =
+            (self.write.0 - begin.0).min(self.segment_bytes - begin.segment_offset(self.segment_bytes));
+        let length = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(limit)
+            .min(MAX_READ_BYTES);
+        let mut bytes = vec![0; length];
+        if length > 0 {
+            let number = begin.segment_number(self.segment_bytes);
+            let file = self.open_existing(number)?;
+            file.read_exact_at(&mut bytes, begin.segment_offset(self.segment_bytes))
+                .map_err(WalStoreError::io(&self.segment_path(number)))?;
+        }
+        Ok(bytes)
+    }
+
+    fn check_running(&self) -> Result<(), WalStoreError> {
+        if self.stopped {
+            Err(WalStoreError::Stopped {
+                path: self.directory.clone(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Postgres's name of a segment (`XLogFileName` in `access/xlog_internal.h`); its timeline is always 1 here.
+    fn segment_path(&self, number: u64) -> PathBuf {
+        let per_id = 0x1_0000_0000 / self.segment_bytes;
+        self.directory
+            .join(format!("{:08X}{:08X}{:08X}", 1, number / per_id, number % per_id))
+    }
+
+    fn open_existing(&self, number: u64) -> Result<File, WalStoreError> {
+        self.open_at_least(number, self.segment_bytes)
+    }
+
+    /// Opens a segment that may end early, as a crash in the middle of [`WalStore::discard_beyond`] leaves it.
+    fn open_at_least(&self, number: u64, least: u64) -> Result<File, WalStoreError> {
+        let path = self.segment_path(number);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(WalStoreError::Damaged {
+                    path,
+                    reason: "the segment is missing".to_owned(),
+                });
+            }
+            Err(error) => return Err(WalStoreError::io(&path)(error)),
+        };
+        let length = file.metadata().map_err(WalStoreError::io(&path))?.len();
+        if !(least..=self.segment_bytes).contains(&length) {
+            let reason = format!(
+                "it has {length} bytes, expected {least} to {}",
+                self.segment_bytes
+            );
+            return Err(WalStoreError::Damaged { path, reason });
+        }
+        Ok(file)
+    }
+
+    /// Opens a segment, creating it full of zeros and durably named when it is not there or was left half created.
+    fn open_or_create(&self, number: u64) -> Result<File, WalStoreError> {
+        let path = self.segment_path(number);
+        if path.exists() {
+            return self.open_existing(number);
+        }
+        let beside = path.with_extension("new");
+        let created = File::create(&beside).and_then(|file| {
+            file.set_len(self.segment_bytes)?;
+            file.sync_all()
+        });
+        created.map_err(WalStoreError::io(&beside))?;
+        fs::rename(&beside, &path).map_err(WalStoreError::io(&path))?;
+        sync_directory(&self.directory)?;
+        self.open_existing(number)
+    }
+
+    fn write_split(&mut self, begin: Lsn, mut bytes: &[u8]) -> Result<(), WalStoreError> {
+        let mut at = begin;
+        while !bytes.is_empty() {
+            let offset = at.segment_offset(self.segment_bytes);
+            let room = usize::try_from(self.segment_bytes - offset).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            let number = at.segment_number(self.segment_bytes);
+            if !self.dirty.contains_key(&number) {
+                let file = self.open_or_create(number)?;
+                self.dirty.insert(number, file);
+            }
+            if let Some(file) = self.dirty.get(&number) {
+                file.write_all_at(now, offset)
+                    .map_err(WalStoreError::io(&self.segment_path(number)))?;
+            }
+            at = Lsn(at.0 + now.len() as u64);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn sync_dirty(&mut self) -> Result<(), WalStoreError> {
+        for (number, file) in &self.dirty {
+            file.sync_data()
+                .map_err(WalStoreError::io(&self.segment_path(*number)))?;
+        }
+        // The segment that is being written stays open; it is asked for again at once.
+        let current = self.write.segment_number(self.segment_bytes);
+        self.dirty.retain(|number, _| *number == current);
+        Ok(())
+    }
+
+    /// Zeroes the rest of the segment that holds `lsn` and removes all later ones, newest first, so that a crash in
+    /// between leaves no gap.
+    fn discard_beyond(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
+        self.dirty.clear();
+        let keep = lsn.segment_number(self.segment_bytes);
+        let mut later: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(WalStoreError::io(&self.directory))? {
+            let path = entry.map_err(WalStoreError::io(&self.directory))?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
+            if is_segment && path > self.segment_path(keep) {
+                later.push(path);
+            }
+        }
+        later.sort();
+        for path in later.iter().rev() {
+            fs::remove_file(path).map_err(WalStoreError::io(path))?;
+        }
+        let path = self.segment_path(keep);
+        let offset = lsn.segment_offset(self.segment_bytes);
+        let file = if path.exists() {
+            self.open_at_least(keep, offset)?
+        } else {
+            self.open_or_create(keep)?
+        };
+        // Cutting and extending a file leaves zeros without writing them.
+        let zeroed = file
+            .set_len(lsn.segment_offset(self.segment_bytes))
+            .and_then(|()| {
+                file.set_len(self.segment_bytes)?;
+                file.sync_all()
+            });
+        zeroed.map_err(WalStoreError::io(&path))?;
+        sync_directory(&self.directory)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

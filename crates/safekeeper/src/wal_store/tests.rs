@@ -1,0 +1,173 @@
+//! Small segments make borders frequent; the sizes are otherwise like real ones.
+
+use super::*;
+
+const SEGMENT: u64 = 1 << 16;
+
+fn pattern(begin: Lsn, length: usize) -> Vec<u8> {
+    (begin.0..)
+        .take(length)
+        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 | 1)
+        .collect()
+}
+
+fn read_all(store: &WalStore, begin: Lsn) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let piece = store.read(Lsn(begin.0 + all.len() as u64), usize::MAX).unwrap();
+        if piece.is_empty() {
+            return all;
+        }
+        all.extend(piece);
+    }
+}
+
+#[test]
+fn appended_wal_is_read_back_across_segments_and_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT * 300 - 40); // the name's middle part changes nothing at this segment size
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    let mut end = start;
+    for length in [1, 39, 8, SEGMENT as usize, 3 * SEGMENT as usize + 5, 0, 77] {
+        store.append(end, &pattern(end, length)).unwrap();
+        end = Lsn(end.0 + length as u64);
+        assert_eq!(store.write_lsn(), end);
+        assert!(store.flush_lsn() <= end);
+    }
+    assert_eq!(store.flush().unwrap(), end);
+    let expected = pattern(start, (end.0 - start.0) as usize);
+    assert!(read_all(&store, start) == expected);
+    drop(store);
+    let store = WalStore::open(dir.path(), SEGMENT, start, end).unwrap();
+    assert!(read_all(&store, start) == expected);
+}
+
+#[test]
+fn what_lies_beyond_the_known_end_is_zeros_after_opening_and_truncation() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT + 100);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    store
+        .append(start, &pattern(start, 3 * SEGMENT as usize))
+        .unwrap();
+    store.flush().unwrap();
+
+    let middle = Lsn(2 * SEGMENT + 500);
+    store.truncate(middle).unwrap();
+    assert_eq!((store.write_lsn(), store.flush_lsn()), (middle, middle));
+    let names = || fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(names(), 2);
+    let raw = fs::read(store.segment_path(2)).unwrap();
+    assert!(raw[..500] == pattern(Lsn(2 * SEGMENT), 500) && raw[500..].iter().all(|&byte| byte == 0));
+
+    store.append(middle, &pattern(middle, 10)).unwrap();
+    drop(store); // never flushed: a crash may keep any part of it
+    let store = WalStore::open(dir.path(), SEGMENT, start, middle).unwrap();
+    let raw = fs::read(store.segment_path(2)).unwrap();
+    assert!(raw[500..].iter().all(|&byte| byte == 0));
+    assert!(store.read(middle, 10).unwrap().is_empty());
+}
+
+#[test]
+fn calls_that_would_leave_a_gap_or_touch_foreign_wal_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT + 100);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    for begin in [Lsn(start.0 - 1), Lsn(start.0 + 1)] {
+        assert!(matches!(
+            store.append(begin, b"x"),
+            Err(WalStoreError::NotContiguous { .. })
+        ));
+    }
+    for lsn in [Lsn(start.0 - 1), Lsn(start.0 + 1)] {
+        assert!(matches!(
+            store.truncate(lsn),
+            Err(WalStoreError::OutOfRange { .. })
+        ));
+        assert!(matches!(
+            store.read(lsn, 1),
+            Err(WalStoreError::OutOfRange { .. })
+        ));
+    }
+    store.write_preamble(Lsn(SEGMENT), &[1; 40]).unwrap();
+    assert!(store.write_preamble(Lsn(SEGMENT + 80), &[1; 40]).is_err());
+    assert!(store.write_preamble(Lsn(SEGMENT - 80), &[1; 40]).is_err());
+    assert_eq!(store.write_lsn(), start);
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_truncation_is_repaired_when_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT);
+    let end = Lsn(SEGMENT + 1000);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    store.append(start, &pattern(start, 2000)).unwrap();
+    store.flush().unwrap();
+    let segment = OpenOptions::new()
+        .write(true)
+        .open(store.segment_path(1))
+        .unwrap();
+    segment.set_len(1000).unwrap(); // cut, and not yet extended again
+    let store = WalStore::open(dir.path(), SEGMENT, start, end).unwrap();
+    assert!(read_all(&store, start) == pattern(start, 1000));
+    assert_eq!(segment.metadata().unwrap().len(), SEGMENT);
+    segment.set_len(999).unwrap();
+    assert!(matches!(
+        WalStore::open(dir.path(), SEGMENT, start, end),
+        Err(WalStoreError::Damaged { .. })
+    ));
+}
+
+#[test]
+fn a_missing_or_short_segment_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT);
+    let end = Lsn(4 * SEGMENT + 9);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    store
+        .append(start, &pattern(start, (end.0 - start.0) as usize))
+        .unwrap();
+    store.flush().unwrap();
+    let victim = store.segment_path(2);
+    drop(store);
+    OpenOptions::new()
+        .write(true)
+        .open(&victim)
+        .unwrap()
+        .set_len(5)
+        .unwrap();
+    let error = WalStore::open(dir.path(), SEGMENT, start, end).unwrap_err();
+    assert!(
+        matches!(&error, WalStoreError::Damaged { path, .. } if *path == victim),
+        "{error}"
+    );
+    fs::remove_file(&victim).unwrap();
+    let error = WalStore::open(dir.path(), SEGMENT, start, end).unwrap_err();
+    assert!(
+        matches!(&error, WalStoreError::Damaged { path, .. } if *path == victim),
+        "{error}"
+    );
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_reported_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    store.append(start, b"kept").unwrap();
+    let flushed = store.flush().unwrap();
+    // The next segment cannot be created: its name is taken by a directory.
+    fs::create_dir(store.segment_path(2)).unwrap();
+    let long = pattern(flushed, SEGMENT as usize);
+    assert!(matches!(
+        store.append(flushed, &long),
+        Err(WalStoreError::Io { .. })
+    ));
+    assert_eq!(store.flush_lsn(), flushed);
+    assert!(matches!(store.flush(), Err(WalStoreError::Stopped { .. })));
+    assert!(matches!(
+        store.append(flushed, b"x"),
+        Err(WalStoreError::Stopped { .. })
+    ));
+    assert_eq!(store.flush_lsn(), flushed);
+}
