@@ -198,12 +198,14 @@ impl Cluster {
         client
     }
 
-    /// Runs SQL with psql, stopping at the first error, and returns unaligned rows.
+    /// Runs SQL with psql, each statement in its own transaction, stopping at the first error; returns unaligned
+    /// rows.
     pub fn sql(&self, statements: &str) -> String {
+        let script = self.home.path().join("script.sql");
+        fs::write(&script, statements).expect("a script file");
         let mut psql = self.client("psql");
-        run(psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statements]))
-            .trim_end()
-            .to_owned()
+        psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&script);
+        run(&mut psql).trim_end().to_owned()
     }
 
     /// What the server wrote to its log.

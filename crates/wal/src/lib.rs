@@ -1,4 +1,11 @@
-//! Postgres WAL: format, decoding and encoding, per major version. No IO, no clock.
+//! Postgres WAL: format, decoding and encoding. No IO, no clock.
+//!
+//! Bytes become records in two steps: [`stream`] checks [`page`] headers, puts records together and verifies CRC and
+//! links; [`parse`] takes one record apart into a [`record::DecodedRecord`]. The first step suffices to know where
+//! records end, which is all that a safekeeper's acceptor needs.
 #![forbid(unsafe_code)]
 
+pub mod page;
+pub mod parse;
 pub mod record;
+pub mod stream;

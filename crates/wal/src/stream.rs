@@ -1,0 +1,354 @@
+//! Records out of a stream of WAL bytes.
+//!
+//! Feed contiguous WAL from a record boundary on, in pieces of any size, and take out records. Page headers are
+//! checked and left out, records are put together across pages and segments, their CRC and their link to the record
+//! before (`xl_prev`) are checked.
+//!
+//! Zeros where a record or a page header should begin mean that no more was written yet; `None` means "feed more".
+//! An error means that the bytes are not WAL of this cluster in this place; nothing after them is looked at. A
+//! writer that still fills its last page may hand out a half-written record, which also ends in an error: it calls
+//! [`WalDecoder::rewind`] and feeds the bytes from [`WalDecoder::position`] on again once there are more.
+
+use bytes::Bytes;
+use lakebed_types::Lsn;
+
+use crate::page::{
+    FLAG_CONTINUATION, FLAG_OVERWRITE, PageHeaderError, WAL_PAGE_BYTES, WalFormat, header_bytes,
+};
+use crate::parse::{RECORD_HEADER_BYTES, RecordError, parse_record};
+use crate::record::DecodedRecord;
+
+/// The longest record that is accepted, in bytes: Postgres cannot write a longer one (`MaxAllocSize`).
+pub const MAX_RECORD_BYTES: u32 = 0x3fff_ffff;
+
+const RMGR_XLOG: u8 = 0;
+const XLOG_SWITCH: u8 = 0x40;
+
+/// Why a stream of bytes is not the WAL that was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// A page header is not valid here.
+    #[error("WAL page at {page}: {source}")]
+    Page {
+        /// LSN of the page.
+        page: Lsn,
+        /// What was wrong.
+        source: PageHeaderError,
+    },
+    /// A page does not continue the record that the page before began, or continues one that nobody began.
+    #[error("WAL page at {page} continues a record with {found} bytes left, expected {expected}")]
+    Continuation {
+        /// LSN of the page.
+        page: Lsn,
+        /// Bytes left as the page tells.
+        found: u32,
+        /// Bytes left as the record's length tells.
+        expected: u32,
+    },
+    /// `xl_tot_len` is shorter than a header or longer than any record.
+    #[error("record at {lsn}: a length of {length} bytes is impossible")]
+    Length {
+        /// Start of the record.
+        lsn: Lsn,
+        /// What it tells.
+        length: u32,
+    },
+    /// The CRC does not match: torn, half-written or damaged.
+    #[error("record at {lsn}: its CRC is {found:08x}, the record tells {told:08x}")]
+    Crc {
+        /// Start of the record.
+        lsn: Lsn,
+        /// CRC of the bytes.
+        found: u32,
+        /// `xl_crc`.
+        told: u32,
+    },
+    /// `xl_prev` does not name the record before: this is not its successor.
+    #[error("record at {lsn} follows a record at {told}, but the record before starts at {expected}")]
+    Previous {
+        /// Start of the record.
+        lsn: Lsn,
+        /// `xl_prev`.
+        told: Lsn,
+        /// Start of the record before.
+        expected: Lsn,
+    },
+    /// The record is intact and its inner structure is not valid.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// One record, put together and checked, not yet taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawRecord {
+    /// Position of its first byte.
+    pub start: Lsn,
+    /// Position after it, aligned; after a segment switch the end of the segment.
+    pub end: Lsn,
+    /// Header to last byte, page headers left out.
+    pub bytes: Bytes,
+}
+
+impl RawRecord {
+    /// Takes the record apart.
+    pub fn decode(&self) -> Result<DecodedRecord, RecordError> {
+        parse_record(self.start, self.end, self.bytes.clone())
+    }
+}
+
+/// See the module header.
+#[derive(Debug)]
+pub struct WalDecoder {
+    format: WalFormat,
+    /// End of the last complete record.
+    position: Lsn,
+    /// Start of the last complete record; invalid before the first.
+    last_start: Lsn,
+    /// Fed and not consumed; begins at `cursor`.
+    input: Vec<u8>,
+    consumed: usize,
+    cursor: Lsn,
+    /// Bytes of the record that is being put together; empty between records.
+    record: Vec<u8>,
+    record_start: Lsn,
+    /// A complete record whose segment has to be skipped to its end first.
+    before_switch: Option<(RawRecord, Lsn)>,
+    failed: Option<StreamError>,
+}
+
+impl WalDecoder {
+    /// A decoder whose first byte is at `start`, a record boundary. `previous` is the start of the record that ends
+    /// there, or [`Lsn::INVALID`] when that is not known: then the first record's link is not checked.
+    pub fn new(format: WalFormat, start: Lsn, previous: Lsn) -> WalDecoder {
+        WalDecoder {
+            format,
+            position: start,
+            last_start: previous,
+            input: Vec::new(),
+            consumed: 0,
+            cursor: start,
+            record: Vec::new(),
+            record_start: Lsn::INVALID,
+            before_switch: None,
+            failed: None,
+        }
+    }
+
+    /// End of the last complete record: what a position that leaves a node may be.
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// Start of the last complete record, the `xl_prev` of the next one; invalid when none is known.
+    pub fn last_record_start(&self) -> Lsn {
+        self.last_start
+    }
+
+    /// Where the next byte that is fed belongs.
+    pub fn fed_to(&self) -> Lsn {
+        Lsn(self.cursor.0 + (self.input.len() - self.consumed) as u64)
+    }
+
+    /// Adds bytes that begin at [`WalDecoder::fed_to`].
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.consumed > 0 {
+            self.input.drain(..self.consumed);
+            self.consumed = 0;
+        }
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// Forgets everything after the last complete record; feed again from [`WalDecoder::position`] on.
+    pub fn rewind(&mut self) {
+        self.input.clear();
+        self.consumed = 0;
+        self.cursor = self.position;
+        self.record.clear();
+        self.before_switch = None;
+        self.failed = None;
+    }
+
+    /// The next complete record taken apart, or `None` when more bytes are needed.
+    pub fn next_record(&mut self) -> Result<Option<DecodedRecord>, StreamError> {
+        match self.next_raw()? {
+            Some(raw) => Ok(Some(raw.decode()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The next complete record, or `None` when more bytes are needed. After an error every call repeats an error
+    /// until [`WalDecoder::rewind`].
+    pub fn next_raw(&mut self) -> Result<Option<RawRecord>, StreamError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = self.advance();
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    fn advance(&mut self) -> Result<Option<RawRecord>, StreamError> {
+        loop {
+            if let Some((record, end)) = self.before_switch.take() {
+                let wanted = usize::try_from(end.0 - self.cursor.0).unwrap_or(usize::MAX);
+                self.consume(wanted.min(self.available().len()));
+                if self.cursor < end {
+                    self.before_switch = Some((record, end));
+                    return Ok(None);
+                }
+                return Ok(Some(self.complete(record)));
+            }
+            if self.cursor.0.is_multiple_of(WAL_PAGE_BYTES) {
+                if !self.page_header()? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            let page_left = WAL_PAGE_BYTES - self.cursor.0 % WAL_PAGE_BYTES;
+            let here = self
+                .available()
+                .len()
+                .min(usize::try_from(page_left).unwrap_or(usize::MAX));
+            if self.record.is_empty() {
+                // Records are aligned to 8 bytes, so a length never crosses a page.
+                let Some(length) = self.available().get(..4) else {
+                    return Ok(None);
+                };
+                if length == [0; 4] {
+                    return Ok(None);
+                }
+                self.record_start = self.cursor;
+                self.take(here.min(4));
+                let length = self.total_length();
+                if length < RECORD_HEADER_BYTES as u32 || length > MAX_RECORD_BYTES {
+                    return Err(StreamError::Length {
+                        lsn: self.record_start,
+                        length,
+                    });
+                }
+                continue;
+            }
+            let left = self.total_length() as usize - self.record.len();
+            if left > 0 {
+                if here == 0 {
+                    return Ok(None);
+                }
+                self.take(left.min(here));
+                continue;
+            }
+            let padding = (8 - self.cursor.0 % 8) % 8;
+            if (self.available().len() as u64) < padding {
+                return Ok(None);
+            }
+            self.consume(padding as usize);
+            if let Some(record) = self.finish()? {
+                return Ok(Some(record));
+            }
+        }
+    }
+
+    /// Checks the record that is complete. `None` when the rest of its segment has to be skipped first.
+    fn finish(&mut self) -> Result<Option<RawRecord>, StreamError> {
+        let lsn = self.record_start;
+        let told = le_u32(&self.record, 20);
+        let (header, body) = self.record.split_at(RECORD_HEADER_BYTES);
+        let found = crc32c::crc32c_append(crc32c::crc32c(body), &header[..20]);
+        if found != told {
+            return Err(StreamError::Crc { lsn, found, told });
+        }
+        let previous = Lsn(u64::from(le_u32(&self.record, 12)) << 32 | u64::from(le_u32(&self.record, 8)));
+        if self.last_start.is_valid() && previous != self.last_start {
+            let expected = self.last_start;
+            return Err(StreamError::Previous {
+                lsn,
+                told: previous,
+                expected,
+            });
+        }
+        let is_switch = self.record[17] == RMGR_XLOG && self.record[16] & 0xf0 == XLOG_SWITCH;
+        let bytes = Bytes::from(std::mem::take(&mut self.record));
+        let mut record = RawRecord {
+            start: lsn,
+            end: self.cursor,
+            bytes,
+        };
+        if is_switch {
+            let segment = u64::from(self.format.segment_bytes);
+            record.end = Lsn(self.cursor.0.next_multiple_of(segment));
+            let end = record.end;
+            self.before_switch = Some((record, end));
+            return Ok(None);
+        }
+        Ok(Some(self.complete(record)))
+    }
+
+    fn complete(&mut self, record: RawRecord) -> RawRecord {
+        self.position = record.end;
+        self.last_start = record.start;
+        record
+    }
+
+    /// Consumes the page header at the cursor; false when it is not there yet.
+    fn page_header(&mut self) -> Result<bool, StreamError> {
+        let page = self.cursor;
+        let length = header_bytes(page, self.format.segment_bytes);
+        let Some(bytes) = self.available().get(..length) else {
+            return Ok(false);
+        };
+        let header = match self.format.check_header(page, bytes) {
+            Ok(header) => header,
+            Err(PageHeaderError::Empty) => return Ok(false),
+            Err(source) => return Err(StreamError::Page { page, source }),
+        };
+        let expected = if self.record.is_empty() {
+            0
+        } else {
+            self.total_length() - u32::try_from(self.record.len()).unwrap_or(u32::MAX)
+        };
+        let found = if header.flags & FLAG_CONTINUATION != 0 {
+            header.remaining
+        } else {
+            0
+        };
+        if !self.record.is_empty() && header.flags & FLAG_OVERWRITE != 0 {
+            // The writer crashed inside this record and wrote on without it; what follows says so in a record.
+            self.record.clear();
+        } else if found != expected {
+            return Err(StreamError::Continuation {
+                page,
+                found,
+                expected,
+            });
+        }
+        self.consume(length);
+        Ok(true)
+    }
+
+    fn total_length(&self) -> u32 {
+        le_u32(&self.record, 0)
+    }
+
+    fn available(&self) -> &[u8] {
+        &self.input[self.consumed..]
+    }
+
+    fn take(&mut self, count: usize) {
+        let from = self.consumed;
+        self.record.extend_from_slice(&self.input[from..from + count]);
+        self.consume(count);
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.consumed += count;
+        self.cursor = Lsn(self.cursor.0 + count as u64);
+    }
+}
+
+/// Four bytes of our own buffer, which holds at least a record header here.
+fn le_u32(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..at + 4)
+        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
