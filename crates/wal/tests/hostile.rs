@@ -190,15 +190,6 @@ fn a_record_with_a_right_checksum_and_wrong_inside_is_an_error_not_a_panic() {
     assert_eq!(parse(&good).unwrap().blocks.len(), 2);
     for length in 0..good.len() {
         assert!(parse(&good[..length]).is_err(), "cut to {length}");
-        let mut cut = good[..length].to_vec();
-        if length >= 4 {
-            cut[..4].copy_from_slice(&(length as u32).to_le_bytes());
-        }
-        // A bare header is a valid record: that of a segment switch.
-        assert!(
-            length == 24 || parse(&cut).is_err(),
-            "cut to {length}, with the length put right"
-        );
     }
     let mut random = Random(2);
     for _ in 0..100_000 {
