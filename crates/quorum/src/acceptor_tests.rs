@@ -1,0 +1,219 @@
+use crate::acceptor::{Acceptor, Command, Durable, Input, When};
+use crate::history::TermHistory;
+use crate::membership::Membership;
+use crate::message::{Body, Refusal, Request};
+use bytes::Bytes;
+use lakebed_types::{Generation, Lsn, NodeId, Term};
+
+const G: Generation = Generation(1);
+
+fn history(entries: &[(u64, u64)]) -> TermHistory {
+    TermHistory::new(entries.iter().map(|e| (Term(e.0), Lsn(e.1))).collect()).unwrap()
+}
+
+fn members(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {
+    ids.iter().map(|n| NodeId(*n)).collect()
+}
+
+/// Promised term 3, WAL flushed to 200, of which 100 is committed.
+fn acceptor() -> Acceptor {
+    let state = Durable {
+        term: Term(3),
+        term_history: history(&[(0, 50), (2, 100), (3, 150)]),
+        membership: Membership {
+            generation: G,
+            old: members(&[1, 2, 3]),
+            new: None,
+        },
+        commit: Lsn(100),
+        truncate: Lsn(50),
+        backup: Lsn(50),
+        timeline_start: Lsn(50),
+        system_id: 7,
+        pg_version: 15,
+        segment_bytes: 1 << 24,
+    };
+    Acceptor::new(state, Lsn(200)).unwrap()
+}
+
+fn ask(a: &mut Acceptor, request: Request) -> Vec<Command> {
+    a.handle(Input::Request {
+        from: NodeId(9),
+        request,
+    })
+}
+
+fn answer(commands: &[Command]) -> (Body, When) {
+    match commands.last() {
+        Some(Command::Reply { msg, when, .. }) => (msg.body.clone(), *when),
+        other => panic!("no reply last: {other:?}"),
+    }
+}
+
+fn elected(term: u64, entries: &[(u64, u64)], common: u64) -> Request {
+    Request::Elected {
+        generation: G,
+        term: Term(term),
+        history: history(entries),
+        common: Lsn(common),
+    }
+}
+
+fn append(term: u64, begin: u64, bytes: &'static [u8], commit: u64) -> Request {
+    let (term, begin, commit) = (Term(term), Lsn(begin), Lsn(commit));
+    Request::Append {
+        generation: G,
+        term,
+        begin,
+        bytes: Bytes::from_static(bytes),
+        commit,
+        truncate: Lsn(0),
+    }
+}
+
+#[test]
+fn rule_1_generation_and_identity() {
+    for (generation, system_id, want) in [
+        (0, 7, Body::Refused(Refusal::Generation(G))),
+        (1, 8, Body::Refused(Refusal::Identity)),
+        (1, 7, Body::Greeted),
+        (2, 7, Body::Greeted),
+    ] {
+        let mut a = acceptor();
+        let membership = Membership {
+            generation: Generation(generation),
+            old: members(&[1]),
+            new: None,
+        };
+        let commands = ask(
+            &mut a,
+            Request::Greeting {
+                membership,
+                system_id,
+                pg_version: 15,
+                segment_bytes: 1 << 24,
+            },
+        );
+        assert_eq!(answer(&commands).0, want);
+        assert_eq!(
+            matches!(commands[0], Command::PersistControl { .. }),
+            generation == 2
+        );
+    }
+}
+
+#[test]
+fn rule_2_a_vote_waits_for_the_term_and_the_wal() {
+    let mut a = acceptor();
+    let old = ask(
+        &mut a,
+        Request::Vote {
+            generation: G,
+            term: Term(3),
+        },
+    );
+    assert_eq!(answer(&old), (Body::Refused(Refusal::Term(Term(3))), When::Now));
+    let new = ask(
+        &mut a,
+        Request::Vote {
+            generation: G,
+            term: Term(4),
+        },
+    );
+    assert_eq!(new[0], Command::FlushWal);
+    assert!(matches!(&new[1], Command::PersistControl { state, .. } if state.term == Term(4)));
+    assert_eq!(answer(&new).1, When::AfterBoth(1, Lsn(200)));
+}
+
+#[test]
+fn rule_4_truncates_before_the_history_and_never_below_commit() {
+    for (entries, common, want) in [
+        (&[(0, 50), (2, 100), (4, 140)][..], 140, Ok(140)),
+        (&[(0, 50), (2, 100), (3, 150), (4, 200)], 200, Ok(200)),
+        (&[(0, 50), (2, 100), (4, 140)], 150, Err(Refusal::History)),
+        (&[(0, 50), (2, 100), (3, 150)], 200, Err(Refusal::History)),
+        (&[(1, 50), (4, 140)], 50, Err(Refusal::History)),
+        (&[(0, 50), (4, 90)], 90, Err(Refusal::BelowCommit(Lsn(100)))),
+    ] {
+        let mut a = acceptor();
+        let commands = ask(&mut a, elected(4, entries, common));
+        match want {
+            Err(refusal) => assert_eq!(commands.len(), 1, "{refusal}"),
+            Ok(_) => assert!(matches!(
+                commands[commands.len() - 2],
+                Command::PersistControl { .. }
+            )),
+        }
+        let want = want.map_or_else(Body::Refused, |flush| Body::Applied { flush: Lsn(flush) });
+        assert_eq!(answer(&commands).0, want);
+        if common == 140 && commands.len() > 1 {
+            assert_eq!(commands[0], Command::TruncateWal { lsn: Lsn(140) });
+        }
+    }
+}
+
+#[test]
+fn rule_6_appends_follow_a_durable_elected_without_a_gap() {
+    let mut a = acceptor();
+    ask(&mut a, elected(4, &[(0, 50), (2, 100), (3, 150), (4, 200)], 200));
+    assert_eq!(
+        answer(&ask(&mut a, append(4, 200, b"abcd", 0))).0,
+        Body::Refused(Refusal::NotElected)
+    );
+    a.handle(Input::ControlPersisted { seq: 1 });
+    assert_eq!(
+        answer(&ask(&mut a, append(3, 200, b"abcd", 0))).0,
+        Body::Refused(Refusal::Term(Term(4)))
+    );
+    assert_eq!(
+        answer(&ask(&mut a, append(4, 204, b"abcd", 0))).0,
+        Body::Refused(Refusal::Gap(Lsn(200)))
+    );
+    let (body, when) = answer(&ask(&mut a, append(4, 200, b"abcd", 204)));
+    // Commit is clamped to what this node has flushed.
+    assert_eq!(
+        body,
+        Body::Appended {
+            flush: Lsn(204),
+            commit: Lsn(200)
+        }
+    );
+    assert_eq!(when, When::AfterFlush(Lsn(204)));
+    assert_eq!(a.ends(), (Lsn(200), Lsn(204)));
+}
+
+#[test]
+fn a_failed_fsync_stops_for_good() {
+    let mut a = acceptor();
+    assert!(matches!(
+        a.handle(Input::IoFailed)[..],
+        [Command::StopTimeline { .. }]
+    ));
+    assert!(
+        ask(
+            &mut a,
+            Request::Vote {
+                generation: G,
+                term: Term(9)
+            }
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn a_joint_configuration_needs_both_majorities() {
+    let joint = Membership {
+        generation: G,
+        old: members(&[1, 2, 3]),
+        new: Some(members(&[3, 4, 5])),
+    };
+    for (agree, want) in [
+        (&[1, 2][..], false),
+        (&[4, 5], false),
+        (&[1, 3, 4], true),
+        (&[2, 3], false),
+    ] {
+        assert_eq!(joint.is_quorum(|n| agree.contains(&n.0)), want, "{agree:?}");
+    }
+}
