@@ -3,6 +3,7 @@
 //! State changes in memory at once; what may be *said* about it waits: a reply names the control write or the
 //! flush it needs, and the driver sends it when that is on disk. Commands are executed in order, and
 //! `TruncateWal` includes its fsync, so WAL is cut before the new history becomes durable.
+//! The driver drops replies that wait for a flush, and flushes still under way, when it truncates.
 //! After a failed write or fsync the acceptor stops: what the disk holds is then unknown.
 
 use crate::history::TermHistory;

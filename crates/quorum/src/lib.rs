@@ -5,6 +5,8 @@
 //! * [`message`]: what travels between a proposer and an acceptor.
 //! * [`acceptor`]: one safekeeper's decisions for one timeline.
 //!
+//! * [`proposer`]: the compute side: election, commit, fencing and lease.
+//!
 //! An input goes in, a list of commands comes out; a driver executes the commands in order.
 //! Positions: `truncate <= backup <= commit <= flush <= write`, checked after every input.
 //! The driver hands over appends that end at a record boundary, so every position here is one.
@@ -16,3 +18,6 @@ mod acceptor_tests;
 pub mod history;
 pub mod membership;
 pub mod message;
+pub mod proposer;
+#[cfg(test)]
+mod proposer_tests;
