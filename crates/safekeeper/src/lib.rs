@@ -7,10 +7,11 @@
 //! | `control` | the acceptor's durable state, in a checked envelope, replaced atomically ([`durable_file`]) |
 //! | `000000010000000000000001` … | WAL segments in Postgres's own format and naming ([`wal_store`]) |
 //!
-//! Both report a failed write or fsync once and refuse to go on: after a failed fsync the kernel may have dropped
+//! [`recovery`] finds where the WAL ends after a crash. Both report a failed write or fsync once and refuse to go on: after a failed fsync the kernel may have dropped
 //! the data and marked the pages clean, so a second fsync that succeeds proves nothing. The directory has to be
 //! opened again, which reads what is really there.
 #![forbid(unsafe_code)]
 
 pub mod durable_file;
+pub mod recovery;
 pub mod wal_store;

@@ -85,6 +85,12 @@ impl From<DurableFileError> for WalStoreError {
     }
 }
 
+/// Postgres's name of a segment (`XLogFileName` in `access/xlog_internal.h`); its timeline is always 1 here.
+pub(crate) fn segment_path(directory: &Path, segment_bytes: u64, number: u64) -> PathBuf {
+    let per_id = 0x1_0000_0000 / segment_bytes;
+    directory.join(format!("{:08X}{:08X}{:08X}", 1, number / per_id, number % per_id))
+}
+
 /// The WAL of one timeline; see the module header.
 #[derive(Debug)]
 pub struct WalStore {
@@ -257,11 +263,8 @@ impl WalStore {
         }
     }
 
-    /// Postgres's name of a segment (`XLogFileName` in `access/xlog_internal.h`); its timeline is always 1 here.
     fn segment_path(&self, number: u64) -> PathBuf {
-        let per_id = 0x1_0000_0000 / self.segment_bytes;
-        self.directory
-            .join(format!("{:08X}{:08X}{:08X}", 1, number / per_id, number % per_id))
+        segment_path(&self.directory, self.segment_bytes, number)
     }
 
     fn open_existing(&self, number: u64) -> Result<File, WalStoreError> {
