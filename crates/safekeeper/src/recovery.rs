@@ -12,7 +12,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use lakebed_types::Lsn;
-use lakebed_wal::page::{WAL_PAGE_BYTES, WalFormat, header_bytes};
+use lakebed_wal::boot::preamble;
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
 
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
@@ -78,18 +79,8 @@ pub fn find_end(directory: &Path, format: WalFormat, known: Boundary) -> Result<
 pub fn create(directory: &Path, format: WalFormat, start: Lsn) -> Result<WalStore, WalStoreError> {
     let segment_bytes = u64::from(format.segment_bytes);
     let mut store = WalStore::open(directory, segment_bytes, start, start)?;
-    let page = Lsn(start.0 - start.0 % WAL_PAGE_BYTES);
-    let segment = Lsn(start.0 - start.segment_offset(segment_bytes));
-    // A start on a page border has its header in the stream itself.
-    if segment < page {
-        store.write_preamble(segment, &format.encode_header(segment, 0))?;
-    }
-    if page < start {
-        // A reader that looks for the first record at or after a position begins at its page. Told that the space up
-        // to `start` is the rest of a record that began earlier, it goes straight to `start`.
-        let header = header_bytes(page, format.segment_bytes) as u64;
-        let before = u32::try_from((start.0 - page.0).saturating_sub(header)).unwrap_or(0);
-        store.write_preamble(page, &format.encode_header(page, before))?;
+    for (at, header) in preamble(format, start) {
+        store.write_preamble(at, &header)?;
     }
     Ok(store)
 }

@@ -3,8 +3,12 @@
 //! Bytes become records in two steps: [`stream`] checks [`page`] headers, puts records together and verifies CRC and
 //! links; [`parse`] takes one record apart into a [`record::DecodedRecord`]. The first step suffices to know where
 //! records end, which is all that a safekeeper's acceptor needs.
+//!
+//! [`control`] reads and writes the control file, and [`boot`] makes the checkpoint that a stateless compute starts on.
 #![forbid(unsafe_code)]
 
+pub mod boot;
+pub mod control;
 pub mod page;
 pub mod parse;
 pub mod record;
