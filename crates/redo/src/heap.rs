@@ -1,0 +1,350 @@
+//! Redo of the first heap resource manager (`heap_redo` in `access/heap/heapam.c`): insert, delete, update, lock,
+//! confirm of a speculative insertion, in-place update.
+//!
+//! Visibility-map bits that these records clear are on another page; see [`crate::redo_vm_clear`].
+
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+use crate::page::{self, ItemState, Place};
+use crate::reader::Reader;
+use crate::{Fault, PageBytes};
+
+/// Fields of a tuple header (`access/htup_details.h`), offsets in bytes from the tuple's start.
+pub(crate) mod tuple {
+    /// Transaction that inserted.
+    pub const XMIN: usize = 0;
+    /// Transaction that deleted or locked.
+    pub const XMAX: usize = 4;
+    /// Command id, or `t_xvac`.
+    pub const FIELD3: usize = 8;
+    /// TID of the next version: block high half, block low half, item number.
+    pub const CTID: usize = 12;
+    /// Attribute count and flags.
+    pub const INFOMASK2: usize = 18;
+    /// Flags.
+    pub const INFOMASK: usize = 20;
+    /// Offset of the user data.
+    pub const HOFF: usize = 22;
+    /// Bytes of the fixed header.
+    pub const HEADER: usize = 23;
+
+    /// `t_infomask`: command id is a combo.
+    pub const COMBOCID: u16 = 0x0020;
+    const KEYSHR_LOCK: u16 = 0x0010;
+    const EXCL_LOCK: u16 = 0x0040;
+    const LOCK_ONLY: u16 = 0x0080;
+    const LOCK_MASK: u16 = KEYSHR_LOCK | EXCL_LOCK;
+    const IS_MULTI: u16 = 0x1000;
+    const XMAX_COMMITTED: u16 = 0x0400;
+    const XMAX_INVALID: u16 = 0x0800;
+    const MOVED: u16 = 0xC000;
+    const XMAX_BITS: u16 = XMAX_COMMITTED | XMAX_INVALID | IS_MULTI | LOCK_MASK | LOCK_ONLY;
+    /// `t_infomask2`: key columns changed, or the tuple was deleted.
+    const KEYS_UPDATED: u16 = 0x2000;
+    /// `t_infomask2`: the next version is on the same page, without index entries of its own.
+    const HOT_UPDATED: u16 = 0x4000;
+
+    /// A tuple's bytes, at least its fixed header long.
+    pub struct Tuple<'a>(&'a mut [u8]);
+
+    impl<'a> Tuple<'a> {
+        /// Checks the length.
+        pub fn new(bytes: &'a mut [u8]) -> Result<Tuple<'a>, crate::Fault> {
+            if bytes.len() < HEADER {
+                Err("a heap tuple is shorter than its header")
+            } else {
+                Ok(Tuple(bytes))
+            }
+        }
+
+        /// A 16-bit field.
+        pub fn u16(&self, at: usize) -> u16 {
+            u16::from_le_bytes([self.0[at], self.0[at + 1]])
+        }
+
+        /// Writes a 16-bit field.
+        pub fn put_u16(&mut self, at: usize, value: u16) {
+            self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+
+        /// Writes a 32-bit field.
+        pub fn put_u32(&mut self, at: usize, value: u32) {
+            self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+
+        /// Writes `t_ctid`.
+        pub fn set_ctid(&mut self, block: u32, number: u16) {
+            self.put_u16(CTID, (block >> 16) as u16);
+            self.put_u16(CTID + 2, block as u16);
+            self.put_u16(CTID + 4, number);
+        }
+
+        /// `HeapTupleHeaderSetCmin` or `SetCmax` with the first command id and no combo.
+        pub fn reset_command(&mut self) {
+            self.put_u32(FIELD3, 0);
+            self.put_u16(INFOMASK, self.u16(INFOMASK) & !COMBOCID);
+        }
+
+        /// Replaces all xmax and lock bits by those that a record's `infobits` byte tells
+        /// (`fix_infomask_from_infobits`).
+        pub fn set_infobits(&mut self, infobits: u8) {
+            let pairs = [
+                (0x01, IS_MULTI),
+                (0x02, LOCK_ONLY),
+                (0x04, EXCL_LOCK),
+                (0x08, KEYSHR_LOCK),
+            ];
+            let mut mask = self.u16(INFOMASK) & !(XMAX_BITS | MOVED);
+            for (bit, flag) in pairs {
+                if infobits & bit != 0 {
+                    mask |= flag;
+                }
+            }
+            self.put_u16(INFOMASK, mask);
+            let mut mask2 = self.u16(INFOMASK2) & !KEYS_UPDATED;
+            if infobits & 0x10 != 0 {
+                mask2 |= KEYS_UPDATED;
+            }
+            self.put_u16(INFOMASK2, mask2);
+        }
+
+        /// Sets or clears the mark of a HOT update.
+        pub fn set_hot_updated(&mut self, hot: bool) {
+            let mask2 = self.u16(INFOMASK2) & !HOT_UPDATED;
+            self.put_u16(INFOMASK2, if hot { mask2 | HOT_UPDATED } else { mask2 });
+        }
+
+        /// `HEAP_XMAX_IS_LOCKED_ONLY`.
+        pub fn is_locked_only(&self) -> bool {
+            let mask = self.u16(INFOMASK);
+            mask & LOCK_ONLY != 0 || mask & (IS_MULTI | LOCK_MASK) == EXCL_LOCK
+        }
+    }
+}
+
+use tuple::Tuple;
+
+/// `XLOG_HEAP_OPMASK`.
+pub(crate) const OPERATION: u8 = 0x70;
+/// `MaxHeapTupleSize`.
+const MAX_TUPLE_BYTES: usize = 8160;
+
+pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    match record.info & OPERATION {
+        0x00 => insert(record, block, page)?,
+        0x10 => delete(record, block, page)?,
+        0x20 => update(record, block, page, false)?,
+        0x40 => update(record, block, page, true)?,
+        0x50 => confirm(record, block, page)?,
+        0x60 => lock(record, block, page)?,
+        0x70 => inplace(record, block, page)?,
+        _ => return Err("a record of this type names no page"),
+    }
+    page::set_lsn(page, record.end);
+    Ok(())
+}
+
+/// The tuple of a normal line pointer.
+pub(crate) fn tuple_of(page: &mut PageBytes, number: u16) -> Result<Tuple<'_>, Fault> {
+    if page::item_id(page, number)?.state != ItemState::Normal {
+        return Err("it needs a tuple at a line pointer that is not normal");
+    }
+    Tuple::new(page::item_mut(page, number)?)
+}
+
+/// `xl_heap_header`, followed by what comes after the fixed header in the tuple.
+pub(crate) struct TupleHeader {
+    infomask2: u16,
+    infomask: u16,
+    pub(crate) hoff: u8,
+}
+
+impl TupleHeader {
+    pub(crate) fn read(data: &mut Reader<'_>) -> Result<TupleHeader, Fault> {
+        Ok(TupleHeader {
+            infomask2: data.u16()?,
+            infomask: data.u16()?,
+            hoff: data.u8()?,
+        })
+    }
+
+    /// Builds the tuple that redo inserts: `body` is everything after the 23 bytes.
+    pub(crate) fn build(
+        &self,
+        xmin: u32,
+        xmax: u32,
+        ctid: (u32, u16),
+        body: &[&[u8]],
+    ) -> Result<Vec<u8>, Fault> {
+        let mut bytes = vec![0u8; tuple::HEADER];
+        body.iter().for_each(|part| bytes.extend_from_slice(part));
+        if bytes.len() > MAX_TUPLE_BYTES {
+            return Err("its tuple is larger than a page");
+        }
+        let mut new = Tuple::new(&mut bytes)?;
+        new.put_u16(tuple::INFOMASK2, self.infomask2);
+        new.put_u16(tuple::INFOMASK, self.infomask);
+        new.put_u32(tuple::XMIN, xmin);
+        new.put_u32(tuple::XMAX, xmax);
+        new.reset_command();
+        new.set_ctid(ctid.0, ctid.1);
+        bytes[tuple::HOFF] = self.hoff;
+        Ok(bytes)
+    }
+}
+
+/// Data of the block reference, which must be there.
+pub(crate) fn block_data(block: &BlockRef) -> Result<&[u8], Fault> {
+    block.data.as_deref().ok_or("it has no data for this block")
+}
+
+fn insert(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (number, flags) = (main.u16()?, main.u8()?);
+    if block.will_init {
+        page::init(page, 0);
+    }
+    let mut data = Reader::new(block_data(block)?);
+    let header = TupleHeader::read(&mut data)?;
+    let new = header.build(record.xid, 0, (block.block, number), &[data.rest()])?;
+    page::add_item(page, &new, number, Place::HeapSlot)?;
+    if flags & 0x01 != 0 {
+        page::clear_flags(page, page::ALL_VISIBLE);
+    }
+    Ok(())
+}
+
+fn delete(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (xmax, number, infobits, flags) = (main.u32()?, main.u16()?, main.u8()?, main.u8()?);
+    let mut old = tuple_of(page, number)?;
+    old.set_infobits(infobits);
+    old.set_hot_updated(false);
+    // A "super" deletion takes back a speculative insertion: as if it had never been.
+    if flags & 0x08 == 0 {
+        old.put_u32(tuple::XMAX, xmax);
+    } else {
+        old.put_u32(tuple::XMIN, 0);
+    }
+    old.reset_command();
+    if flags & 0x10 != 0 {
+        // Moved to another partition (ItemPointerSetMovedPartitions).
+        old.set_ctid(u32::MAX, 0xFFFD);
+    } else {
+        old.set_ctid(block.block, number);
+    }
+    page::set_prunable(page, record.xid);
+    if flags & 0x01 != 0 {
+        page::clear_flags(page, page::ALL_VISIBLE);
+    }
+    Ok(())
+}
+
+/// Block 0 holds the new version, block 1 the old one when it is on another page.
+fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes, hot: bool) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (old_xmax, old_number) = (main.u32()?, main.u16()?);
+    let (old_infobits, flags) = (main.u8()?, main.u8()?);
+    let (new_xmax, new_number) = (main.u32()?, main.u16()?);
+    let new_block = record
+        .block(0)
+        .ok_or("it does not name the new version's page")?
+        .block;
+    let same_page = record.block(1).is_none();
+    if block.id == 1 || same_page {
+        let mut old = tuple_of(page, old_number)?;
+        old.set_infobits(old_infobits);
+        old.set_hot_updated(hot);
+        old.put_u32(tuple::XMAX, old_xmax);
+        old.reset_command();
+        old.set_ctid(new_block, new_number);
+        page::set_prunable(page, record.xid);
+        if flags & 0x01 != 0 {
+            page::clear_flags(page, page::ALL_VISIBLE);
+        }
+    }
+    if block.id != 0 {
+        return Ok(());
+    }
+    if block.will_init {
+        page::init(page, 0);
+    }
+    let mut data = Reader::new(block_data(block)?);
+    let prefix = if flags & 0x20 != 0 {
+        usize::from(data.u16()?)
+    } else {
+        0
+    };
+    let suffix = if flags & 0x40 != 0 {
+        usize::from(data.u16()?)
+    } else {
+        0
+    };
+    if prefix + suffix > 0 && !same_page {
+        return Err("it takes bytes from an old version on another page");
+    }
+    let header = TupleHeader::read(&mut data)?;
+    let (prefix_bytes, suffix_bytes) = if same_page {
+        let old = page::item(page, old_number)?;
+        let start = usize::from(
+            *old.get(tuple::HOFF)
+                .ok_or("a heap tuple is shorter than its header")?,
+        );
+        let outside = "it takes bytes from outside the old version";
+        let prefix_bytes = old.get(start..start + prefix).ok_or(outside)?;
+        let suffix_start = old.len().checked_sub(suffix).ok_or(outside)?;
+        (prefix_bytes.to_vec(), old[suffix_start..].to_vec())
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    // The null bitmap comes before the common prefix.
+    let bitmap = if prefix > 0 {
+        data.take(
+            usize::from(header.hoff)
+                .checked_sub(tuple::HEADER)
+                .ok_or("its tuple header is too short")?,
+        )?
+    } else {
+        &[]
+    };
+    let body = [bitmap, &prefix_bytes, data.rest(), &suffix_bytes];
+    let new = header.build(record.xid, new_xmax, (new_block, new_number), &body)?;
+    page::add_item(page, &new, new_number, Place::HeapSlot)?;
+    if flags & 0x02 != 0 {
+        page::clear_flags(page, page::ALL_VISIBLE);
+    }
+    Ok(())
+}
+
+fn confirm(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let number = Reader::new(&record.main_data).u16()?;
+    tuple_of(page, number)?.set_ctid(block.block, number);
+    Ok(())
+}
+
+fn lock(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (xid, number, infobits) = (main.u32()?, main.u16()?, main.u8()?);
+    let mut locked = tuple_of(page, number)?;
+    locked.set_infobits(infobits);
+    if locked.is_locked_only() {
+        locked.set_hot_updated(false);
+        locked.set_ctid(block.block, number);
+    }
+    locked.put_u32(tuple::XMAX, xid);
+    locked.reset_command();
+    Ok(())
+}
+
+fn inplace(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let number = Reader::new(&record.main_data).u16()?;
+    tuple_of(page, number)?;
+    let new = block_data(block)?;
+    let old = page::item_mut(page, number)?;
+    let start = usize::from(old[tuple::HOFF]);
+    let target = old.get_mut(start..).filter(|target| target.len() == new.len());
+    target
+        .ok_or("the in-place update has another length than the tuple")?
+        .copy_from_slice(new);
+    Ok(())
+}

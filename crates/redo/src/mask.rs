@@ -1,0 +1,107 @@
+//! What Postgres itself allows to differ between a page and its replayed copy (`access/common/bufmask.c` and the mask
+//! function of each resource manager), blanked so that the rest can be compared byte for byte.
+//!
+//! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
+//! leaf items and vacuum bookkeeping.
+
+use lakebed_types::PAGE_SIZE;
+
+use crate::PageBytes;
+use crate::heap::tuple;
+use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
+use crate::rmgr;
+
+/// Masks a page as `wal_consistency_checking` does for a record of this resource manager.
+pub fn for_record(rmid: u8, page: &mut PageBytes, block: u32) {
+    if page::is_new(page) {
+        return;
+    }
+    match rmid {
+        rmgr::HEAP | rmgr::HEAP2 => heap(page, block),
+        rmgr::BTREE => btree(page),
+        _ => common(page),
+    }
+}
+
+/// Masks a page whose kind must be told from its special area: for comparing files.
+pub fn by_layout(page: &mut PageBytes, block: u32) {
+    if page::is_new(page) {
+        return;
+    }
+    match PAGE_SIZE.saturating_sub(page::special(page)) {
+        0 => heap(page, block),
+        // The last two bytes are a page kind from 0xFF80 on in the other access methods.
+        16 if get_u16(page, PAGE_SIZE - 2) < 0xFF80 => btree(page),
+        _ => common(page),
+    }
+}
+
+/// Masks a visibility map page: only LSN and checksum may differ.
+pub fn visibility_map(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+}
+
+fn lsn_and_checksum(page: &mut PageBytes) {
+    page[0..10].fill(0);
+}
+
+fn common(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+    put_u32(page, 20, 0);
+    page::clear_flags(page, page::HAS_FREE_LINES | page::PAGE_FULL | page::ALL_VISIBLE);
+    let (lower, upper) = (page::lower(page), page::upper(page));
+    if lower >= page::HEADER_BYTES && lower <= upper && upper <= PAGE_SIZE {
+        page[lower..upper].fill(0);
+    }
+}
+
+fn heap(page: &mut PageBytes, block: u32) {
+    common(page);
+    for number in 1..=page::item_count(page) {
+        let Ok(id) = page::item_id(page, number) else {
+            return;
+        };
+        let (start, length) = (usize::from(id.offset), usize::from(id.length));
+        if length == 0 || start + page::max_align(length) > PAGE_SIZE {
+            continue;
+        }
+        if id.state == ItemState::Normal && length >= tuple::HEADER {
+            // Only hint bits (xmin and xmax committed or invalid) and the combo flag: stricter than Postgres, which
+            // also blanks the lock bits.
+            let infomask = get_u16(page, start + tuple::INFOMASK);
+            let frozen = infomask & 0x0300 == 0x0300;
+            let hints = if frozen { 0x0C00 } else { 0x0F00 } | tuple::COMBOCID;
+            put_u16(page, start + tuple::INFOMASK, infomask & !hints);
+            put_u32(page, start + tuple::FIELD3, 0);
+            // A speculative insertion's token is not in WAL.
+            if get_u16(page, start + tuple::CTID + 4) == 0xFFFE {
+                put_u16(page, start + tuple::CTID, (block >> 16) as u16);
+                put_u16(page, start + tuple::CTID + 2, block as u16);
+                put_u16(page, start + tuple::CTID + 4, number);
+            }
+        }
+        page[start + length..start + page::max_align(length)].fill(0);
+    }
+}
+
+fn btree(page: &mut PageBytes) {
+    common(page);
+    let flags = get_u16(page, PAGE_SIZE - 4);
+    // Leaf: dead marks on items are set without WAL.
+    if flags & 1 != 0 {
+        for number in 1..=page::item_count(page) {
+            let Ok(id) = page::item_id(page, number) else {
+                return;
+            };
+            if id.state != ItemState::Unused {
+                let unused = page::ItemId {
+                    state: ItemState::Unused,
+                    ..id
+                };
+                let _ = page::set_item_id(page, number, unused);
+            }
+        }
+    }
+    put_u16(page, PAGE_SIZE - 4, flags & !(1 << 5 | 1 << 6));
+    put_u16(page, PAGE_SIZE - 2, 0);
+}

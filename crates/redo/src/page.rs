@@ -1,0 +1,514 @@
+//! Layout of a Postgres page (`storage/bufpage.h`, `storage/itemid.h`) and the operations on it that redo uses.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0..8 | `pd_lsn`: high half, then low half, each little-endian |
+//! | 8..10 | `pd_checksum` |
+//! | 10..12 | `pd_flags` |
+//! | 12..14 | `pd_lower`: end of line pointers |
+//! | 14..16 | `pd_upper`: start of tuples |
+//! | 16..18 | `pd_special`: start of the access method's own data |
+//! | 18..20 | page size and layout version |
+//! | 20..24 | `pd_prune_xid` |
+//! | 24.. | line pointers, 4 bytes each: offset 15 bits, flags 2, length 15 |
+//!
+//! Offsets of items are 1-based, as in Postgres. Pages come from storage that checks its own bytes, but a bug or a
+//! forged record may still lead to nonsense, so every access is bounds-checked and answers with a fault.
+
+use lakebed_types::{Lsn, PAGE_SIZE};
+
+use crate::Fault;
+
+/// The bytes of one page.
+pub type PageBytes = [u8; PAGE_SIZE];
+
+/// Bytes of the fixed page header (`SizeOfPageHeaderData`).
+pub const HEADER_BYTES: usize = 24;
+/// Bytes of a line pointer.
+const ITEM_ID_BYTES: usize = 4;
+/// `MaxHeapTuplesPerPage`.
+const MAX_HEAP_TUPLES: u16 = 291;
+
+/// `PD_HAS_FREE_LINES`: a hint that an unused line pointer exists.
+pub const HAS_FREE_LINES: u16 = 1;
+/// `PD_PAGE_FULL`: a hint.
+pub const PAGE_FULL: u16 = 2;
+/// `PD_ALL_VISIBLE`.
+pub const ALL_VISIBLE: u16 = 4;
+
+/// State of a line pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemState {
+    /// `LP_UNUSED`.
+    Unused = 0,
+    /// `LP_NORMAL`.
+    Normal = 1,
+    /// `LP_REDIRECT`: `offset` is another item's number.
+    Redirect = 2,
+    /// `LP_DEAD`.
+    Dead = 3,
+}
+
+/// A line pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItemId {
+    /// Byte offset of the item in the page, or the target of a redirect.
+    pub offset: u16,
+    /// State.
+    pub state: ItemState,
+    /// Bytes of the item; 0 when it has no storage.
+    pub length: u16,
+}
+
+impl ItemId {
+    /// An unused line pointer.
+    pub const UNUSED: ItemId = ItemId {
+        offset: 0,
+        state: ItemState::Unused,
+        length: 0,
+    };
+    /// A dead line pointer without storage.
+    pub const DEAD: ItemId = ItemId {
+        offset: 0,
+        state: ItemState::Dead,
+        length: 0,
+    };
+
+    fn from_bits(bits: u32) -> ItemId {
+        let state = match bits >> 15 & 3 {
+            0 => ItemState::Unused,
+            1 => ItemState::Normal,
+            2 => ItemState::Redirect,
+            _ => ItemState::Dead,
+        };
+        ItemId {
+            offset: (bits & 0x7FFF) as u16,
+            state,
+            length: (bits >> 17) as u16,
+        }
+    }
+
+    fn to_bits(self) -> u32 {
+        u32::from(self.offset) | (self.state as u32) << 15 | u32::from(self.length) << 17
+    }
+}
+
+/// Rounds up to Postgres's maximal alignment.
+pub const fn max_align(length: usize) -> usize {
+    (length + 7) & !7
+}
+
+pub(crate) fn get_u16(page: &PageBytes, at: usize) -> u16 {
+    u16::from_le_bytes([page[at], page[at + 1]])
+}
+
+pub(crate) fn put_u16(page: &mut PageBytes, at: usize, value: u16) {
+    page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+pub(crate) fn get_u32(page: &PageBytes, at: usize) -> u32 {
+    u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
+}
+
+pub(crate) fn put_u32(page: &mut PageBytes, at: usize, value: u32) {
+    page[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// The LSN that the page carries.
+pub fn lsn(page: &PageBytes) -> Lsn {
+    Lsn(u64::from(get_u32(page, 0)) << 32 | u64::from(get_u32(page, 4)))
+}
+
+/// Stamps the LSN.
+pub fn set_lsn(page: &mut PageBytes, lsn: Lsn) {
+    put_u32(page, 0, (lsn.0 >> 32) as u32);
+    put_u32(page, 4, lsn.0 as u32);
+}
+
+/// `PageIsNew`: never initialised.
+pub fn is_new(page: &PageBytes) -> bool {
+    upper(page) == 0
+}
+
+/// `pd_flags`.
+pub fn flags(page: &PageBytes) -> u16 {
+    get_u16(page, 10)
+}
+
+/// Sets bits of `pd_flags`.
+pub fn set_flags(page: &mut PageBytes, bits: u16) {
+    put_u16(page, 10, flags(page) | bits);
+}
+
+/// Clears bits of `pd_flags`.
+pub fn clear_flags(page: &mut PageBytes, bits: u16) {
+    put_u16(page, 10, flags(page) & !bits);
+}
+
+/// `pd_lower`.
+pub fn lower(page: &PageBytes) -> usize {
+    usize::from(get_u16(page, 12))
+}
+
+/// `pd_upper`.
+pub fn upper(page: &PageBytes) -> usize {
+    usize::from(get_u16(page, 14))
+}
+
+/// `pd_special`.
+pub fn special(page: &PageBytes) -> usize {
+    usize::from(get_u16(page, 16))
+}
+
+pub(crate) fn set_lower(page: &mut PageBytes, value: usize) {
+    put_u16(page, 12, value as u16);
+}
+
+pub(crate) fn set_upper(page: &mut PageBytes, value: usize) {
+    put_u16(page, 14, value as u16);
+}
+
+/// `PageInit`: an empty page with `special` bytes at its end.
+pub fn init(page: &mut PageBytes, special: usize) {
+    let special = PAGE_SIZE - max_align(special);
+    page.fill(0);
+    set_lower(page, HEADER_BYTES);
+    set_upper(page, special);
+    put_u16(page, 16, special as u16);
+    put_u16(page, 18, PAGE_SIZE as u16 | 4);
+}
+
+/// `PageSetPrunable`: lowers the hint of the oldest transaction whose work might be pruned.
+pub(crate) fn set_prunable(page: &mut PageBytes, xid: u32) {
+    let old = get_u32(page, 20);
+    if old == 0 || xid_precedes(xid, old) {
+        put_u32(page, 20, xid);
+    }
+}
+
+/// `TransactionIdPrecedes`: circular for normal ids, plain for the three special ones.
+fn xid_precedes(a: u32, b: u32) -> bool {
+    if a < 3 || b < 3 {
+        a < b
+    } else {
+        (a.wrapping_sub(b) as i32) < 0
+    }
+}
+
+/// Checks that the header's three pointers are in order and inside the page.
+pub(crate) fn check(page: &PageBytes) -> Result<(), Fault> {
+    let (lower, upper, special) = (lower(page), upper(page), special(page));
+    if HEADER_BYTES <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE {
+        Ok(())
+    } else if is_new(page) {
+        Err("the page has no content before this record")
+    } else {
+        Err("the page's header is damaged")
+    }
+}
+
+/// `PageGetMaxOffsetNumber`: the number of line pointers.
+pub fn item_count(page: &PageBytes) -> u16 {
+    (lower(page).min(PAGE_SIZE).saturating_sub(HEADER_BYTES) / ITEM_ID_BYTES) as u16
+}
+
+/// The line pointer with this 1-based number.
+pub fn item_id(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
+    if number == 0 || number > item_count(page) {
+        return Err("it names a line pointer that the page does not have");
+    }
+    Ok(ItemId::from_bits(get_u32(page, item_id_at(number))))
+}
+
+fn item_id_at(number: u16) -> usize {
+    HEADER_BYTES + (usize::from(number) - 1) * ITEM_ID_BYTES
+}
+
+pub(crate) fn set_item_id(page: &mut PageBytes, number: u16, item: ItemId) -> Result<(), Fault> {
+    item_id(page, number)?;
+    put_u32(page, item_id_at(number), item.to_bits());
+    Ok(())
+}
+
+/// The bytes of an item that has storage.
+pub fn item(page: &PageBytes, number: u16) -> Result<&[u8], Fault> {
+    let id = stored_item(page, number)?;
+    let start = usize::from(id.offset);
+    page.get(start..start + usize::from(id.length))
+        .ok_or("a line pointer leads outside the page")
+}
+
+/// The bytes of an item that has storage, to change.
+pub(crate) fn item_mut(page: &mut PageBytes, number: u16) -> Result<&mut [u8], Fault> {
+    let id = stored_item(page, number)?;
+    let start = usize::from(id.offset);
+    page.get_mut(start..start + usize::from(id.length))
+        .ok_or("a line pointer leads outside the page")
+}
+
+/// A line pointer with storage that lies between the line pointers and the page's end.
+fn stored_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
+    let id = item_id(page, number)?;
+    if id.length == 0 {
+        return Err("it needs an item that has no storage");
+    }
+    let start = usize::from(id.offset);
+    if start < lower(page) || start + usize::from(id.length) > PAGE_SIZE {
+        return Err("a line pointer leads outside the page");
+    }
+    Ok(id)
+}
+
+/// How [`add_item`] treats an existing line pointer at its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Heap: the line pointer must be unused, or the next new one.
+    HeapSlot,
+    /// Index: later line pointers move up by one.
+    Insert,
+}
+
+/// `PageAddItemExtended` at a given offset number.
+pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: Place) -> Result<(), Fault> {
+    check(page)?;
+    let limit = item_count(page) + 1;
+    if number == 0 || number > limit {
+        return Err("the new item's number is beyond the next free one");
+    }
+    let mut shuffle = false;
+    if number < limit {
+        match place {
+            Place::HeapSlot => {
+                let old = item_id(page, number)?;
+                if old.state != ItemState::Unused || old.length != 0 {
+                    return Err("the new item's line pointer is in use");
+                }
+            }
+            Place::Insert => shuffle = true,
+        }
+    }
+    if place == Place::HeapSlot && number > MAX_HEAP_TUPLES {
+        return Err("more items than a heap page can have");
+    }
+    let grows = number == limit || shuffle;
+    let old_lower = lower(page);
+    let new_lower = if grows {
+        old_lower + ITEM_ID_BYTES
+    } else {
+        old_lower
+    };
+    let new_upper = upper(page)
+        .checked_sub(max_align(bytes.len()))
+        .ok_or("the page has no room for the new item")?;
+    if new_lower > new_upper {
+        return Err("the page has no room for the new item");
+    }
+    let at = item_id_at(number);
+    if shuffle {
+        page.copy_within(at..old_lower, at + ITEM_ID_BYTES);
+    }
+    let id = ItemId {
+        offset: new_upper as u16,
+        state: ItemState::Normal,
+        length: bytes.len() as u16,
+    };
+    put_u32(page, at, id.to_bits());
+    page[new_upper..new_upper + bytes.len()].copy_from_slice(bytes);
+    set_lower(page, new_lower);
+    set_upper(page, new_upper);
+    Ok(())
+}
+
+/// Packs the given items (number, line pointer) against the special area, in their order.
+fn compact(page: &mut PageBytes, items: &[(u16, ItemId)]) -> Result<(), Fault> {
+    let old = *page;
+    let mut top = special(page);
+    for &(number, id) in items {
+        let length = max_align(usize::from(id.length));
+        let start = usize::from(id.offset);
+        top = top
+            .checked_sub(length)
+            .filter(|&top| top >= lower(page))
+            .ok_or("the items are larger than the page")?;
+        let bytes = old
+            .get(start..start + length)
+            .ok_or("a line pointer leads outside the page")?;
+        page[top..top + length].copy_from_slice(bytes);
+        set_item_id(
+            page,
+            number,
+            ItemId {
+                offset: top as u16,
+                ..id
+            },
+        )?;
+    }
+    set_upper(page, top);
+    Ok(())
+}
+
+/// `PageRepairFragmentation`: closes the gaps of a heap page and drops unused line pointers at the end.
+pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
+    check(page)?;
+    let count = item_count(page);
+    let mut stored = Vec::with_capacity(usize::from(count));
+    let mut last_used = 0;
+    let mut unused = 0;
+    for number in 1..=count {
+        let id = item_id(page, number)?;
+        if id.state == ItemState::Unused {
+            set_item_id(page, number, ItemId::UNUSED)?;
+            unused += 1;
+            continue;
+        }
+        last_used = number;
+        if id.length != 0 {
+            let start = usize::from(id.offset);
+            if start < upper(page) || start >= special(page) {
+                return Err("a line pointer leads outside the page's items");
+            }
+            stored.push((number, id));
+        }
+    }
+    compact(page, &stored)?;
+    let dropped = count - last_used;
+    set_lower(page, lower(page) - usize::from(dropped) * ITEM_ID_BYTES);
+    set_free_lines_hint(page, unused > dropped);
+    Ok(())
+}
+
+/// `PageTruncateLinePointerArray`: drops unused line pointers at the end, but keeps the first.
+pub(crate) fn truncate_line_pointers(page: &mut PageBytes) -> Result<(), Fault> {
+    let count = item_count(page);
+    let mut keep = count;
+    while keep > 1 && item_id(page, keep)?.state == ItemState::Unused {
+        keep -= 1;
+    }
+    let mut free = false;
+    for number in 1..=keep {
+        free |= item_id(page, number)?.state == ItemState::Unused;
+    }
+    set_lower(page, lower(page) - usize::from(count - keep) * ITEM_ID_BYTES);
+    set_free_lines_hint(page, free);
+    Ok(())
+}
+
+fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
+    if free {
+        set_flags(page, HAS_FREE_LINES)
+    } else {
+        clear_flags(page, HAS_FREE_LINES)
+    }
+}
+
+/// A line pointer of an index page whose storage is aligned and lies between upper and special.
+fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
+    let id = item_id(page, number)?;
+    let start = usize::from(id.offset);
+    let inside = start >= upper(page) && start + usize::from(id.length) <= special(page);
+    if inside && start % 8 == 0 && id.length != 0 {
+        Ok(id)
+    } else {
+        Err("an index line pointer is damaged")
+    }
+}
+
+/// `PageIndexTupleDelete`: removes one item and its line pointer.
+pub(crate) fn index_delete(page: &mut PageBytes, number: u16) -> Result<(), Fault> {
+    check(page)?;
+    let id = index_item(page, number)?;
+    let at = item_id_at(number);
+    let end = lower(page);
+    page.copy_within(at + ITEM_ID_BYTES..end, at);
+    set_lower(page, lower(page) - ITEM_ID_BYTES);
+    shift_items(
+        page,
+        usize::from(id.offset),
+        max_align(usize::from(id.length)) as isize,
+    )
+}
+
+/// Moves everything from `pd_upper` up to `end` by `by` bytes, and the line pointers that lead there.
+fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result<(), Fault> {
+    let from = upper(page);
+    let to = from
+        .checked_add_signed(by)
+        .filter(|&to| to >= lower(page))
+        .ok_or("the page has no room")?;
+    if to + (end - from) > special(page) {
+        return Err("the items are larger than the page");
+    }
+    page.copy_within(from..end, to);
+    set_upper(page, to);
+    for number in 1..=item_count(page) {
+        let id = item_id(page, number)?;
+        if id.length != 0 && usize::from(id.offset) <= end {
+            let offset = usize::from(id.offset)
+                .checked_add_signed(by)
+                .ok_or("an index line pointer is damaged")?;
+            set_item_id(
+                page,
+                number,
+                ItemId {
+                    offset: offset as u16,
+                    ..id
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// `PageIndexMultiDelete`: removes several items; numbers in ascending order.
+pub(crate) fn index_multi_delete(page: &mut PageBytes, numbers: &[u16]) -> Result<(), Fault> {
+    // Postgres does few deletions one by one from the end, which leaves another physical order than packing.
+    if numbers.len() <= 2 {
+        return numbers
+            .iter()
+            .rev()
+            .try_for_each(|&number| index_delete(page, number));
+    }
+    check(page)?;
+    let mut next = numbers.iter().copied().peekable();
+    let mut kept = Vec::new();
+    for number in 1..=item_count(page) {
+        let id = index_item(page, number)?;
+        if next.next_if_eq(&number).is_none() {
+            kept.push((kept.len() as u16 + 1, id));
+        }
+    }
+    if next.peek().is_some() {
+        return Err("it deletes items that the page does not have");
+    }
+    for &(number, id) in &kept {
+        put_u32(page, item_id_at(number), id.to_bits());
+    }
+    set_lower(page, HEADER_BYTES + kept.len() * ITEM_ID_BYTES);
+    compact(page, &kept)
+}
+
+/// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.
+pub(crate) fn index_overwrite(page: &mut PageBytes, number: u16, bytes: &[u8]) -> Result<(), Fault> {
+    check(page)?;
+    let id = index_item(page, number)?;
+    let difference = max_align(usize::from(id.length)) as isize - max_align(bytes.len()) as isize;
+    if difference != 0 {
+        shift_items(page, usize::from(id.offset), difference)?;
+    }
+    let offset = usize::from(id.offset)
+        .checked_add_signed(difference)
+        .ok_or("an index line pointer is damaged")?;
+    let target = page
+        .get_mut(offset..offset + bytes.len())
+        .ok_or("an index line pointer is damaged")?;
+    target.copy_from_slice(bytes);
+    set_item_id(
+        page,
+        number,
+        ItemId {
+            offset: offset as u16,
+            length: bytes.len() as u16,
+            ..id
+        },
+    )
+}
