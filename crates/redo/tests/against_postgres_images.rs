@@ -71,7 +71,7 @@ fn records(data: &Path, first: &ControlFile) -> Vec<DecodedRecord> {
 }
 
 fn segment_name(segment: u64) -> u64 {
-    (segment / 256) << 32 | segment % 256
+    ((segment / 256) << 32) | (segment % 256)
 }
 
 #[test]
