@@ -1,0 +1,51 @@
+//! What is stored where.
+//!
+//! ```text
+//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<first>-<last>-<generation>
+//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/manifests/<generation>-<sequence>
+//! ```
+//!
+//! Numbers are 16 hex digits, so that names sort by them. A layer's name carries its writer's generation: a stale owner
+//! never overwrites what a newer one wrote. The highest manifest (by generation, then sequence) is the current one.
+
+use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
+
+/// Directory of one shard's timeline.
+pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> String {
+    format!("tenants/{tenant}/shards/{}-{}/timelines/{timeline}", shard.index(), shard.count().get())
+}
+
+/// Name of a layer inside its timeline's `layers/`, also used for the local copy.
+pub fn layer_name(first: Lsn, last: Lsn, generation: Generation) -> String {
+    format!("{:016x}-{:016x}-{:016x}", first.0, last.0, generation.0)
+}
+
+/// Name of a manifest inside its timeline's `manifests/`.
+pub fn manifest_name(generation: Generation, sequence: u64) -> String {
+    format!("{:016x}-{sequence:016x}", generation.0)
+}
+
+/// Generation and sequence of a manifest's path, if it is one.
+pub fn parse_manifest(path: &str) -> Option<(Generation, u64)> {
+    let name = path.rsplit('/').next()?;
+    let (generation, sequence) = name.split_once('-')?;
+    if generation.len() != 16 || sequence.len() != 16 {
+        return None;
+    }
+    let generation = u64::from_str_radix(generation, 16).ok()?;
+    Some((Generation(generation), u64::from_str_radix(sequence, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifest_names_sort_and_parse() {
+        let low = manifest_name(Generation(2), 255);
+        let high = manifest_name(Generation(16), 1);
+        assert!(low < high);
+        assert_eq!(parse_manifest(&format!("x/manifests/{high}")), Some((Generation(16), 1)));
+        assert_eq!(parse_manifest("x/manifests/tmp#1"), None);
+    }
+}
