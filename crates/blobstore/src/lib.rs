@@ -64,18 +64,28 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError::Address`].
     pub fn open(address: &str) -> Result<BlobStore, BlobError> {
-        let failed = |reason: String| BlobError::Address { address: address.to_owned(), reason };
+        let failed = |reason: String| BlobError::Address {
+            address: address.to_owned(),
+            reason,
+        };
         if address == "memory:" {
-            return Ok(BlobStore { store: std::sync::Arc::new(InMemory::new()) });
+            return Ok(BlobStore {
+                store: std::sync::Arc::new(InMemory::new()),
+            });
         }
         let url = url::Url::parse(address).map_err(|error| failed(error.to_string()))?;
         if url.scheme() != "file" {
             return Err(failed("only file:///directory is supported so far".to_owned()));
         }
-        let directory = url.to_file_path().map_err(|()| failed("the path is not absolute".to_owned()))?;
+        let directory = url
+            .to_file_path()
+            .map_err(|()| failed("the path is not absolute".to_owned()))?;
         std::fs::create_dir_all(&directory).map_err(|error| failed(error.to_string()))?;
-        let store = LocalFileSystem::new_with_prefix(&directory).map_err(|error| failed(error.to_string()))?;
-        Ok(BlobStore { store: std::sync::Arc::new(store.with_fsync(true)) })
+        let store =
+            LocalFileSystem::new_with_prefix(&directory).map_err(|error| failed(error.to_string()))?;
+        Ok(BlobStore {
+            store: std::sync::Arc::new(store.with_fsync(true)),
+        })
     }
 
     /// Writes an object, replacing it. Only for names that no other writer uses.
@@ -83,7 +93,9 @@ impl BlobStore {
     /// # Errors
     /// Timeout or failure of the store; repeat it.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
-        self.run(path, self.store.put(&Path::from(path), bytes.into())).await.map(|_| ())
+        self.run(path, self.store.put(&Path::from(path), bytes.into()))
+            .await
+            .map(|_| ())
     }
 
     /// Creates an object unless it exists. Succeeds too when it exists with the same bytes.
@@ -93,9 +105,19 @@ impl BlobStore {
     pub async fn put_if_absent(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
         let options = PutOptions::from(PutMode::Create);
         let place = Path::from(path);
-        match self.run(path, self.store.put_opts(&place, bytes.clone().into(), options)).await {
-            Err(BlobError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                if self.get(path).await? == bytes { Ok(()) } else { Err(BlobError::Exists(path.to_owned())) }
+        match self
+            .run(path, self.store.put_opts(&place, bytes.clone().into(), options))
+            .await
+        {
+            Err(BlobError::Store {
+                source: object_store::Error::AlreadyExists { .. },
+                ..
+            }) => {
+                if self.get(path).await? == bytes {
+                    Ok(())
+                } else {
+                    Err(BlobError::Exists(path.to_owned()))
+                }
             }
             other => other.map(|_| ()),
         }
@@ -107,7 +129,8 @@ impl BlobStore {
     /// [`BlobError::NotFound`], timeout or failure of the store.
     pub async fn get(&self, path: &str) -> Result<Bytes, BlobError> {
         let place = Path::from(path);
-        self.run(path, async { self.store.get(&place).await?.bytes().await }).await
+        self.run(path, async { self.store.get(&place).await?.bytes().await })
+            .await
     }
 
     /// Names of all objects whose path begins with this directory.
@@ -116,7 +139,10 @@ impl BlobStore {
     /// Timeout or failure of the store.
     pub async fn list(&self, directory: &str) -> Result<Vec<String>, BlobError> {
         let prefix = Path::from(directory);
-        let listing = self.store.list(Some(&prefix)).map_ok(|meta| meta.location.to_string());
+        let listing = self
+            .store
+            .list(Some(&prefix))
+            .map_ok(|meta| meta.location.to_string());
         self.run(directory, listing.try_collect()).await
     }
 
@@ -139,7 +165,10 @@ impl BlobStore {
         match tokio::time::timeout(DEADLINE, operation).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(object_store::Error::NotFound { .. })) => Err(BlobError::NotFound(path.to_owned())),
-            Ok(Err(source)) => Err(BlobError::Store { path: path.to_owned(), source }),
+            Ok(Err(source)) => Err(BlobError::Store {
+                path: path.to_owned(),
+                source,
+            }),
             Err(_) => Err(BlobError::Timeout(path.to_owned())),
         }
     }
@@ -153,8 +182,14 @@ mod tests {
     async fn the_first_writer_wins_and_may_repeat_itself() {
         let dir = tempfile::tempdir().unwrap();
         let store = BlobStore::open(&format!("file://{}", dir.path().display())).unwrap();
-        store.put_if_absent("a/b/1", Bytes::from_static(b"one")).await.unwrap();
-        store.put_if_absent("a/b/1", Bytes::from_static(b"one")).await.unwrap();
+        store
+            .put_if_absent("a/b/1", Bytes::from_static(b"one"))
+            .await
+            .unwrap();
+        store
+            .put_if_absent("a/b/1", Bytes::from_static(b"one"))
+            .await
+            .unwrap();
         let other = store.put_if_absent("a/b/1", Bytes::from_static(b"two")).await;
         assert!(matches!(other, Err(BlobError::Exists(_))));
         assert_eq!(store.get("a/b/1").await.unwrap(), "one");
@@ -167,6 +202,9 @@ mod tests {
     #[test]
     fn a_wrong_address_is_said_clearly() {
         let error = BlobStore::open("s4://bucket").unwrap_err().to_string();
-        assert_eq!(error, "`s4://bucket` is no object store: only file:///directory is supported so far");
+        assert_eq!(
+            error,
+            "`s4://bucket` is no object store: only file:///directory is supported so far"
+        );
     }
 }

@@ -12,7 +12,11 @@ use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 
 /// Directory of one shard's timeline.
 pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> String {
-    format!("tenants/{tenant}/shards/{}-{}/timelines/{timeline}", shard.index(), shard.count().get())
+    format!(
+        "tenants/{tenant}/shards/{}-{}/timelines/{timeline}",
+        shard.index(),
+        shard.count().get()
+    )
 }
 
 /// Name of a layer inside its timeline's `layers/`, also used for the local copy.
@@ -45,7 +49,10 @@ mod tests {
         let low = manifest_name(Generation(2), 255);
         let high = manifest_name(Generation(16), 1);
         assert!(low < high);
-        assert_eq!(parse_manifest(&format!("x/manifests/{high}")), Some((Generation(16), 1)));
+        assert_eq!(
+            parse_manifest(&format!("x/manifests/{high}")),
+            Some((Generation(16), 1))
+        );
         assert_eq!(parse_manifest("x/manifests/tmp#1"), None);
     }
 }

@@ -45,6 +45,26 @@ pub enum FileKind {
     Carried,
 }
 
+/// Name of the directory of this major version inside a tablespace (`TABLESPACE_VERSION_DIRECTORY`).
+pub const TABLESPACE_VERSION_DIRECTORY: &str = "PG_15_202209061";
+
+/// Link of a tablespace, relative to the data directory.
+pub fn tablespace_directory(oid: u32) -> String {
+    format!("pg_tblspc/{oid}")
+}
+
+/// Directory of a database in a tablespace, relative to the data directory (`GetDatabasePath`).
+pub fn database_directory(tablespace: u32, database: u32) -> String {
+    match tablespace {
+        DEFAULT_TABLESPACE => format!("base/{database}"),
+        GLOBAL_TABLESPACE => "global".to_owned(),
+        _ => format!(
+            "{}/{TABLESPACE_VERSION_DIRECTORY}/{database}",
+            tablespace_directory(tablespace)
+        ),
+    }
+}
+
 /// Says what the file at this path (relative to the data directory, separated by `/`) is.
 pub fn classify(path: &str) -> FileKind {
     let parts: Vec<&str> = path.split('/').collect();

@@ -1,6 +1,19 @@
 //! The pageserver: pages of the shards it owns, at any LSN inside retention.
 //!
 //! * [`data_directory`]: which page a byte of a Postgres data directory belongs to; what an import reads.
+//! * [`import`]: the first images of a timeline.
+//! * [`ingest`]: WAL records become versions of pages and entries of the [`catalogue`].
+//! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
+//! * [`basebackup`]: the files that a compute boots from.
+//! * [`layer_file`], [`manifest`]: the durable parts. [`reconstruct`]: replaying a page's values.
 #![forbid(unsafe_code)]
 
+pub mod basebackup;
+pub mod catalogue;
 pub mod data_directory;
+pub mod import;
+pub mod ingest;
+pub mod layer_file;
+pub mod manifest;
+pub mod reconstruct;
+pub mod timeline;

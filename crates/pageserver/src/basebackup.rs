@@ -1,0 +1,256 @@
+//! The files that a compute boots from, at an LSN: everything but relations.
+//!
+//! Postgres finds a control file in state "shut down" whose checkpoint is a record that is synthesized here, at the
+//! boot LSN, so it starts without recovery. Relation files are absent: the compute's shim asks for them page by page.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+
+use bytes::{BufMut, Bytes};
+use lakebed_ingest::ControlState;
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey, SlruKind};
+use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
+use lakebed_wal::control::{ControlError, ControlFile};
+use lakebed_wal::page::{MAGIC_15, WalFormat};
+
+use crate::data_directory::SLRU_SEGMENT_PAGES;
+use crate::import::CONTROL_FILE;
+use crate::ingest::ORIGINS;
+use crate::timeline::{Timeline, TimelineError};
+
+/// Directories that Postgres expects and does not make (`initdb.c`, `subdirs`).
+const DIRECTORIES: [&str; 24] = [
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_logical/mappings",
+    "pg_logical/snapshots",
+    "pg_multixact",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_wal/archive_status",
+    "pg_xact",
+    "base/1",
+    "base/pgsql_tmp",
+];
+
+/// WAL timeline of every compute: branches are the tier's timelines, not Postgres's.
+pub const WAL_TIMELINE: u32 = 1;
+
+/// Why a basebackup cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BasebackupError {
+    /// Reading pages or state failed.
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
+    /// The control state does not decode.
+    #[error("control state at {0}: {1}")]
+    State(Lsn, String),
+    /// The stored control file does not decode.
+    #[error("the stored control file: {0}")]
+    Control(#[from] ControlError),
+    /// The catalogue has no control file.
+    #[error("the timeline has no control file at {0}")]
+    NoControlFile(Lsn),
+}
+
+/// One entry of a basebackup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupItem {
+    /// An empty directory; parents come first.
+    Directory(String),
+    /// A file: pieces at offsets, the rest up to the size is zeros.
+    File {
+        /// Path relative to the data directory.
+        path: String,
+        /// Final size in bytes.
+        bytes: u64,
+        /// Content by offset.
+        pieces: Vec<(u64, Bytes)>,
+    },
+    /// A symbolic link (a tablespace).
+    Link {
+        /// Path relative to the data directory.
+        path: String,
+        /// Where it points to.
+        target: std::path::PathBuf,
+    },
+}
+
+impl BackupItem {
+    fn whole(path: impl Into<String>, content: Bytes) -> BackupItem {
+        BackupItem::File {
+            path: path.into(),
+            bytes: content.len() as u64,
+            pieces: vec![(0, content)],
+        }
+    }
+}
+
+/// Makes the basebackup at `lsn`, a record boundary that the timeline has ingested. `last_record_start` is the start of
+/// the record that ends there.
+///
+/// # Errors
+/// See [`BasebackupError`].
+pub fn basebackup(
+    timeline: &Timeline,
+    lsn: Lsn,
+    last_record_start: Lsn,
+) -> Result<Vec<BackupItem>, BasebackupError> {
+    let mut items: Vec<BackupItem> = DIRECTORIES
+        .iter()
+        .map(|path| BackupItem::Directory((*path).to_owned()))
+        .collect();
+    let files: Vec<(String, Bytes)> = timeline.catalogue(|catalogue| {
+        catalogue
+            .files(lsn)
+            .map(|(path, content)| (path.to_owned(), content.clone()))
+            .collect()
+    });
+    let mut control_file = None;
+    let mut origins = BTreeMap::new();
+    let mut directories: Vec<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
+    for (path, content) in files {
+        if path == CONTROL_FILE {
+            control_file = Some(content);
+        } else if let Some(id) = path.strip_prefix(ORIGINS) {
+            let remote = content[..].try_into().map_or(0, u64::from_le_bytes);
+            origins.insert(id.parse::<u16>().unwrap_or_default(), remote);
+        } else if path.starts_with("pg_tblspc/") && path.matches('/').count() == 1 {
+            let target = std::ffi::OsStr::from_bytes(&content).into();
+            items.push(BackupItem::Link { path, target });
+        } else {
+            if let Some((directory, _)) = path.rsplit_once('/') {
+                make_directories(&mut items, &mut directories, directory);
+            }
+            items.push(BackupItem::whole(path, content));
+        }
+    }
+    slru_segments(timeline, lsn, &mut items)?;
+    if !origins.is_empty() {
+        items.push(BackupItem::whole(
+            "pg_logical/replorigin_checkpoint",
+            origin_checkpoint(&origins),
+        ));
+    }
+    let control_file = control_file.ok_or(BasebackupError::NoControlFile(lsn))?;
+    boot_files(timeline, lsn, last_record_start, &control_file, &mut items)?;
+    Ok(items)
+}
+
+fn make_directories(items: &mut Vec<BackupItem>, known: &mut Vec<String>, directory: &str) {
+    let mut end = 0;
+    while end < directory.len() {
+        end = directory[end + 1..]
+            .find('/')
+            .map_or(directory.len(), |next| end + 1 + next);
+        let part = &directory[..end];
+        // A tablespace's link is a directory already.
+        let is_link = part.starts_with("pg_tblspc/") && part.matches('/').count() == 1;
+        if !is_link && !known.iter().any(|path| path == part) {
+            known.push(part.to_owned());
+            items.push(BackupItem::Directory(part.to_owned()));
+        }
+    }
+}
+
+/// SLRU pages, put together to segment files.
+fn slru_segments(timeline: &Timeline, lsn: Lsn, items: &mut Vec<BackupItem>) -> Result<(), BasebackupError> {
+    let pages: Vec<(SlruKind, u64)> = timeline.catalogue(|catalogue| catalogue.slru_pages(lsn).collect());
+    let mut segments: BTreeMap<(SlruKind, u64), Vec<(u64, Bytes)>> = BTreeMap::new();
+    for (kind, page) in pages {
+        let bytes = timeline.page(&PageKey::Slru { kind, page }, lsn)?;
+        let offset = page % SLRU_SEGMENT_PAGES * PAGE_SIZE as u64;
+        let segment = segments.entry((kind, page / SLRU_SEGMENT_PAGES)).or_default();
+        segment.push((offset, Bytes::copy_from_slice(&bytes[..])));
+    }
+    for ((kind, segment), pieces) in segments {
+        let end = pieces.last().map_or(0, |(offset, _)| offset + PAGE_SIZE as u64);
+        items.push(BackupItem::File {
+            path: format!("{}/{segment:04X}", kind.directory()),
+            bytes: end,
+            pieces,
+        });
+    }
+    Ok(())
+}
+
+/// `pg_logical/replorigin_checkpoint` (`replication/logical/origin.c`): magic, per origin id and remote LSN in 16
+/// bytes, CRC.
+fn origin_checkpoint(origins: &BTreeMap<u16, u64>) -> Bytes {
+    let mut out = Vec::new();
+    out.put_u32_le(0x1257_DADE);
+    for (id, remote) in origins {
+        out.put_u16_le(*id);
+        out.put_bytes(0, 6);
+        out.put_u64_le(*remote);
+    }
+    let crc = crc32c::crc32c(&out);
+    out.put_u32_le(crc);
+    out.into()
+}
+
+/// The control file and the WAL segments around the boot position.
+fn boot_files(
+    timeline: &Timeline,
+    lsn: Lsn,
+    last_record_start: Lsn,
+    control_file: &[u8],
+    items: &mut Vec<BackupItem>,
+) -> Result<(), BasebackupError> {
+    let mut control = ControlFile::decode(control_file)?;
+    let state = ControlState::decode(&timeline.control(lsn)?);
+    let state = state.map_err(|error| BasebackupError::State(lsn, error.to_string()))?;
+    let cluster = timeline.identity.cluster;
+    let format = WalFormat {
+        magic: MAGIC_15,
+        timeline: WAL_TIMELINE,
+        system_identifier: cluster.system_identifier,
+        segment_bytes: cluster.wal_segment_bytes,
+    };
+    let wal = shutdown_checkpoint(format, lsn, last_record_start, state.to_checkpoint());
+    control.shut_down_at(wal.record_start, &wal.checkpoint);
+    items.push(BackupItem::whole(CONTROL_FILE, control.encode().into()));
+    let segment_bytes = u64::from(cluster.wal_segment_bytes);
+    let mut segments: BTreeMap<u64, Vec<(u64, Bytes)>> = BTreeMap::new();
+    for (at, bytes) in boot_segment_pieces(format, lsn, &wal) {
+        let mut rest = Bytes::from(bytes);
+        let mut at = at.0;
+        while !rest.is_empty() {
+            let room = (segment_bytes - at % segment_bytes) as usize;
+            let now = rest.split_to(room.min(rest.len()));
+            let length = now.len() as u64;
+            segments
+                .entry(at / segment_bytes)
+                .or_default()
+                .push((at % segment_bytes, now));
+            at += length;
+        }
+    }
+    let per_id = 0x1_0000_0000 / segment_bytes;
+    for (number, pieces) in segments {
+        let path = format!(
+            "pg_wal/{WAL_TIMELINE:08X}{:08X}{:08X}",
+            number / per_id,
+            number % per_id
+        );
+        items.push(BackupItem::File {
+            path,
+            bytes: segment_bytes,
+            pieces,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,484 @@
+//! From WAL records to versions of pages and catalogue entries, for one shard.
+//!
+//! The decisions of what a record means are in the crates `ingest` and `redo`; here they become values under keys.
+//! One [`Ingestor`] per timeline takes records in order, collects [`Changes`], and publishes them in batches.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret};
+use lakebed_layer::{Value, ValueKind};
+use lakebed_redo::StoredRecord;
+use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
+use lakebed_wal::record::DecodedRecord;
+
+use crate::catalogue::{DatabasePlace, Entry};
+use crate::data_directory::{database_directory, tablespace_directory};
+use crate::timeline::{Changes, Timeline};
+
+/// Why a timeline's ingest stops. The record is not skipped: nothing after it is ingested.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestStop {
+    /// The record is malformed or of a kind that cannot be replayed.
+    #[error(transparent)]
+    Record(#[from] lakebed_ingest::IngestError),
+    /// Shard 0 has no control state to go on from.
+    #[error("the control state at {0} is missing or damaged: {1}")]
+    Control(Lsn, String),
+    /// Records came out of order.
+    #[error("a record that ends at {found} came after {last}")]
+    Order {
+        /// Its end.
+        found: Lsn,
+        /// The last ingested record's end.
+        last: Lsn,
+    },
+}
+
+/// Takes records of one timeline in order.
+pub struct Ingestor {
+    timeline: Arc<Timeline>,
+    changes: Changes,
+    last: Lsn,
+    /// Shard 0 only.
+    control: Option<ControlState>,
+    /// Newest sizes, ahead of the published catalogue.
+    sizes: HashMap<RelTag, Option<u32>>,
+    /// SLRU pages known to exist, or not to.
+    slru: HashMap<(SlruKind, u64), bool>,
+    /// Files changed since the last publication.
+    files: HashMap<String, Option<Bytes>>,
+}
+
+impl Ingestor {
+    /// Goes on after the timeline's last record.
+    ///
+    /// # Errors
+    /// [`IngestStop::Control`].
+    pub fn new(timeline: Arc<Timeline>) -> Result<Ingestor, IngestStop> {
+        let last = timeline.last_record();
+        let control = if timeline.identity.shard.keeps_catalogue() {
+            let bytes = timeline
+                .control(last)
+                .map_err(|error| IngestStop::Control(last, error.to_string()))?;
+            Some(ControlState::decode(&bytes).map_err(|error| IngestStop::Control(last, error.to_string()))?)
+        } else {
+            None
+        };
+        let changes = Changes::default();
+        let (sizes, slru, files) = Default::default();
+        Ok(Ingestor {
+            timeline,
+            changes,
+            last,
+            control,
+            sizes,
+            slru,
+            files,
+        })
+    }
+
+    /// End of the last record taken.
+    pub fn last(&self) -> Lsn {
+        self.last
+    }
+
+    /// Makes everything taken so far visible, up to `end`, which is at or after the last record.
+    pub fn publish(&mut self, end: Lsn) {
+        self.last = self.last.max(end);
+        self.files.clear();
+        self.timeline
+            .publish(std::mem::take(&mut self.changes), self.last);
+        if self.sizes.len() > 100_000 {
+            self.sizes.clear();
+        }
+    }
+
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// See [`IngestStop`]; nothing of this record was taken then.
+    pub fn record(&mut self, record: &DecodedRecord) -> Result<(), IngestStop> {
+        if record.end <= self.last {
+            return Err(IngestStop::Order {
+                found: record.end,
+                last: self.last,
+            });
+        }
+        let effects = interpret(record)?;
+        let commit_ts = self.control.as_ref().is_some_and(ControlState::commit_ts_active);
+        if let Some(control) = &mut self.control
+            && control.apply(record)?
+        {
+            let body = Bytes::copy_from_slice(&control.encode());
+            self.changes.values.push((
+                PageKey::Control,
+                record.end,
+                Value {
+                    kind: ValueKind::State,
+                    body,
+                },
+            ));
+        }
+        self.pages(record);
+        self.map_bits(record.end, &effects);
+        if self.timeline.identity.shard.keeps_catalogue() {
+            self.slru_pages(record.end, &effects, commit_ts);
+        }
+        for change in &effects.catalogue {
+            self.catalogue(record.end, change);
+        }
+        self.last = record.end;
+        Ok(())
+    }
+
+    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Vec<u8>) {
+        if self.timeline.identity.shard.owns(&key) {
+            self.changes.values.push((
+                key,
+                lsn,
+                Value {
+                    kind,
+                    body: body.into(),
+                },
+            ));
+        }
+        if let PageKey::Rel { rel, block } = key {
+            self.extend(lsn, rel, block);
+        }
+    }
+
+    fn entry(&mut self, lsn: Lsn, entry: Entry) {
+        self.changes.entries.push((lsn, entry));
+    }
+
+    /// Pages that the record names.
+    fn pages(&mut self, record: &DecodedRecord) {
+        for (index, block) in record.blocks.iter().enumerate() {
+            let key = PageKey::Rel {
+                rel: block.rel,
+                block: block.block,
+            };
+            let has_image = block.image.as_ref().is_some_and(|image| image.apply);
+            // The free space map is a hint that no record but an image tells; without one, nothing changes. The same
+            // holds for a hint-bit record that carries no image.
+            let is_hint =
+                block.rel.fork == ForkNumber::Fsm || (record.rmid == 0 && record.info & 0xF0 == 0xA0);
+            if is_hint && !has_image {
+                continue;
+            }
+            if !self.timeline.identity.shard.owns(&key) {
+                self.extend(record.end, block.rel, block.block);
+                continue;
+            }
+            if let Some(stored) = StoredRecord::new(record, index) {
+                let kind = if stored.starts_page() {
+                    ValueKind::Base
+                } else {
+                    ValueKind::Delta
+                };
+                self.value(key, record.end, kind, stored.encode());
+            }
+        }
+    }
+
+    /// Visibility-map bits that records clear without naming the map's page.
+    fn map_bits(&mut self, lsn: Lsn, effects: &Effects) {
+        for clear in &effects.vm_clears {
+            let mut body = clear.heap_block.to_le_bytes().to_vec();
+            body.push(clear.flags);
+            self.value(
+                PageKey::Rel {
+                    rel: clear.rel,
+                    block: clear.block,
+                },
+                lsn,
+                ValueKind::VmClear,
+                body,
+            );
+        }
+        for cut in &effects.vm_truncates {
+            let key = PageKey::Rel {
+                rel: cut.rel,
+                block: cut.block,
+            };
+            // A map that ends before this page stays as it is; only shard 0 knows, and elsewhere a page that does not
+            // exist is never asked for.
+            let known = self.timeline.identity.shard.keeps_catalogue();
+            if !known || self.size(cut.rel).is_some_and(|blocks| blocks > cut.block) {
+                self.value(
+                    key,
+                    lsn,
+                    ValueKind::VmTruncate,
+                    cut.first_heap_block.to_le_bytes().to_vec(),
+                );
+            }
+        }
+    }
+
+    fn slru_pages(&mut self, lsn: Lsn, effects: &Effects, commit_ts: bool) {
+        for (key, delta) in effects.slru_changes(commit_ts) {
+            let PageKey::Slru { kind, page } = *key else {
+                continue;
+            };
+            self.value(*key, lsn, ValueKind::Slru, delta.encode());
+            if !self.has_slru_page(kind, page) {
+                self.slru.insert((kind, page), true);
+                self.entry(lsn, Entry::SlruPage(kind, page, true));
+            }
+        }
+    }
+
+    fn has_slru_page(&mut self, kind: SlruKind, page: u64) -> bool {
+        let timeline = &self.timeline;
+        let stored =
+            || timeline.catalogue(|catalogue| catalogue.has_slru_page(kind, page, timeline.last_record()));
+        *self.slru.entry((kind, page)).or_insert_with(stored)
+    }
+
+    /// The newest size, published or not.
+    fn size(&mut self, rel: RelTag) -> Option<u32> {
+        let timeline = &self.timeline;
+        *self
+            .sizes
+            .entry(rel)
+            .or_insert_with(|| timeline.relation_size(rel, timeline.last_record()))
+    }
+
+    fn set_size(&mut self, lsn: Lsn, rel: RelTag, blocks: u32) {
+        self.sizes.insert(rel, Some(blocks));
+        self.entry(lsn, Entry::Size(rel, blocks));
+    }
+
+    /// A block at or beyond the end extends its fork.
+    fn extend(&mut self, lsn: Lsn, rel: RelTag, block: u32) {
+        if self.timeline.identity.shard.keeps_catalogue()
+            && self.size(rel).is_none_or(|blocks| blocks <= block)
+        {
+            self.set_size(lsn, rel, block.saturating_add(1));
+        }
+    }
+
+    fn set_file(&mut self, lsn: Lsn, path: String, content: Option<Bytes>) {
+        if self.timeline.identity.shard.keeps_catalogue() {
+            self.files.insert(path.clone(), content.clone());
+            self.entry(lsn, Entry::File(path, content));
+        }
+    }
+
+    /// Files whose path begins so, newest content.
+    fn files_below(&self, directory: &str) -> Vec<(String, Bytes)> {
+        let prefix = format!("{directory}/");
+        let timeline = &self.timeline;
+        let published = timeline.catalogue(|catalogue| {
+            let below = catalogue
+                .files(timeline.last_record())
+                .filter(|(path, _)| path.starts_with(&prefix));
+            below
+                .map(|(path, content)| (path.to_owned(), content.clone()))
+                .collect::<HashMap<_, _>>()
+        });
+        let mut files = published;
+        for (path, content) in self.files.iter().filter(|(path, _)| path.starts_with(&prefix)) {
+            match content {
+                Some(content) => files.insert(path.clone(), content.clone()),
+                None => files.remove(path),
+            };
+        }
+        files.into_iter().collect()
+    }
+
+    /// Relations of a place, newest sizes.
+    fn relations(&self, place: DatabasePlace) -> Vec<(RelTag, u32)> {
+        let timeline = &self.timeline;
+        let mut relations: HashMap<RelTag, u32> =
+            timeline.catalogue(|catalogue| catalogue.relations(place, timeline.last_record()).collect());
+        for (rel, blocks) in self
+            .sizes
+            .iter()
+            .filter(|(rel, _)| (rel.spcnode, rel.dbnode) == place)
+        {
+            match blocks {
+                Some(blocks) => relations.insert(*rel, *blocks),
+                None => relations.remove(rel),
+            };
+        }
+        relations.into_iter().collect()
+    }
+
+    fn drop_place(&mut self, lsn: Lsn, place: DatabasePlace) {
+        for (rel, _) in self.relations(place) {
+            self.sizes.insert(rel, None);
+            self.entry(lsn, Entry::Dropped(rel));
+        }
+        for (path, _) in self.files_below(&database_directory(place.0, place.1)) {
+            self.set_file(lsn, path, None);
+        }
+        self.entry(lsn, Entry::DatabaseGone(place));
+    }
+
+    fn catalogue(&mut self, lsn: Lsn, change: &CatalogueChange) {
+        let keeps = self.timeline.identity.shard.keeps_catalogue();
+        match change {
+            CatalogueChange::RelationCreated { rel } => {
+                if keeps && self.size(*rel).is_none() {
+                    self.set_size(lsn, *rel, 0);
+                }
+            }
+            CatalogueChange::RelationTruncated { rel, blocks } => {
+                self.entry(lsn, Entry::Reset(*rel, *blocks));
+                if keeps && self.size(*rel).is_some_and(|size| size > *blocks) {
+                    self.set_size(lsn, *rel, *blocks);
+                }
+            }
+            CatalogueChange::RelationDropped { rel } => {
+                for rel in ForkNumber::ALL.map(|fork| rel.with_fork(fork)) {
+                    if !keeps || self.size(rel).is_some() {
+                        self.sizes.insert(rel, None);
+                        self.entry(lsn, Entry::Dropped(rel));
+                    }
+                }
+            }
+            CatalogueChange::DatabaseCreatedByCopy {
+                source_db,
+                source_tablespace,
+                db,
+                tablespace,
+            } => {
+                let (from, to) = ((*source_tablespace, *source_db), (*tablespace, *db));
+                let source = database_directory(from.0, from.1);
+                let target = database_directory(to.0, to.1);
+                let (relations, files) = (self.relations(from), self.files_below(&source));
+                self.drop_place(lsn, to);
+                self.entry(lsn, Entry::DatabaseCopied { to, from });
+                for (rel, blocks) in relations {
+                    self.set_size(
+                        lsn,
+                        RelTag {
+                            spcnode: to.0,
+                            dbnode: to.1,
+                            ..rel
+                        },
+                        blocks,
+                    );
+                }
+                for (path, content) in files {
+                    self.set_file(lsn, path.replacen(&source, &target, 1), Some(content));
+                }
+            }
+            CatalogueChange::DatabaseCreatedWalLog { db, tablespace } => {
+                let place = (*tablespace, *db);
+                self.drop_place(lsn, place);
+                let path = format!("{}/PG_VERSION", database_directory(place.0, place.1));
+                self.set_file(lsn, path, Some(Bytes::from_static(b"15\n")));
+            }
+            CatalogueChange::DatabaseDropped { db, tablespaces } => {
+                for tablespace in tablespaces {
+                    self.drop_place(lsn, (*tablespace, *db));
+                }
+            }
+            CatalogueChange::RelationMapUpdated {
+                db,
+                tablespace,
+                bytes,
+            } => {
+                let path = format!("{}/pg_filenode.map", database_directory(*tablespace, *db));
+                self.set_file(lsn, path, Some(bytes.clone()));
+            }
+            CatalogueChange::TwoPhasePrepared { xid, file } => {
+                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), Some(file.clone()));
+            }
+            CatalogueChange::TwoPhaseFinished { xid } => {
+                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), None);
+            }
+            CatalogueChange::TablespaceCreated { oid, path } => {
+                self.set_file(lsn, tablespace_directory(*oid), Some(path.clone()));
+            }
+            CatalogueChange::TablespaceDropped { oid } => {
+                self.set_file(lsn, tablespace_directory(*oid), None)
+            }
+            CatalogueChange::OriginAdvanced {
+                origin,
+                remote,
+                local: _,
+                force,
+            } => {
+                self.origin(lsn, *origin, *remote, *force);
+            }
+            CatalogueChange::OriginDropped { origin } => self.set_file(lsn, origin_path(*origin), None),
+            CatalogueChange::SlruTruncated { kind, cut } => {
+                if keeps {
+                    let timeline = &self.timeline;
+                    let mut pages: HashSet<(SlruKind, u64)> = timeline
+                        .catalogue(|catalogue| catalogue.slru_pages(timeline.last_record()).collect());
+                    pages.extend(
+                        self.slru
+                            .iter()
+                            .filter(|(_, exists)| **exists)
+                            .map(|(page, _)| *page),
+                    );
+                    let gone = pages
+                        .into_iter()
+                        .filter(|(of, page)| of == kind && cut.removes(*kind, *page));
+                    for (kind, page) in gone.collect::<Vec<_>>() {
+                        if self.slru.insert((kind, page), false) != Some(false) {
+                            self.entry(lsn, Entry::SlruPage(kind, page, false));
+                        }
+                    }
+                }
+            }
+            CatalogueChange::TransactionEnd {
+                time_micros,
+                committed,
+                ..
+            } => {
+                if keeps && *committed {
+                    self.entry(lsn, Entry::Time(*time_micros));
+                }
+            }
+            CatalogueChange::LogicalRewriteMapping {
+                file_name,
+                offset,
+                bytes,
+            } => {
+                let path = format!("pg_logical/mappings/{file_name}");
+                let old = self.file(&path).unwrap_or_default();
+                let mut content = old.to_vec();
+                content.resize(*offset as usize, 0);
+                content.extend_from_slice(bytes);
+                self.set_file(lsn, path, Some(content.into()));
+            }
+            // In the control state, or nothing that is kept.
+            CatalogueChange::FullPageWrites { .. }
+            | CatalogueChange::ParametersChanged(_)
+            | CatalogueChange::RestorePoint { .. } => {}
+        }
+    }
+
+    fn file(&self, path: &str) -> Option<Bytes> {
+        let timeline = &self.timeline;
+        let stored = || timeline.catalogue(|catalogue| catalogue.file(path, timeline.last_record()));
+        self.files.get(path).cloned().unwrap_or_else(stored)
+    }
+
+    /// Progress of a replication origin: 8 bytes, the remote LSN.
+    fn origin(&mut self, lsn: Lsn, origin: u16, remote: Lsn, force: bool) {
+        let path = origin_path(origin);
+        let old = self
+            .file(&path)
+            .and_then(|bytes| bytes[..].try_into().ok())
+            .map_or(0, u64::from_le_bytes);
+        if force || remote.0 > old {
+            self.set_file(lsn, path, Some(Bytes::copy_from_slice(&remote.0.to_le_bytes())));
+        }
+    }
+}
+
+/// Where the catalogue keeps an origin's progress. The basebackup turns all of them into `replorigin_checkpoint`.
+pub fn origin_path(origin: u16) -> String {
+    format!("{ORIGINS}{origin}")
+}
+
+/// Prefix of the paths of origins: not a path of a data directory.
+pub const ORIGINS: &str = "origin:";

@@ -1,0 +1,62 @@
+//! Building a page from its chain.
+
+use lakebed_ingest::SlruDelta;
+use lakebed_layer::{Value, ValueKind};
+use lakebed_redo::{PageBytes, StoredRecord, redo_vm_clear, redo_vm_truncate};
+use lakebed_types::{Lsn, PAGE_SIZE};
+
+/// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
+/// wrong; the timeline needs an operator.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot replay the value at {lsn}: {reason}")]
+pub struct ReconstructError {
+    /// LSN of the value.
+    pub lsn: Lsn,
+    /// What was wrong.
+    pub reason: String,
+}
+
+/// Applies one value to a page.
+///
+/// # Errors
+/// See [`ReconstructError`].
+pub fn apply(page: &mut PageBytes, lsn: Lsn, value: &Value) -> Result<(), ReconstructError> {
+    let failed = |reason: String| ReconstructError { lsn, reason };
+    match value.kind {
+        ValueKind::Image if value.body.is_empty() => page.fill(0),
+        ValueKind::Image => {
+            let image: &PageBytes = value.body[..]
+                .try_into()
+                .map_err(|_| failed("an image is not a page".to_owned()))?;
+            *page = *image;
+        }
+        ValueKind::Base | ValueKind::Delta => {
+            let record =
+                StoredRecord::decode(value.body.clone(), lsn).map_err(|error| failed(error.to_string()))?;
+            record.apply(page).map_err(|error| failed(error.to_string()))?;
+        }
+        ValueKind::VmClear => {
+            let [a, b, c, d, flags] = value.body[..]
+                .try_into()
+                .map_err(|_| failed("a map change is cut".to_owned()))?;
+            redo_vm_clear(page, u32::from_le_bytes([a, b, c, d]), flags);
+        }
+        ValueKind::VmTruncate => {
+            let block = value.body[..]
+                .try_into()
+                .map_err(|_| failed("a map change is cut".to_owned()))?;
+            redo_vm_truncate(page, u32::from_le_bytes(block));
+        }
+        ValueKind::Slru => {
+            let delta = SlruDelta::decode(&value.body).map_err(|error| failed(error.to_string()))?;
+            delta.apply(page);
+        }
+        ValueKind::State => return Err(failed("a state is not a page".to_owned())),
+    }
+    Ok(())
+}
+
+/// A page of zeros.
+pub fn zeros() -> Box<PageBytes> {
+    Box::new([0; PAGE_SIZE])
+}
