@@ -1,7 +1,7 @@
 //! What is stored where.
 //!
 //! ```text
-//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<first>-<last>-<generation>
+//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<first>-<last>-<generation>-<sequence>
 //! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/manifests/<generation>-<sequence>
 //! ```
 //!
@@ -20,8 +20,12 @@ pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) ->
 }
 
 /// Name of a layer inside its timeline's `layers/`, also used for the local copy.
-pub fn layer_name(first: Lsn, last: Lsn, generation: Generation) -> String {
-    format!("{:016x}-{:016x}-{:016x}", first.0, last.0, generation.0)
+/// The sequence is that of the manifest that will name it: layers that hold only files may share their range.
+pub fn layer_name(first: Lsn, last: Lsn, generation: Generation, sequence: u64) -> String {
+    format!(
+        "{:016x}-{:016x}-{:016x}-{sequence:08x}",
+        first.0, last.0, generation.0
+    )
 }
 
 /// Name of a manifest inside its timeline's `manifests/`.

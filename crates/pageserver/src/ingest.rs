@@ -23,6 +23,9 @@ pub enum IngestStop {
     /// The record is malformed or of a kind that cannot be replayed.
     #[error(transparent)]
     Record(#[from] lakebed_ingest::IngestError),
+    /// The record's bytes are not a record.
+    #[error(transparent)]
+    Decode(#[from] lakebed_wal::parse::RecordError),
     /// Shard 0 has no control state to go on from.
     #[error("the control state at {0} is missing or damaged: {1}")]
     Control(Lsn, String),
@@ -131,6 +134,30 @@ impl Ingestor {
         }
         self.last = record.end;
         Ok(())
+    }
+
+    /// Takes a hint: a record of another shard, which ends at `lsn`, touched this fork below `blocks`.
+    pub fn extent(&mut self, lsn: Lsn, rel: RelTag, blocks: u32) {
+        if let Some(last) = blocks.checked_sub(1) {
+            self.extend(lsn, rel, last);
+        }
+    }
+
+    /// Takes a hint: a record of another shard, which ends at `lsn`, carried this transaction id.
+    pub fn xid(&mut self, lsn: Lsn, xid: u32) {
+        if let Some(control) = &mut self.control
+            && control.see_xid(xid)
+        {
+            let body = Bytes::copy_from_slice(&control.encode());
+            self.changes.values.push((
+                PageKey::Control,
+                lsn,
+                Value {
+                    kind: ValueKind::State,
+                    body,
+                },
+            ));
+        }
     }
 
     fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Vec<u8>) {

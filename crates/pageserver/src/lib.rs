@@ -6,14 +6,22 @@
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
 //! * [`layer_file`], [`manifest`]: the durable parts. [`reconstruct`]: replaying a page's values.
+//! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
 pub mod basebackup;
 pub mod catalogue;
+pub mod config;
+pub mod daemon;
 pub mod data_directory;
+mod feed;
 pub mod import;
 pub mod ingest;
 pub mod layer_file;
 pub mod manifest;
+pub mod metrics;
+pub mod node;
+mod receive;
 pub mod reconstruct;
+pub mod service;
 pub mod timeline;

@@ -324,6 +324,15 @@ impl Timeline {
         });
     }
 
+    /// Stores a file's content (`None` removes it) as of the last record. Durable after the next [`Timeline::flush`].
+    pub fn put_file(&self, path: String, content: Option<Bytes>) {
+        self.write(|state| {
+            let entry = (self.last_record(), Entry::File(path, content));
+            state.catalogue.add(entry.0, &entry.1);
+            state.pending.push(entry);
+        });
+    }
+
     /// Asks the catalogue.
     pub fn catalogue<T>(&self, question: impl FnOnce(&Catalogue) -> T) -> T {
         self.read(|state| question(&state.catalogue))
@@ -457,7 +466,8 @@ impl Timeline {
             self.write(|state| state.frozen = None);
             return Ok(());
         }
-        let name = paths::layer_name(first, last, self.identity.generation);
+        let sequence = flushing.0 + 1;
+        let name = paths::layer_name(first, last, self.identity.generation, sequence);
         let mut layers = flushing.1.clone();
         let mut new_layer = None;
         if !memory.is_empty() || !entries.is_empty() {

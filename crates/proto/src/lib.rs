@@ -5,7 +5,10 @@
 //! not exist). Domain types never appear in the schema, and generated types never leave the edge of a daemon.
 #![forbid(unsafe_code)]
 
+mod connect;
 pub mod convert;
+
+pub use connect::connect;
 
 /// Generated from `proto/*.proto`; documented there.
 pub mod v1 {

@@ -1,0 +1,150 @@
+//! The pageserver as a process: its directory, its services, its end.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use lakebed_blobstore::BlobStore;
+use lakebed_proto::v1::pageserver_server::PageserverServer;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::config::PageserverConfig;
+use crate::metrics::Metrics;
+use crate::node::Node;
+use crate::service::PageService;
+
+/// Format of the data directory.
+const FORMAT: &str = "lakebed pageserver 1\n";
+/// Largest message: a batch of pages or a chunk of a file.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// A pageserver that is ready to serve.
+pub struct Pageserver {
+    node: Arc<Node>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    _lock: File,
+}
+
+impl Pageserver {
+    /// Takes the data directory and the port, and attaches again what was attached before.
+    ///
+    /// # Errors
+    /// The directory belongs to another process, has a newer format or cannot be written; the port is taken; object
+    /// storage cannot be opened.
+    pub async fn start(
+        config: PageserverConfig,
+        registry: &mut Registry,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Pageserver> {
+        let lock = open_directory(&config)?;
+        let store = BlobStore::open(&config.store)?;
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
+        let node = Node::new(config, store, Metrics::register(registry), shutdown.clone());
+        node.resume().await;
+        Ok(Pageserver {
+            node,
+            listener,
+            shutdown,
+            _lock: lock,
+        })
+    }
+
+    /// The address that it really listens on.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// For status and tests.
+    pub fn node(&self) -> Arc<Node> {
+        self.node.clone()
+    }
+
+    /// Serves until the shutdown token is cancelled, then ends its tasks and stores what is in memory.
+    ///
+    /// # Errors
+    /// The transport failed.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        let service = PageserverServer::new(PageService::new(self.node.clone()))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let stop = self.shutdown.clone();
+        let served = Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
+            .initial_connection_window_size(16 << 20)
+            .initial_stream_window_size(16 << 20)
+            .max_frame_size(1 << 20)
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(self.listener));
+        // Streams of computes never end by themselves, so there is nothing to wait for.
+        tokio::select! {
+            served = served => served.context("serving gRPC")?,
+            () = stop.cancelled() => {}
+        }
+        self.node.close().await;
+        Ok(())
+    }
+}
+
+/// Locks the directory against a second process and checks its format.
+fn open_directory(config: &PageserverConfig) -> anyhow::Result<File> {
+    let directory = &config.data_dir;
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let path = directory.join("lock");
+    let lock = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("{} is in use by another pageserver", directory.display());
+    }
+    let path = directory.join("format");
+    match fs::read_to_string(&path) {
+        Ok(found) if found == FORMAT => {}
+        Ok(found) => bail!(
+            "{} has the format `{}`; this version knows `{}`. Use a newer lakebed",
+            directory.display(),
+            found.trim_end(),
+            FORMAT.trim_end()
+        ),
+        Err(_) => fs::write(&path, FORMAT).with_context(|| format!("writing {}", path.display()))?,
+    }
+    Ok(lock)
+}
+
+/// What `/v1/status` tells.
+pub fn status_json(node: &Node) -> serde_json::Value {
+    let timelines: Vec<_> = node
+        .timelines()
+        .iter()
+        .map(|timeline| {
+            let identity = &timeline.identity;
+            let (memory_bytes, layers) = timeline.sizes();
+            json!({
+                "tenant": identity.tenant,
+                "timeline": identity.timeline,
+                "shard": identity.shard.to_string(),
+                "generation": identity.generation,
+                "parent": timeline.parent.as_ref().map(|(parent, lsn)| json!({
+                    "timeline": parent.identity.timeline,
+                    "lsn": lsn.to_string(),
+                })),
+                "start_lsn": identity.start.to_string(),
+                "last_record_lsn": timeline.last_record().to_string(),
+                "disk_consistent_lsn": timeline.disk_consistent().to_string(),
+                "memory_bytes": memory_bytes,
+                "layers": layers,
+                "stopped": timeline.stopped(),
+            })
+        })
+        .collect();
+    json!({ "role": "pageserver", "node_id": node.config.node_id, "timelines": timelines })
+}

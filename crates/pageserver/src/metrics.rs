@@ -1,0 +1,64 @@
+//! Counters and gauges of a pageserver.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Handles to the metrics; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Pages served.
+    pub pages: Counter,
+    /// Pages not served, whatever the status.
+    pub page_failures: Counter,
+    /// Values replayed or restored for pages served.
+    pub page_seconds: Histogram,
+    /// Records ingested.
+    pub records: Counter,
+    /// Connections to safekeepers that ended with an error.
+    pub feed_errors: Counter,
+    /// Layers stored.
+    pub flushes: Counter,
+    /// Attempts to store a layer that failed and will be repeated.
+    pub flush_failures: Counter,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let metrics = Metrics {
+            pages: Counter::default(),
+            page_failures: Counter::default(),
+            page_seconds: Histogram::new(exponential_buckets(0.000_005, 2.0, 18)),
+            records: Counter::default(),
+            feed_errors: Counter::default(),
+            flushes: Counter::default(),
+            flush_failures: Counter::default(),
+        };
+        let m = &metrics;
+        registry.register("pageserver_pages", "Pages served", m.pages.clone());
+        registry.register(
+            "pageserver_page_failures",
+            "Pages asked for and not served",
+            m.page_failures.clone(),
+        );
+        registry.register(
+            "pageserver_page_seconds",
+            "Time to build a page",
+            m.page_seconds.clone(),
+        );
+        registry.register("pageserver_records", "WAL records ingested", m.records.clone());
+        registry.register(
+            "pageserver_feed_errors",
+            "Failed connections to safekeepers",
+            m.feed_errors.clone(),
+        );
+        registry.register("pageserver_flushes", "Layers stored", m.flushes.clone());
+        registry.register(
+            "pageserver_flush_failures",
+            "Failed attempts to store a layer",
+            m.flush_failures.clone(),
+        );
+        metrics
+    }
+}

@@ -1,0 +1,481 @@
+//! What a pageserver owns: shards at generations, with their timelines.
+//!
+//! The controller attaches shards. What is attached is also kept in a local file, so that a pageserver that restarts
+//! while the controller is down goes on; with the disk lost, the controller attaches again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use lakebed_blobstore::BlobStore;
+use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::PageserverConfig;
+use crate::feed;
+use crate::import::{Imported, import};
+use crate::manifest::{self, Cluster, Parent};
+use crate::metrics::Metrics;
+use crate::timeline::{Identity, Thresholds, Timeline, TimelineError};
+
+/// How long creating a branch waits for the parent to ingest the branch point.
+const BRANCH_WAIT: Duration = Duration::from_secs(30);
+
+/// One shard as the controller describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Shard.
+    pub shard: ShardIdentity,
+    /// Generation of the ownership.
+    pub generation: Generation,
+    /// Its timelines.
+    pub timelines: Vec<TimelineSpec>,
+}
+
+/// One timeline as the controller describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineSpec {
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// Parent and branch point, for a branch.
+    pub parent: Option<Parent>,
+    /// Whose WAL it is.
+    pub cluster: Cluster,
+    /// gRPC addresses of its safekeepers.
+    pub safekeepers: Vec<String>,
+}
+
+/// Why a request of the controller was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The shard is owned at a higher generation.
+    #[error("shard {shard} of tenant {tenant} is attached at generation {known}; {asked} is out of date")]
+    StaleGeneration {
+        /// Tenant.
+        tenant: TenantId,
+        /// Shard.
+        shard: ShardIdentity,
+        /// Known generation.
+        known: Generation,
+        /// Generation of the request.
+        asked: Generation,
+    },
+    /// The shard is not attached here.
+    #[error("shard {shard} of tenant {tenant} is not attached to this pageserver")]
+    NotAttached {
+        /// Tenant.
+        tenant: TenantId,
+        /// Shard.
+        shard: ShardIdentity,
+    },
+    /// No such timeline.
+    #[error("timeline {0} is not known here")]
+    NoTimeline(TimelineId),
+    /// The timeline was never imported or created.
+    #[error("timeline {0} is not in object storage and has no parent: import it first")]
+    NeverStored(TimelineId),
+    /// The parent does not reach the branch point.
+    #[error("parent {parent} has ingested up to {reached}, not yet the branch point {lsn}")]
+    ParentBehind {
+        /// Parent.
+        parent: TimelineId,
+        /// Its last record.
+        reached: Lsn,
+        /// Branch point.
+        lsn: Lsn,
+    },
+    /// A timeline could not be opened or stored.
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
+    /// The import failed.
+    #[error(transparent)]
+    Import(#[from] crate::import::ImportError),
+    /// The local list of attachments could not be written.
+    #[error("{path}: {source}")]
+    Local {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// A timeline with its running feed.
+#[derive(Debug)]
+struct Running {
+    timeline: Arc<Timeline>,
+    spec: TimelineSpec,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shard {
+    generation: Generation,
+    timelines: HashMap<TimelineId, Running>,
+}
+
+type ShardKey = (TenantId, ShardIdentity);
+
+/// The pageserver's state, shared by its services and tasks.
+pub struct Node {
+    /// As configured.
+    pub config: PageserverConfig,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    store: BlobStore,
+    shards: RwLock<HashMap<ShardKey, Shard>>,
+    /// One attach, import, create or delete at a time.
+    changing: tokio::sync::Mutex<()>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Node {
+    /// A node without shards.
+    pub fn new(
+        config: PageserverConfig,
+        store: BlobStore,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+    ) -> Arc<Node> {
+        Arc::new(Node {
+            config,
+            metrics,
+            store,
+            shards: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+            shutdown,
+        })
+    }
+
+    fn with_shards<T>(&self, look: impl FnOnce(&mut HashMap<ShardKey, Shard>) -> T) -> T {
+        look(&mut self.shards.write().expect("the shard table's lock is poisoned"))
+    }
+
+    /// A timeline of a shard.
+    ///
+    /// # Errors
+    /// [`NodeError::NotAttached`], [`NodeError::NoTimeline`].
+    pub fn timeline(
+        &self,
+        tenant: TenantId,
+        shard: ShardIdentity,
+        id: TimelineId,
+    ) -> Result<Arc<Timeline>, NodeError> {
+        let shards = self.shards.read().expect("the shard table's lock is poisoned");
+        let found = shards
+            .get(&(tenant, shard))
+            .ok_or(NodeError::NotAttached { tenant, shard })?;
+        found
+            .timelines
+            .get(&id)
+            .map(|running| running.timeline.clone())
+            .ok_or(NodeError::NoTimeline(id))
+    }
+
+    /// The timeline's shard 0, of whatever count.
+    ///
+    /// # Errors
+    /// [`NodeError::NoTimeline`].
+    pub fn catalogue_of(&self, tenant: TenantId, id: TimelineId) -> Result<Arc<Timeline>, NodeError> {
+        let shards = self.shards.read().expect("the shard table's lock is poisoned");
+        let mut own = shards
+            .iter()
+            .filter(|((of, shard), _)| *of == tenant && shard.keeps_catalogue());
+        let found = own.find_map(|(_, shard)| shard.timelines.get(&id));
+        found
+            .map(|running| running.timeline.clone())
+            .ok_or(NodeError::NoTimeline(id))
+    }
+
+    /// All timelines, for status.
+    pub fn timelines(&self) -> Vec<Arc<Timeline>> {
+        let shards = self.shards.read().expect("the shard table's lock is poisoned");
+        shards
+            .values()
+            .flat_map(|shard| shard.timelines.values())
+            .map(|running| running.timeline.clone())
+            .collect()
+    }
+
+    fn directory(&self, (tenant, shard): ShardKey, timeline: TimelineId) -> PathBuf {
+        self.config
+            .data_dir
+            .join("shards")
+            .join(format!("{tenant}-{shard}"))
+            .join(timeline.to_string())
+    }
+
+    fn thresholds(&self) -> Thresholds {
+        Thresholds {
+            flush_bytes: self.config.flush_bytes,
+            image_deltas: self.config.image_deltas,
+        }
+    }
+
+    /// Takes over a shard, or adds to one that is owned at the same generation. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn attach(self: &Arc<Self>, attachment: Attachment) -> Result<(), NodeError> {
+        let _one = self.changing.lock().await;
+        let key = (attachment.tenant, attachment.shard);
+        self.claim(key, attachment.generation).await?;
+        for spec in attachment.timelines {
+            if self.timeline(key.0, key.1, spec.timeline).is_err() {
+                self.open(key, attachment.generation, spec).await?;
+            }
+        }
+        self.remember()
+    }
+
+    /// Makes this node the owner at `generation`; a higher one than known closes what runs under the old one.
+    async fn claim(&self, key: ShardKey, generation: Generation) -> Result<(), NodeError> {
+        let (tenant, shard) = key;
+        let closed = self.with_shards(|shards| match shards.get(&key).map(|found| found.generation) {
+            Some(known) if known > generation => Err(NodeError::StaleGeneration {
+                tenant,
+                shard,
+                known,
+                asked: generation,
+            }),
+            Some(known) if known == generation => Ok(None),
+            _ => Ok(shards.insert(
+                key,
+                Shard {
+                    generation,
+                    timelines: HashMap::new(),
+                },
+            )),
+        })?;
+        for running in closed.into_iter().flat_map(|shard| shard.timelines.into_values()) {
+            running.stop.cancel();
+        }
+        Ok(())
+    }
+
+    async fn open(
+        self: &Arc<Self>,
+        key: ShardKey,
+        generation: Generation,
+        spec: TimelineSpec,
+    ) -> Result<(), NodeError> {
+        let (tenant, shard) = key;
+        let parent = match spec.parent {
+            Some(Parent { timeline, lsn }) => Some((self.timeline(tenant, shard, timeline)?, lsn)),
+            None => None,
+        };
+        let current = manifest::read_current(&self.store, tenant, shard, spec.timeline, generation).await;
+        let current = current.map_err(TimelineError::from)?;
+        let start = current
+            .as_ref()
+            .map(|(manifest, _)| manifest.start)
+            .or(spec.parent.map(|parent| parent.lsn));
+        let start = start.ok_or(NodeError::NeverStored(spec.timeline))?;
+        let identity = Identity {
+            tenant,
+            timeline: spec.timeline,
+            shard,
+            generation,
+            cluster: spec.cluster,
+            start,
+        };
+        let directory = self.directory(key, spec.timeline);
+        let (store, thresholds) = (self.store.clone(), self.thresholds());
+        let timeline = match (current, parent) {
+            (Some(current), parent) => {
+                Timeline::open(identity, parent, directory, store, thresholds, current).await?
+            }
+            (None, Some((parent, lsn))) => {
+                wait_for(&parent, lsn, BRANCH_WAIT).await?;
+                // The branch begins with the parent's catalogue, so that must survive a loss of memory.
+                parent.flush().await?;
+                let timeline = Timeline::create(identity, Some((parent, lsn)), directory, store, thresholds);
+                timeline.flush().await?;
+                timeline
+            }
+            (None, None) => return Err(NodeError::NeverStored(spec.timeline)),
+        };
+        self.start(key, timeline, spec);
+        Ok(())
+    }
+
+    /// Runs a timeline: feed and flush.
+    fn start(self: &Arc<Self>, key: ShardKey, timeline: Arc<Timeline>, spec: TimelineSpec) {
+        let stop = self.shutdown.child_token();
+        let running = Running {
+            timeline: timeline.clone(),
+            spec: spec.clone(),
+            stop: stop.clone(),
+        };
+        self.with_shards(|shards| {
+            if let Some(shard) = shards.get_mut(&key) {
+                shard.timelines.insert(timeline.identity.timeline, running);
+            }
+        });
+        if !spec.safekeepers.is_empty() {
+            self.tasks
+                .spawn(feed::run(self.clone(), timeline, spec.safekeepers, stop));
+        }
+    }
+
+    /// Imports a data directory as a timeline of a shard and stores it. An unfinished earlier import is forgotten.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn import(
+        self: &Arc<Self>,
+        key: ShardKey,
+        generation: Generation,
+        timeline: TimelineId,
+        directory: &Path,
+    ) -> Result<(Cluster, Lsn, Lsn), NodeError> {
+        let _one = self.changing.lock().await;
+        self.claim(key, generation).await?;
+        let (root, shard) = (directory.to_owned(), key.1);
+        let imported = tokio::task::spawn_blocking(move || import(&root, shard)).await;
+        let imported = imported.map_err(|error| TimelineError::Internal(format!("import: {error}")))??;
+        let Imported {
+            cluster,
+            start,
+            last_record_start,
+            changes,
+        } = imported;
+        let current = manifest::read_current(&self.store, key.0, key.1, timeline, generation).await;
+        if current.map_err(TimelineError::from)?.is_none() {
+            let identity = Identity {
+                tenant: key.0,
+                timeline,
+                shard,
+                generation,
+                cluster,
+                start,
+            };
+            let directory = self.directory(key, timeline);
+            let new = Timeline::create(identity, None, directory, self.store.clone(), self.thresholds());
+            new.publish(changes, start);
+            new.flush().await?;
+        }
+        Ok((cluster, start, last_record_start))
+    }
+
+    /// Stops serving a timeline and deletes its local files. Objects stay: other generations may refer to them.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn delete_timeline(&self, key: ShardKey, timeline: TimelineId) -> Result<(), NodeError> {
+        let _one = self.changing.lock().await;
+        let removed = self.with_shards(|shards| shards.get_mut(&key)?.timelines.remove(&timeline));
+        if let Some(running) = removed {
+            running.stop.cancel();
+            let _ = std::fs::remove_dir_all(self.directory(key, timeline));
+        }
+        self.remember()
+    }
+
+    fn attachments_file(&self) -> PathBuf {
+        self.config.data_dir.join("attachments.json")
+    }
+
+    /// Writes the list of attachments to local disk.
+    fn remember(&self) -> Result<(), NodeError> {
+        let attachments = self.with_shards(|shards| {
+            let attachment = |((tenant, shard), found): (&ShardKey, &Shard)| Attachment {
+                tenant: *tenant,
+                shard: *shard,
+                generation: found.generation,
+                timelines: parents_first(
+                    found
+                        .timelines
+                        .values()
+                        .map(|running| running.spec.clone())
+                        .collect(),
+                ),
+            };
+            shards.iter().map(attachment).collect::<Vec<_>>()
+        });
+        let path = self.attachments_file();
+        let failed = |source| NodeError::Local {
+            path: path.clone(),
+            source,
+        };
+        let json = serde_json::to_vec_pretty(&attachments).map_err(|error| failed(error.into()))?;
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, json)
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .map_err(failed)
+    }
+
+    /// Attaches what the local file lists. What cannot be attached is left to the controller and said in the log.
+    pub async fn resume(self: &Arc<Self>) {
+        let path = self.attachments_file();
+        let Ok(bytes) = std::fs::read(&path) else { return };
+        let attachments: Vec<Attachment> = match serde_json::from_slice(&bytes) {
+            Ok(attachments) => attachments,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the list of attachments is unreadable; waiting for the controller");
+                return;
+            }
+        };
+        for attachment in attachments {
+            let (tenant, shard) = (attachment.tenant, attachment.shard);
+            if let Err(error) = self.attach(attachment).await {
+                tracing::warn!(%tenant, %shard, %error, "could not attach the shard again; waiting for the controller");
+            }
+        }
+    }
+
+    /// Waits for all tasks to end, after the shutdown token was cancelled, and stores what is in memory.
+    pub async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        for timeline in self.timelines() {
+            if let Err(error) = timeline.flush().await {
+                let id = timeline.identity.timeline;
+                tracing::warn!(timeline = %id, %error, "could not store the last changes; they come again from the safekeepers");
+            }
+        }
+    }
+}
+
+/// Parents before their branches.
+pub fn parents_first(mut specs: Vec<TimelineSpec>) -> Vec<TimelineSpec> {
+    let mut sorted: Vec<TimelineSpec> = Vec::with_capacity(specs.len());
+    while !specs.is_empty() {
+        let (ready, rest): (Vec<_>, Vec<_>) = specs.iter().cloned().partition(|spec| {
+            spec.parent
+                .is_none_or(|parent| !specs.iter().any(|other| other.timeline == parent.timeline))
+        });
+        if ready.is_empty() {
+            // A cycle cannot be opened; opening reports the missing parent.
+            sorted.extend(rest);
+            break;
+        }
+        sorted.extend(ready);
+        specs = rest;
+    }
+    sorted
+}
+
+/// Waits until a timeline has ingested `lsn`.
+///
+/// # Errors
+/// [`NodeError::ParentBehind`] after the time is over.
+pub async fn wait_for(timeline: &Timeline, lsn: Lsn, patience: Duration) -> Result<(), NodeError> {
+    let mut last_record = timeline.watch_last_record();
+    let reached = tokio::time::timeout(patience, last_record.wait_for(|last| *last >= lsn)).await;
+    match reached {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(NodeError::ParentBehind {
+            parent: timeline.identity.timeline,
+            reached: timeline.last_record(),
+            lsn,
+        }),
+    }
+}

@@ -1,0 +1,62 @@
+//! Writing a directory that arrives as file chunks.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use lakebed_proto::v1::{self, import_message};
+use tonic::{Status, Streaming};
+
+/// Writes all chunks of an import below `root`, which is emptied first.
+///
+/// # Errors
+/// A path that leads outside, or a failure of disk or stream.
+pub async fn receive_directory(
+    root: &Path,
+    mut messages: Streaming<v1::ImportMessage>,
+) -> Result<(), Status> {
+    let failed = |error: std::io::Error| Status::internal(format!("{}: {error}", root.display()));
+    let _ = fs::remove_dir_all(root);
+    fs::create_dir_all(root).map_err(failed)?;
+    while let Some(message) = messages.message().await? {
+        match message.message {
+            Some(import_message::Message::Chunk(chunk)) => write(root, &chunk)?,
+            _ => {
+                return Err(Status::invalid_argument(
+                    "an import consists of one start message and then chunks",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write(root: &Path, chunk: &v1::FileChunk) -> Result<(), Status> {
+    let relative = chunk.path.trim_end_matches('/');
+    let inside = !relative.is_empty() && relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !inside {
+        return Err(Status::invalid_argument(format!(
+            "`{}` is no path inside a data directory",
+            chunk.path
+        )));
+    }
+    let path = root.join(relative);
+    let failed = |error: std::io::Error| Status::internal(format!("{}: {error}", path.display()));
+    if chunk.path.ends_with('/') {
+        return fs::create_dir_all(&path).map_err(failed);
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed)?;
+    }
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    file.write_all_at(&chunk.data, chunk.offset).map_err(failed)?;
+    if chunk.last && chunk.file_bytes > 0 {
+        file.set_len(chunk.file_bytes).map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,450 @@
+//! The gRPC service: checks what comes in, asks the node, answers per page.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use lakebed_proto::convert::{self, InvalidMessage};
+use lakebed_proto::v1::pageserver_server::Pageserver;
+use lakebed_proto::v1::{self, PageStatus, import_message};
+use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, TimelineId};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::basebackup::{BackupItem, basebackup};
+use crate::manifest::{Cluster, Parent};
+use crate::node::{Attachment, Node, NodeError, TimelineSpec, wait_for};
+use crate::receive::receive_directory;
+use crate::timeline::{Timeline, TimelineError};
+
+/// How long a read waits for the WAL that it depends on.
+const READ_WAIT: Duration = Duration::from_secs(10);
+/// How long a basebackup waits.
+const BASEBACKUP_WAIT: Duration = Duration::from_secs(60);
+/// Requests of one stream that are worked on at a time.
+const PIPELINE: usize = 16;
+/// Most keys in one request.
+const MAX_KEYS: usize = 1024;
+/// Bytes of a file in one message.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub struct PageService {
+    node: Arc<Node>,
+}
+
+impl PageService {
+    /// Serves a node's timelines.
+    pub fn new(node: Arc<Node>) -> PageService {
+        PageService { node }
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn invalid(error: InvalidMessage) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn missing(field: &'static str) -> Status {
+    invalid(InvalidMessage::Missing(field))
+}
+
+/// An error of the node as a gRPC status: what repeating can cure is `unavailable`.
+fn status(error: NodeError) -> Status {
+    let text = error.to_string();
+    match error {
+        NodeError::StaleGeneration { .. } => Status::failed_precondition(text),
+        NodeError::NotAttached { .. } | NodeError::NoTimeline(_) => Status::not_found(text),
+        NodeError::NeverStored(_) | NodeError::Import(_) => Status::failed_precondition(text),
+        NodeError::ParentBehind { .. } => Status::unavailable(text),
+        NodeError::Timeline(TimelineError::Blob(_)) => Status::unavailable(text),
+        NodeError::Timeline(_) | NodeError::Local { .. } => Status::internal(text),
+    }
+}
+
+fn timeline_id(bytes: &[u8]) -> Result<TimelineId, Status> {
+    TimelineId::from_slice(bytes).map_err(|error| Status::invalid_argument(format!("timeline: {error}")))
+}
+
+fn spec(wire: v1::PageserverTimeline) -> Result<TimelineSpec, Status> {
+    let cluster = wire.cluster.ok_or_else(|| missing("cluster"))?;
+    let parent = if wire.parent.is_empty() {
+        None
+    } else {
+        Some(Parent {
+            timeline: timeline_id(&wire.parent)?,
+            lsn: Lsn(wire.branch_lsn),
+        })
+    };
+    Ok(TimelineSpec {
+        timeline: timeline_id(&wire.timeline)?,
+        parent,
+        cluster: Cluster {
+            system_identifier: cluster.system_identifier,
+            postgres_major: cluster.postgres_major,
+            wal_segment_bytes: cluster.wal_segment_bytes,
+        },
+        safekeepers: wire.safekeepers,
+    })
+}
+
+#[tonic::async_trait]
+impl Pageserver for PageService {
+    async fn attach_shard(
+        &self,
+        request: Request<v1::AttachShardRequest>,
+    ) -> Result<Response<v1::AttachShardResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let timelines = request
+            .timelines
+            .into_iter()
+            .map(spec)
+            .collect::<Result<Vec<_>, _>>()?;
+        let timelines = crate::node::parents_first(timelines);
+        let attachment = Attachment {
+            tenant,
+            shard,
+            generation: Generation(request.generation),
+            timelines,
+        };
+        self.node.attach(attachment).await.map_err(status)?;
+        Ok(Response::new(v1::AttachShardResponse {}))
+    }
+
+    async fn import_timeline(
+        &self,
+        request: Request<Streaming<v1::ImportMessage>>,
+    ) -> Result<Response<v1::ImportResponse>, Status> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|first| first.message);
+        let Some(import_message::Message::Start(start)) = first else {
+            return Err(Status::invalid_argument(
+                "an import begins with its start message",
+            ));
+        };
+        let key = convert::shard(start.shard.as_ref()).map_err(invalid)?;
+        let timeline = timeline_id(&start.timeline)?;
+        let directory = self
+            .node
+            .config
+            .data_dir
+            .join(format!("import-{}-{timeline}", key.1));
+        let received = receive_directory(&directory, messages).await;
+        let imported = match received {
+            Ok(()) => self
+                .node
+                .import(key, Generation(start.generation), timeline, &directory)
+                .await
+                .map_err(status),
+            Err(status) => Err(status),
+        };
+        let _ = std::fs::remove_dir_all(&directory);
+        let (cluster, start_lsn, last_record_start) = imported?;
+        Ok(Response::new(v1::ImportResponse {
+            start_lsn: start_lsn.0,
+            cluster: Some(v1::ClusterIdentity {
+                system_identifier: cluster.system_identifier,
+                postgres_major: cluster.postgres_major,
+                wal_segment_bytes: cluster.wal_segment_bytes,
+            }),
+            last_record_start: last_record_start.0,
+        }))
+    }
+
+    async fn create_timeline(
+        &self,
+        request: Request<v1::CreatePageserverTimelineRequest>,
+    ) -> Result<Response<v1::CreatePageserverTimelineResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let timelines = vec![spec(request.timeline.ok_or_else(|| missing("timeline"))?)?];
+        let attachment = Attachment {
+            tenant,
+            shard,
+            generation: Generation(request.generation),
+            timelines,
+        };
+        self.node.attach(attachment).await.map_err(status)?;
+        Ok(Response::new(v1::CreatePageserverTimelineResponse {}))
+    }
+
+    async fn delete_timeline(
+        &self,
+        request: Request<v1::DeletePageserverTimelineRequest>,
+    ) -> Result<Response<v1::DeletePageserverTimelineResponse>, Status> {
+        let request = request.into_inner();
+        let key = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        self.node
+            .delete_timeline(key, timeline_id(&request.timeline)?)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(v1::DeletePageserverTimelineResponse {}))
+    }
+
+    type GetPagesStream = Answers<v1::GetPagesResponse>;
+
+    async fn get_pages(
+        &self,
+        request: Request<Streaming<v1::GetPagesRequest>>,
+    ) -> Result<Response<Self::GetPagesStream>, Status> {
+        let node = self.node.clone();
+        let requests = request.into_inner();
+        let answers = requests.map(move |request| {
+            let node = node.clone();
+            async move { get_pages(&node, request?).await }
+        });
+        Ok(Response::new(Box::pin(answers.buffered(PIPELINE))))
+    }
+
+    async fn get_relation(
+        &self,
+        request: Request<v1::GetRelationRequest>,
+    ) -> Result<Response<v1::GetRelationResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
+        let rel = convert::relation(request.relation.as_ref()).map_err(invalid)?;
+        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let lsn = read_point(&timeline, request.at).await?;
+        let size = timeline.relation_size(rel, lsn);
+        let init = timeline.relation_size(rel.with_fork(ForkNumber::Init), lsn);
+        let unlogged = rel.fork != ForkNumber::Init && init.is_some();
+        Ok(Response::new(v1::GetRelationResponse {
+            exists: size.is_some(),
+            blocks: size.unwrap_or(0),
+            unlogged,
+            served_lsn: lsn.0,
+        }))
+    }
+
+    async fn list_relations(
+        &self,
+        request: Request<v1::ListRelationsRequest>,
+    ) -> Result<Response<v1::ListRelationsResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
+        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let lsn = read_point(&timeline, request.at).await?;
+        let place = (request.tablespace, request.database);
+        let listed = |(rel, blocks)| v1::ListedRelation {
+            relation: Some(convert::relation_to_wire(rel)),
+            blocks,
+        };
+        let relations = timeline.catalogue(|catalogue| catalogue.relations(place, lsn).map(listed).collect());
+        Ok(Response::new(v1::ListRelationsResponse { relations }))
+    }
+
+    async fn get_lsn_by_time(
+        &self,
+        request: Request<v1::GetLsnByTimeRequest>,
+    ) -> Result<Response<v1::GetLsnByTimeResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
+        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let found = timeline.catalogue(|catalogue| catalogue.lsn_at(request.unix_micros));
+        Ok(Response::new(v1::GetLsnByTimeResponse {
+            lsn: found.unwrap_or_default().0,
+            before_history: found.is_none(),
+        }))
+    }
+
+    type BasebackupStream = Answers<v1::FileChunk>;
+
+    async fn basebackup(
+        &self,
+        request: Request<v1::BasebackupRequest>,
+    ) -> Result<Response<Self::BasebackupStream>, Status> {
+        let request = request.into_inner();
+        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
+        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let lsn = Lsn(request.lsn);
+        wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
+        let items = basebackup(&timeline, lsn, Lsn(request.last_record_start));
+        let items = items.map_err(|error| Status::internal(error.to_string()))?;
+        let chunks = items.into_iter().flat_map(chunks).map(Ok);
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+
+    async fn put_file(
+        &self,
+        request: Request<v1::PutFileRequest>,
+    ) -> Result<Response<v1::PutFileResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
+        if request.path.is_empty()
+            || request.path.starts_with('/')
+            || request.path.split('/').any(|part| part == "..")
+        {
+            return Err(Status::invalid_argument(format!(
+                "`{}` is no path inside a data directory",
+                request.path
+            )));
+        }
+        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        timeline.put_file(request.path, (!request.removed).then_some(request.content));
+        timeline.flush().await.map_err(|error| status(error.into()))?;
+        Ok(Response::new(v1::PutFileResponse {}))
+    }
+}
+
+/// The LSN at which a read is served: min(lsn, last record), once the last record is at or past what it depends on.
+async fn read_point(timeline: &Timeline, at: Option<v1::ReadPoint>) -> Result<Lsn, Status> {
+    let at = at.ok_or_else(|| missing("at"))?;
+    let needed = Lsn(at.not_modified_since);
+    if timeline.last_record() < needed {
+        wait_for(timeline, needed, READ_WAIT).await.map_err(|error| {
+            let stopped = timeline
+                .stopped()
+                .map(|reason| format!("; ingest stopped: {reason}"))
+                .unwrap_or_default();
+            Status::unavailable(format!("{error}{stopped}"))
+        })?;
+    }
+    let lsn = timeline.last_record().min(Lsn(at.lsn));
+    if lsn < timeline.identity.start {
+        let start = timeline.identity.start;
+        return Err(Status::out_of_range(format!(
+            "{lsn} is before the start of this timeline's history at {start}"
+        )));
+    }
+    Ok(lsn)
+}
+
+async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetPagesResponse, Status> {
+    let request_id = request.request_id;
+    let count = request.keys.len();
+    if count > MAX_KEYS {
+        return Err(Status::invalid_argument(format!(
+            "{count} keys in one request; at most {MAX_KEYS}"
+        )));
+    }
+    // Failures that concern the whole request are told per page, so that the stream goes on.
+    let whole = |status: PageStatus, message: String| {
+        node.metrics.page_failures.inc_by(count as u64);
+        let page = v1::PageResult {
+            status: status.into(),
+            page: Bytes::new(),
+            message,
+        };
+        v1::GetPagesResponse {
+            request_id,
+            served_lsn: 0,
+            pages: vec![page; count],
+        }
+    };
+    let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+    let timeline = match node.timeline(tenant, shard, timeline_id(&request.timeline)?) {
+        Ok(timeline) => timeline,
+        Err(error @ NodeError::NotAttached { .. }) => {
+            return Ok(whole(PageStatus::WrongShard, error.to_string()));
+        }
+        Err(error) => return Ok(whole(PageStatus::Retry, error.to_string())),
+    };
+    let lsn = match read_point(&timeline, request.at).await {
+        Ok(lsn) => lsn,
+        Err(error) if error.code() == tonic::Code::OutOfRange => {
+            return Ok(whole(PageStatus::Gone, error.message().to_owned()));
+        }
+        Err(error) if error.code() == tonic::Code::InvalidArgument => return Err(error),
+        Err(error) => return Ok(whole(PageStatus::Retry, error.message().to_owned())),
+    };
+    let mut pages = Vec::with_capacity(count);
+    for key in &request.keys {
+        pages.push(get_page(
+            node,
+            &timeline,
+            &convert::page_key(key).map_err(invalid)?,
+            lsn,
+        ));
+    }
+    Ok(v1::GetPagesResponse {
+        request_id,
+        served_lsn: lsn.0,
+        pages,
+    })
+}
+
+fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::PageResult {
+    let begin = Instant::now();
+    match timeline.page(key, lsn) {
+        Ok(page) => {
+            node.metrics.pages.inc();
+            node.metrics.page_seconds.observe(begin.elapsed().as_secs_f64());
+            let page = Bytes::copy_from_slice(&page[..]);
+            v1::PageResult {
+                status: PageStatus::Ok.into(),
+                page,
+                message: String::new(),
+            }
+        }
+        Err(error) => {
+            node.metrics.page_failures.inc();
+            let status = match error {
+                TimelineError::WrongShard(_) => PageStatus::WrongShard,
+                TimelineError::BeforeHistory { .. } => PageStatus::Gone,
+                _ => PageStatus::Damaged,
+            };
+            let id = timeline.identity.timeline;
+            tracing::error!(timeline = %id, ?key, %lsn, %error, "page not served");
+            v1::PageResult {
+                status: status.into(),
+                page: Bytes::new(),
+                message: error.to_string(),
+            }
+        }
+    }
+}
+
+/// Messages that carry one entry of a basebackup.
+fn chunks(item: BackupItem) -> Vec<v1::FileChunk> {
+    match item {
+        BackupItem::Directory(path) => {
+            vec![v1::FileChunk {
+                path: format!("{path}/"),
+                last: true,
+                ..Default::default()
+            }]
+        }
+        BackupItem::Link { path, target } => {
+            let link_target = Bytes::copy_from_slice(target.as_os_str().as_encoded_bytes());
+            vec![v1::FileChunk {
+                path,
+                link_target,
+                last: true,
+                ..Default::default()
+            }]
+        }
+        BackupItem::File { path, bytes, pieces } => {
+            let mut chunks = Vec::new();
+            for (mut offset, mut rest) in pieces {
+                while !rest.is_empty() {
+                    let data = rest.split_to(CHUNK_BYTES.min(rest.len()));
+                    let length = data.len() as u64;
+                    let path = path.clone();
+                    chunks.push(v1::FileChunk {
+                        path,
+                        offset,
+                        data,
+                        file_bytes: bytes,
+                        ..Default::default()
+                    });
+                    offset += length;
+                }
+            }
+            if chunks.is_empty() {
+                chunks.push(v1::FileChunk {
+                    path,
+                    file_bytes: bytes,
+                    ..Default::default()
+                });
+            }
+            if let Some(last) = chunks.last_mut() {
+                last.last = true;
+            }
+            chunks
+        }
+    }
+}
