@@ -18,6 +18,8 @@ mod acceptor_tests;
 pub mod history;
 pub mod membership;
 pub mod message;
+#[doc(hidden)]
+pub mod mutation;
 pub mod proposer;
 #[cfg(test)]
 mod proposer_tests;
