@@ -2,7 +2,7 @@
 //!
 //! A test that has never failed proves nothing. Each mutation takes one rule of the protocol away; `sim` runs
 //! seeds until an invariant notices, and fails when none does. Without the feature `mutants` no rule can be broken:
-//! [`Broken::is`] is then a constant. With it, a core is whole until a test calls `break_rule`.
+//! `Broken::is` is then a constant. With it, a core is whole until a test calls `break_rule`.
 
 /// One rule that does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
