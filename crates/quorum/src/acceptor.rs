@@ -1,16 +1,26 @@
 //! One safekeeper's decisions for one timeline.
 //!
 //! State changes in memory at once; what may be *said* about it waits: a reply names the control write or the
-//! flush it needs, and the driver sends it when that is on disk. Commands are executed in order, and
+//! flush it needs, and the driver sends it when [`Acceptor::is_met`] says so. Commands are executed in order, and
 //! `TruncateWal` includes its fsync, so WAL is cut before the new history becomes durable.
-//! The driver drops replies that wait for a flush, and flushes still under way, when it truncates.
+//! What a driver owes is written down in the crate's header.
+//!
+//! A history is durable exactly when its `Elected` was applied. So after a restart the acceptor knows from
+//! its history alone that it applied the last term's, and a repeated one changes nothing.
 //! After a failed write or fsync the acceptor stops: what the disk holds is then unknown.
+
+mod rules;
 
 use crate::history::TermHistory;
 use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request, Response};
+use crate::mutation::{Broken, Mutation};
 use bytes::Bytes;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Lsn, NodeId, Term};
+
+/// Commit is made durable when it has moved this part of a segment, or with the next control write for another
+/// reason. It need not be exact: after a crash a lower commit is safe, and the next append raises it.
+const COMMITS_PERSISTED_PER_SEGMENT: u64 = 16;
 
 /// What the control file holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +33,7 @@ pub struct Durable {
     pub membership: Membership,
     /// Everything below is committed.
     pub commit: Lsn,
-    /// WAL below is gone.
+    /// WAL below is not needed here: the driver removes it when a control write with this position is on disk.
     pub truncate: Lsn,
     /// WAL below is in object storage.
     pub backup: Lsn,
@@ -47,15 +57,32 @@ pub enum Input {
         /// Its message.
         request: Request,
     },
-    /// The WAL is on disk up to `lsn`.
+    /// The WAL is on disk up to `lsn`. Reported in the order of the commands; one that was under way when the WAL
+    /// was cut is ignored, up to the control write that ends the cut.
     FlushDone {
         /// End of the flushed WAL.
         lsn: Lsn,
     },
-    /// Control write `seq` is on disk.
+    /// Control write `seq` is on disk, and so is every command before it.
     ControlPersisted {
         /// Its number.
         seq: u64,
+    },
+    /// WAL up to `lsn` is in object storage; what lies past this node's commit does not count yet.
+    BackedUp {
+        /// End of the uploaded WAL.
+        lsn: Lsn,
+    },
+    /// Every pageserver shard has consumed the WAL up to `lsn`. Kept in memory only: shards report again.
+    Consumed {
+        /// The lowest position of a shard.
+        lsn: Lsn,
+    },
+    /// The controller or an operator changes the membership. Only a higher generation has an effect; it is in
+    /// force when the control write that comes back is on disk.
+    Reconfigure {
+        /// The new configuration.
+        membership: Membership,
     },
     /// A write or an fsync failed.
     IoFailed,
@@ -72,6 +99,13 @@ pub enum When {
     AfterFlush(Lsn),
     /// Both.
     AfterBoth(u64, Lsn),
+}
+
+impl When {
+    /// Whether a truncation kills the reply: the flush that it waits for would be of other bytes.
+    pub fn waits_for_wal(self) -> bool {
+        matches!(self, When::AfterFlush(_) | When::AfterBoth(..))
+    }
 }
 
 /// What the driver must do, in order.
@@ -93,7 +127,7 @@ pub enum Command {
     },
     /// Flush everything written, then report `FlushDone`.
     FlushWal,
-    /// Cut the WAL here and fsync before the next command.
+    /// Drop every waiting reply that waits for WAL, cut the WAL here and fsync, all before the next command.
     TruncateWal {
         /// The new end.
         lsn: Lsn,
@@ -122,24 +156,49 @@ pub struct Acceptor {
     write: Lsn,
     seq: u64,
     persisted: u64,
+    /// The term whose history was applied, and the control write that made it durable.
     elected: Option<(Term, u64)>,
+    /// The control write that made the generation durable.
+    adopted: u64,
+    /// A truncation that is not known to be on disk: its control write and the new end.
+    cut: Option<(u64, Lsn)>,
+    /// Commit of the newest control write.
+    commit_persisted: Lsn,
+    /// What the proposer and the shards allow to be removed.
+    removable: Lsn,
+    consumed: Lsn,
     stopped: bool,
+    broken: Broken,
 }
 
 impl Acceptor {
     /// An acceptor over what the disk holds: the control state and WAL that is flushed up to `flush`.
     /// `None` when the positions are out of order.
     pub fn new(state: Durable, flush: Lsn) -> Option<Self> {
+        let last = state.term_history.last().0;
         let acceptor = Self {
-            state,
             flush,
             write: flush,
             seq: 0,
             persisted: 0,
-            elected: None,
+            elected: (last == state.term && last > Term(0)).then_some((last, 0)),
+            adopted: 0,
+            cut: None,
+            commit_persisted: state.commit,
+            removable: state.truncate,
+            consumed: state.truncate,
             stopped: false,
+            broken: Broken::default(),
+            state,
         };
         acceptor.in_order().then_some(acceptor)
+    }
+
+    /// Takes one rule away; see [`Mutation`].
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn break_rule(&mut self, rule: Option<Mutation>) {
+        self.broken = Broken(rule);
     }
 
     /// The control state in memory.
@@ -150,6 +209,39 @@ impl Acceptor {
     /// Ends of the flushed and of the written WAL.
     pub fn ends(&self) -> (Lsn, Lsn) {
         (self.flush, self.write)
+    }
+
+    /// Whether the timeline stopped; it is then opened again from disk, as a new acceptor.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Whether a reply's condition holds.
+    pub fn is_met(&self, when: When) -> bool {
+        match when {
+            When::Now => true,
+            When::AfterControl(seq) => seq <= self.persisted,
+            When::AfterFlush(lsn) => lsn <= self.flush,
+            When::AfterBoth(seq, lsn) => seq <= self.persisted && lsn <= self.flush,
+        }
+    }
+
+    /// Whether WAL up to `end` may be read here on behalf of the proposer of `term`, as its donor (rule 5).
+    ///
+    /// Ask *after* the bytes were read. Below commit all histories agree. Above, the bytes are those of the term's
+    /// history only until a higher term is promised, because then they may be cut and written anew; labelled with
+    /// the old term elsewhere, they would be a fork that no history shows.
+    pub fn may_serve(&self, term: Term, end: Lsn) -> Result<(), Refusal> {
+        if end <= self.state.commit {
+            return Ok(());
+        }
+        if term < self.state.term && !self.broken.is(Mutation::DonorServesOldTerm) {
+            return Err(Refusal::Term(self.state.term));
+        }
+        if end > self.flush {
+            return Err(Refusal::Gap(self.flush));
+        }
+        Ok(())
     }
 
     fn in_order(&self) -> bool {
@@ -163,16 +255,24 @@ impl Acceptor {
             return Vec::new();
         }
         let commands = match input {
+            Input::IoFailed if self.broken.is(Mutation::RetryFailedFsync) => vec![Command::FlushWal],
             Input::IoFailed => return self.stop("a write or fsync failed"),
             Input::FlushDone { lsn } => {
-                // A flush that was under way during a truncation may report more than is left.
-                self.flush = self.flush.max(lsn.min(self.write));
+                if self.cut.is_none() {
+                    self.flush = self.flush.max(lsn.min(self.write));
+                }
                 Vec::new()
             }
             Input::ControlPersisted { seq } => {
-                self.persisted = self.persisted.max(seq.min(self.seq));
+                self.control_persisted(seq.min(self.seq));
                 Vec::new()
             }
+            Input::BackedUp { lsn } => self.backed_up(lsn),
+            Input::Consumed { lsn } => {
+                self.consumed = self.consumed.max(lsn);
+                self.remove().into_iter().collect()
+            }
+            Input::Reconfigure { membership } => self.adopt(membership).into_iter().collect(),
             Input::Request { from, request } => self.request(from, request).unwrap_or_else(|refusal| {
                 // The term in a refusal is a promise too: it leaves only when it is durable.
                 let when = if self.persisted < self.seq {
@@ -187,6 +287,17 @@ impl Acceptor {
             commands
         } else {
             self.stop("positions out of order")
+        }
+    }
+
+    fn control_persisted(&mut self, seq: u64) {
+        self.persisted = self.persisted.max(seq);
+        if let Some((cut, end)) = self.cut
+            && cut <= self.persisted
+        {
+            // The truncation came first and included its fsync.
+            self.flush = self.flush.max(end.min(self.write));
+            self.cut = None;
         }
     }
 
@@ -206,142 +317,10 @@ impl Acceptor {
 
     fn persist(&mut self) -> Command {
         self.seq += 1;
+        self.commit_persisted = self.state.commit;
         Command::PersistControl {
             seq: self.seq,
             state: Box::new(self.state.clone()),
         }
-    }
-
-    fn same_generation(&self, generation: Generation) -> Result<(), Refusal> {
-        let mine = self.state.membership.generation;
-        if generation == mine {
-            Ok(())
-        } else {
-            Err(Refusal::Generation(mine))
-        }
-    }
-
-    fn request(&mut self, from: NodeId, request: Request) -> Result<Vec<Command>, Refusal> {
-        match request {
-            Request::Greeting {
-                membership,
-                system_id,
-                pg_version,
-                segment_bytes,
-            } => {
-                let s = &mut self.state;
-                if (system_id, pg_version, segment_bytes) != (s.system_id, s.pg_version, s.segment_bytes) {
-                    return Err(Refusal::Identity);
-                }
-                if membership.generation < s.membership.generation {
-                    return Err(Refusal::Generation(s.membership.generation));
-                }
-                let mut commands = Vec::new();
-                if membership.generation > s.membership.generation {
-                    s.membership = membership;
-                    commands.push(self.persist());
-                }
-                commands.push(self.reply(from, Body::Greeted, When::AfterControl(self.seq)));
-                Ok(commands)
-            }
-            Request::Vote { generation, term } => {
-                self.same_generation(generation)?;
-                if term <= self.state.term {
-                    return Err(Refusal::Term(self.state.term));
-                }
-                self.state.term = term;
-                self.elected = None;
-                let body = Body::Voted {
-                    history: self.state.term_history.clone(),
-                    flush: self.write,
-                    truncate: self.state.truncate,
-                    timeline_start: self.state.timeline_start,
-                };
-                let persist = self.persist();
-                let reply = self.reply(from, body, When::AfterBoth(self.seq, self.write));
-                Ok(vec![Command::FlushWal, persist, reply])
-            }
-            Request::Elected {
-                generation,
-                term,
-                history,
-                common,
-            } => {
-                self.same_generation(generation)?;
-                self.elected(from, term, history, common)
-            }
-            Request::Append {
-                generation,
-                term,
-                begin,
-                bytes,
-                commit,
-                truncate,
-            } => {
-                self.same_generation(generation)?;
-                if term < self.state.term {
-                    return Err(Refusal::Term(self.state.term));
-                }
-                match self.elected {
-                    Some((t, seq)) if t == term && seq <= self.persisted => {}
-                    _ => return Err(Refusal::NotElected),
-                }
-                if begin != self.write {
-                    return Err(Refusal::Gap(self.write));
-                }
-                let end = u64::try_from(bytes.len()).ok().and_then(|n| begin.checked_add(n));
-                self.write = end.ok_or(Refusal::Gap(self.write))?;
-                // Clamped to this node's own flush; WAL goes only below what is in object storage.
-                let commit = commit.min(self.flush).max(self.state.commit);
-                let truncate = truncate.min(self.state.backup).max(self.state.truncate);
-                let mut commands = Vec::new();
-                if !bytes.is_empty() {
-                    commands.extend([Command::WriteWal { begin, bytes }, Command::FlushWal]);
-                }
-                if (commit, truncate) != (self.state.commit, self.state.truncate) {
-                    (self.state.commit, self.state.truncate) = (commit, truncate);
-                    commands.push(self.persist());
-                }
-                let body = Body::Appended {
-                    flush: self.write,
-                    commit,
-                };
-                commands.push(self.reply(from, body, When::AfterFlush(self.write)));
-                Ok(commands)
-            }
-        }
-    }
-
-    fn elected(
-        &mut self,
-        from: NodeId,
-        term: Term,
-        history: TermHistory,
-        common: Lsn,
-    ) -> Result<Vec<Command>, Refusal> {
-        if term < self.state.term {
-            return Err(Refusal::Term(self.state.term));
-        }
-        let own = self.state.term_history.common_point(self.write, &history);
-        if history.last().0 != term || own != Some(common) {
-            return Err(Refusal::History);
-        }
-        if common < self.state.commit {
-            return Err(Refusal::BelowCommit(self.state.commit));
-        }
-        let mut commands = Vec::new();
-        if common < self.write {
-            self.write = common;
-            self.flush = self.flush.min(common);
-            commands.push(Command::TruncateWal { lsn: common });
-        }
-        self.state.term = term;
-        self.state.term_history = history;
-        commands.push(Command::FlushWal);
-        commands.push(self.persist());
-        self.elected = Some((term, self.seq));
-        let when = When::AfterBoth(self.seq, self.write);
-        commands.push(self.reply(from, Body::Applied { flush: self.write }, when));
-        Ok(commands)
     }
 }

@@ -73,32 +73,40 @@ fn append(term: u64, begin: u64, bytes: &'static [u8], commit: u64) -> Request {
 
 #[test]
 fn rule_1_generation_and_identity() {
-    for (generation, system_id, want) in [
-        (0, 7, Body::Refused(Refusal::Generation(G))),
-        (1, 8, Body::Refused(Refusal::Identity)),
-        (1, 7, Body::Greeted),
-        (2, 7, Body::Greeted),
+    let greeted = Body::Greeted {
+        history: acceptor().state().term_history.clone(),
+        flush: Lsn(200),
+        commit: Lsn(100),
+        truncate: Lsn(50),
+        timeline_start: Lsn(50),
+    };
+    let refused = |refusal| Body::Refused(refusal);
+    for (generation, ids, system_id, want) in [
+        (0, &[1, 2, 3][..], 7, refused(Refusal::Generation(G))),
+        (1, &[1, 2, 3], 8, refused(Refusal::Identity)),
+        (1, &[1, 2, 3], 7, greeted.clone()),
+        (1, &[1, 2, 4], 7, refused(Refusal::Generation(G))),
+        (2, &[1, 2, 4], 7, greeted.clone()),
     ] {
         let mut a = acceptor();
         let membership = Membership {
             generation: Generation(generation),
-            old: members(&[1]),
+            old: members(ids),
             new: None,
         };
-        let commands = ask(
-            &mut a,
-            Request::Greeting {
-                membership,
-                system_id,
-                pg_version: 15,
-                segment_bytes: 1 << 24,
-            },
-        );
-        assert_eq!(answer(&commands).0, want);
-        assert_eq!(
-            matches!(commands[0], Command::PersistControl { .. }),
-            generation == 2
-        );
+        let greeting = Request::Greeting {
+            membership,
+            system_id,
+            pg_version: 15,
+            segment_bytes: 1 << 24,
+        };
+        let commands = ask(&mut a, greeting);
+        let (body, when) = answer(&commands);
+        assert_eq!(body, want);
+        // A higher generation is durable before anything is said under it.
+        let adopted = matches!(commands[0], Command::PersistControl { .. });
+        assert_eq!(adopted, generation == 2);
+        assert_eq!(a.is_met(when), generation != 2);
     }
 }
 
@@ -132,7 +140,7 @@ fn rule_4_truncates_before_the_history_and_never_below_commit() {
         (&[(0, 50), (2, 100), (3, 150), (4, 200)], 200, Ok(200)),
         (&[(0, 50), (2, 100), (4, 140)], 150, Err(Refusal::History)),
         (&[(0, 50), (2, 100), (3, 150)], 200, Err(Refusal::History)),
-        (&[(1, 50), (4, 140)], 50, Err(Refusal::History)),
+        (&[(1, 50), (4, 140)], 50, Err(Refusal::NoCommonHistory)),
         (&[(0, 50), (4, 90)], 90, Err(Refusal::BelowCommit(Lsn(100)))),
     ] {
         let mut a = acceptor();
@@ -180,6 +188,109 @@ fn rule_6_appends_follow_a_durable_elected_without_a_gap() {
     );
     assert_eq!(when, When::AfterFlush(Lsn(204)));
     assert_eq!(a.ends(), (Lsn(200), Lsn(204)));
+}
+
+#[test]
+fn rule_4_a_flush_from_before_the_cut_does_not_count() {
+    let mut a = acceptor();
+    a.handle(Input::Request {
+        from: NodeId(9),
+        request: elected(4, &[(0, 50), (2, 100), (4, 140)], 140),
+    });
+    // Reported late: these 200 bytes are no more.
+    a.handle(Input::FlushDone { lsn: Lsn(200) });
+    assert_eq!(a.ends(), (Lsn(140), Lsn(140)));
+    a.handle(Input::ControlPersisted { seq: 1 });
+    ask(&mut a, append(4, 140, b"abcdefgh", 140));
+    assert_eq!(a.ends(), (Lsn(140), Lsn(148)));
+    a.handle(Input::FlushDone { lsn: Lsn(148) });
+    assert_eq!(a.ends(), (Lsn(148), Lsn(148)));
+}
+
+#[test]
+fn rule_4_repeated_after_a_reconnect_or_restart_it_cuts_nothing() {
+    let entries = [(0, 50), (2, 100), (3, 150)];
+    let mut a = acceptor();
+    // The proposer of term 3 believes that this node stopped at 150.
+    let commands = ask(&mut a, elected(3, &entries, 150));
+    assert_eq!(answer(&commands).0, Body::Applied { flush: Lsn(200) });
+    assert_eq!(commands.len(), 1);
+    assert_eq!(a.ends(), (Lsn(200), Lsn(200)));
+    assert_eq!(
+        answer(&ask(&mut a, append(3, 200, b"abcd", 0))).1,
+        When::AfterFlush(Lsn(204))
+    );
+    // Another winner of the same term cannot be.
+    let other = ask(&mut a, elected(3, &[(0, 50), (2, 100), (3, 140)], 140));
+    assert_eq!(answer(&other).0, Body::Refused(Refusal::History));
+}
+
+#[test]
+fn rule_8_wal_goes_when_allowed_uploaded_and_consumed() {
+    let mut a = acceptor();
+    let truncated = |commands: &[Command]| match commands {
+        [Command::PersistControl { state, .. }, ..] => (state.truncate, state.backup),
+        other => panic!("{other:?}"),
+    };
+    // Another safekeeper uploaded up to 180; this one knows 100 to be committed.
+    let uploaded = a.handle(Input::BackedUp { lsn: Lsn(180) });
+    assert_eq!(truncated(&uploaded), (Lsn(50), Lsn(100)));
+    assert!(a.handle(Input::Consumed { lsn: Lsn(80) }).is_empty());
+    let allowed = Request::Append {
+        generation: G,
+        term: Term(3),
+        begin: Lsn(200),
+        bytes: Bytes::new(),
+        commit: Lsn(0),
+        truncate: Lsn(90),
+    };
+    assert_eq!(truncated(&ask(&mut a, allowed)), (Lsn(80), Lsn(100)));
+    assert_eq!(
+        truncated(&a.handle(Input::Consumed { lsn: Lsn(190) })),
+        (Lsn(90), Lsn(100))
+    );
+    assert!(a.handle(Input::BackedUp { lsn: Lsn(70) }).is_empty());
+}
+
+#[test]
+fn rule_10_only_a_higher_generation_is_adopted_and_answers_wait_for_it() {
+    let mut a = acceptor();
+    let joint = |generation| Membership {
+        generation: Generation(generation),
+        old: members(&[1, 2, 3]),
+        new: Some(members(&[3, 4, 5])),
+    };
+    assert!(a.handle(Input::Reconfigure { membership: joint(1) }).is_empty());
+    let commands = a.handle(Input::Reconfigure { membership: joint(2) });
+    assert!(
+        matches!(&commands[..], [Command::PersistControl { seq: 1, state }] if state.membership == joint(2))
+    );
+    let old = answer(&ask(&mut a, append(3, 200, b"", 0)));
+    assert_eq!(
+        old,
+        (
+            Body::Refused(Refusal::Generation(Generation(2))),
+            When::AfterControl(1)
+        )
+    );
+    let new = Request::Append {
+        generation: Generation(2),
+        term: Term(3),
+        begin: Lsn(200),
+        bytes: Bytes::from_static(b"abcd"),
+        commit: Lsn(0),
+        truncate: Lsn(0),
+    };
+    assert_eq!(answer(&ask(&mut a, new)).1, When::AfterBoth(1, Lsn(204)));
+}
+
+#[test]
+fn rule_5_a_donor_serves_uncommitted_wal_to_the_newest_term_only() {
+    let a = acceptor();
+    assert_eq!(a.may_serve(Term(3), Lsn(200)), Ok(()));
+    assert_eq!(a.may_serve(Term(2), Lsn(100)), Ok(()));
+    assert_eq!(a.may_serve(Term(2), Lsn(101)), Err(Refusal::Term(Term(3))));
+    assert_eq!(a.may_serve(Term(3), Lsn(201)), Err(Refusal::Gap(Lsn(200))));
 }
 
 #[test]

@@ -71,9 +71,12 @@ pub enum Refusal {
     /// The append does not start where the WAL ends.
     #[error("append must begin at {0}")]
     Gap(Lsn),
-    /// The histories part elsewhere than the proposer believes, or nowhere.
+    /// The histories part elsewhere than the proposer believes: its picture of this acceptor is old.
     #[error("the histories do not part where the proposer says")]
     History,
+    /// Nothing is common, not even the first entry: this is the WAL of another timeline.
+    #[error("the histories have nothing in common: this is another timeline's WAL")]
+    NoCommonHistory,
     /// A history would cut off committed WAL.
     #[error("history parts below commit {0}")]
     BelowCommit(Lsn),
@@ -93,8 +96,19 @@ pub struct Response {
 /// What an acceptor answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    /// Greeting accepted.
-    Greeted,
+    /// Greeting accepted; what the proposer needs to choose a term and, in a term it has won, to go on.
+    Greeted {
+        /// The acceptor's history.
+        history: TermHistory,
+        /// End of its flushed WAL.
+        flush: Lsn,
+        /// Its commit position.
+        commit: Lsn,
+        /// Start of its WAL.
+        truncate: Lsn,
+        /// Start of the timeline.
+        timeline_start: Lsn,
+    },
     /// Promise given.
     Voted {
         /// The acceptor's history.

@@ -1,0 +1,38 @@
+//! What an acceptor says is on its disk when the answer leaves: term, generation, history and WAL.
+
+use super::{Checked, ensure};
+use crate::disk::position;
+use crate::node::Node;
+use lakebed_quorum::message::{Body, Response};
+
+const NAME: &str = "promises";
+
+/// An answer leaves.
+pub(crate) fn on_answer(node: &Node, msg: &Response) -> Checked {
+    let (id, control) = (node.id, &node.disk.control);
+    let end = position(node.disk.solid().len());
+    ensure(msg.term <= control.term, NAME, || {
+        format!("node {id} names term {}, its disk has {}", msg.term, control.term)
+    })?;
+    let generation = control.membership.generation;
+    ensure(msg.generation <= generation, NAME, || {
+        format!(
+            "node {id} names generation {}, its disk has {generation}",
+            msg.generation
+        )
+    })?;
+    let (history, flush) = match &msg.body {
+        Body::Greeted { history, flush, .. } | Body::Voted { history, flush, .. } => (Some(history), *flush),
+        Body::Applied { flush } | Body::Appended { flush, .. } => (None, *flush),
+        Body::Refused(_) => return Ok(()),
+    };
+    ensure(flush <= end, NAME, || {
+        format!("node {id} says it flushed {flush}, its disk has {end}")
+    })?;
+    // The disk may have moved on: to a higher term, or to the history of this one.
+    let moved = msg.term < control.term || control.term_history.last().0 == control.term;
+    let same = history.is_none_or(|h| *h == control.term_history || moved);
+    ensure(same, NAME, || {
+        format!("node {id} names a history that its disk does not have")
+    })
+}

@@ -1,0 +1,30 @@
+//! Acknowledged bytes stay readable, unchanged, from any quorum: those who lack them never are one.
+//!
+//! Of the configuration that the controller decided last and, until that has settled, of the one before.
+
+use super::{Checked, ensure};
+use crate::ledger::Ledger;
+use crate::node::Node;
+
+const NAME: &str = "readable";
+
+/// After any change of a disk or of the configuration.
+pub(crate) fn check(nodes: &[Node], ledger: &Ledger) -> Checked {
+    let lacking: Vec<_> = nodes
+        .iter()
+        .filter(|n| !n.disk.solid().starts_with(&ledger.committed))
+        .map(|n| n.id)
+        .collect();
+    for members in [Some(&ledger.config), ledger.previous.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        ensure(!members.is_quorum(|id| lacking.contains(&id)), NAME, || {
+            format!(
+                "{lacking:?} lack acknowledged WAL below {}: a quorum of {members:?}",
+                ledger.commit()
+            )
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! What the simulator knows and no node does: who won which term with which log, and what was acknowledged.
+
+use crate::disk::{offset, position};
+use lakebed_quorum::membership::Membership;
+use lakebed_types::{Lsn, Term};
+use std::collections::BTreeMap;
+
+/// Knowledge from outside.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// For every term that was won, the whole log of its winner, from the timeline's start on.
+    pub(crate) logs: BTreeMap<Term, Vec<u8>>,
+    /// Everything that was ever acknowledged.
+    pub(crate) committed: Vec<u8>,
+    /// The configuration that the controller decided last.
+    pub(crate) config: Membership,
+    /// The one before, until a quorum has adopted the last.
+    pub(crate) previous: Option<Membership>,
+    /// End of the WAL in object storage.
+    pub(crate) uploaded: Lsn,
+    /// Lowest position of a pageserver shard.
+    pub(crate) consumed: Lsn,
+}
+
+impl Ledger {
+    pub(crate) fn new(config: Membership) -> Ledger {
+        Ledger {
+            logs: BTreeMap::new(),
+            committed: Vec::new(),
+            config,
+            previous: None,
+            uploaded: position(0),
+            consumed: position(0),
+        }
+    }
+
+    /// End of what was acknowledged.
+    pub(crate) fn commit(&self) -> Lsn {
+        position(self.committed.len())
+    }
+
+    /// Object storage's part of `[begin, end)`, from `begin` on.
+    pub(crate) fn stored(&self, begin: Lsn, end: Lsn) -> &[u8] {
+        let end = offset(end.min(self.uploaded));
+        self.committed.get(offset(begin)..end).unwrap_or_default()
+    }
+}

@@ -1,0 +1,223 @@
+//! An acceptor and its driver: what the safekeeper's daemon does, on a virtual disk.
+//!
+//! It follows the driver's contract in the header of `lakebed_quorum` to the letter, and checks invariants whenever
+//! the disk or the acceptor changed.
+
+use crate::disk::{Disk, Operation, position};
+use crate::invariants::{
+    Checked, Violation, histories, no_rejection, positions, promises, readable, removal,
+};
+use crate::world::{Event, World, empty_acceptor};
+use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
+use lakebed_quorum::message::{Request, Response};
+use lakebed_quorum::mutation::Mutation;
+use lakebed_types::NodeId;
+
+/// A safekeeper with one timeline.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    /// Rises with every crash.
+    pub(crate) life: u64,
+    /// Absent while the node is down.
+    pub(crate) acceptor: Option<Acceptor>,
+    pub(crate) disk: Disk,
+    /// Answers that wait, with the stream by which they will leave.
+    waiting: Vec<(Option<usize>, Response, When)>,
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, control: Durable, mutation: Option<Mutation>) -> Node {
+        let mut node = Node {
+            id,
+            life: 0,
+            acceptor: None,
+            disk: Disk::new(control),
+            waiting: Vec::new(),
+        };
+        node.open(mutation);
+        node
+    }
+
+    fn open(&mut self, mutation: Option<Mutation>) {
+        self.acceptor = Acceptor::new(self.disk.control.clone(), position(self.disk.wal.len()));
+        if let Some(acceptor) = &mut self.acceptor {
+            acceptor.break_rule(mutation);
+        }
+    }
+}
+
+impl World {
+    /// A request arrives; its answer goes to `stream`.
+    pub(crate) fn request(
+        &mut self,
+        n: usize,
+        from: NodeId,
+        request: Request,
+        stream: Option<usize>,
+    ) -> Checked {
+        self.node_input(n, Input::Request { from, request }, stream)
+    }
+
+    pub(crate) fn node_input(&mut self, n: usize, input: Input, stream: Option<usize>) -> Checked {
+        let node = &mut self.nodes[n];
+        let Some(acceptor) = &mut node.acceptor else {
+            return Ok(());
+        };
+        for command in acceptor.handle(input) {
+            match command {
+                Command::PersistControl { seq, state } => {
+                    node.disk.queue.push_back(Operation::Persist(seq, state));
+                }
+                Command::WriteWal { begin, bytes } => {
+                    self.report.appends += 1;
+                    node.disk.queue.push_back(Operation::Write(begin, bytes));
+                }
+                Command::FlushWal => node.disk.queue.push_back(Operation::Flush),
+                Command::TruncateWal { lsn } => {
+                    self.report.truncations += 1;
+                    if self.mutation != Some(Mutation::KeepAnswersOverTruncation) {
+                        node.waiting.retain(|(_, _, when)| !when.waits_for_wal());
+                    }
+                    node.disk.queue.push_back(Operation::Truncate(lsn));
+                }
+                Command::Reply { msg, when, .. } => node.waiting.push((stream, msg, when)),
+                Command::StopTimeline { reason } => {
+                    no_rejection::on_stop(node.id, reason)?;
+                    return self.crash_node(n);
+                }
+            }
+        }
+        self.drive_disk(n)?;
+        self.answer(n)?;
+        positions::check(&self.nodes[n], &self.ledger)
+    }
+
+    /// Sends every answer whose condition holds.
+    fn answer(&mut self, n: usize) -> Checked {
+        let node = &mut self.nodes[n];
+        let Some(acceptor) = &node.acceptor else {
+            return Ok(());
+        };
+        let (due, waiting): (Vec<_>, _) = std::mem::take(&mut node.waiting)
+            .into_iter()
+            .partition(|(_, _, when)| acceptor.is_met(*when));
+        node.waiting = waiting;
+        for (stream, msg, _) in due {
+            promises::on_answer(&self.nodes[n], &msg)?;
+            if let Some(stream) = stream {
+                self.send_to_proposer(stream, msg);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes take effect at once; what must reach the disk takes its time.
+    fn drive_disk(&mut self, n: usize) -> Checked {
+        let node = &mut self.nodes[n];
+        while !node.disk.busy
+            && let Some(Operation::Write(begin, bytes)) = node
+                .disk
+                .queue
+                .pop_front_if(|head| matches!(head, Operation::Write(..)))
+        {
+            if !node.disk.write(begin, &bytes) {
+                return Err(Violation {
+                    invariant: "positions",
+                    detail: format!("node {} writes WAL at {begin}, its WAL ends elsewhere", node.id),
+                });
+            }
+        }
+        if !node.disk.busy && !node.disk.queue.is_empty() {
+            node.disk.busy = true;
+            let life = node.life;
+            let slow = self.now < node.disk.slow_until;
+            let delay = if slow {
+                self.rng.range(20, 200)
+            } else {
+                self.rng.range(0, 3)
+            };
+            self.after(delay, Event::DiskDone { node: n, life });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn disk_done(&mut self, n: usize, life: u64) -> Checked {
+        let node = &mut self.nodes[n];
+        if node.life != life {
+            return Ok(());
+        }
+        node.disk.busy = false;
+        let input = match node.disk.queue.pop_front() {
+            Some(Operation::Persist(seq, state)) => {
+                node.disk.control = *state;
+                Some(Input::ControlPersisted { seq })
+            }
+            Some(Operation::Flush) => match node.disk.flush() {
+                Some(lsn) => Some(Input::FlushDone { lsn }),
+                None => {
+                    self.report.failed_flushes += 1;
+                    Some(Input::IoFailed)
+                }
+            },
+            Some(Operation::Truncate(lsn)) => {
+                node.disk.truncate(lsn);
+                None
+            }
+            Some(Operation::Write(..)) | None => None,
+        };
+        self.check_disk(n)?;
+        match input {
+            Some(input) => self.node_input(n, input, None),
+            None => self.drive_disk(n),
+        }
+    }
+
+    fn check_disk(&self, n: usize) -> Checked {
+        let node = &self.nodes[n];
+        histories::check(node, &self.ledger)?;
+        removal::check(node, &self.ledger)?;
+        readable::check(&self.nodes, &self.ledger)
+    }
+
+    /// Power off; it comes back by itself.
+    pub(crate) fn crash_node(&mut self, n: usize) -> Checked {
+        self.report.crashes += 1;
+        let node = &mut self.nodes[n];
+        node.life += 1;
+        node.acceptor = None;
+        node.waiting.clear();
+        node.disk.crash(&mut self.rng);
+        let life = node.life;
+        self.break_streams(|stream| stream.node == n);
+        let delay = if self.faults.healed {
+            100
+        } else {
+            self.rng.range(20, 2500)
+        };
+        self.after(delay, Event::RestartNode { node: n, life });
+        self.check_disk(n)?;
+        positions::check(&self.nodes[n], &self.ledger)
+    }
+
+    pub(crate) fn restart_node(&mut self, n: usize, life: u64) -> Checked {
+        let node = &mut self.nodes[n];
+        if node.life != life || node.acceptor.is_some() {
+            return Ok(());
+        }
+        node.open(self.mutation);
+        if node.acceptor.is_none() {
+            return no_rejection::on_stop(node.id, "positions out of order after a restart");
+        }
+        Ok(())
+    }
+
+    /// A node that is no member loses its disk and is created anew, in the configuration that first names it.
+    pub(crate) fn recreate_node(&mut self, n: usize) {
+        let life = self.nodes[n].life + 1;
+        let id = self.nodes[n].id;
+        self.break_streams(|stream| stream.node == n);
+        self.nodes[n] = Node::new(id, empty_acceptor(self.ledger.config.clone()), self.mutation);
+        self.nodes[n].life = life;
+    }
+}
