@@ -6,7 +6,7 @@
 //! deltas in the order of its WAL, and the one offset that the late zeroing wipes is stored again by the next
 //! multixact's own record, or by Postgres when it starts.
 
-use lakebed_types::{PageKey, SlruKind};
+use lakebed_types::SlruKind;
 use lakebed_wal::record::DecodedRecord;
 
 use crate::delta::{MAX_MEMBER_STATUS, SlruDelta};
@@ -155,25 +155,19 @@ fn store_offsets(created: &Created, effects: &mut Effects) {
 
 /// Members in runs of neighbours on one page.
 fn store_members(created: &Created, effects: &mut Effects) {
-    let mut run: Option<(PageKey, u16, Vec<(u32, u8)>)> = None;
-    let mut offset = created.offset;
-    for &member in &created.members {
-        let (page, slot) = locate(SlruKind::MultiXactMembers, offset);
-        match &mut run {
-            // Slot 0 after the last page's last slot is on another page: within a page slots ascend by one.
-            Some((run_page, _, members)) if *run_page == page => members.push(member),
-            _ => finish_run(run.replace((page, slot, vec![member])), effects),
-        }
-        offset = offset.wrapping_add(1);
-    }
-    finish_run(run, effects);
-}
-
-fn finish_run(run: Option<(PageKey, u16, Vec<(u32, u8)>)>, effects: &mut Effects) {
-    if let Some((page, first_slot, members)) = run {
+    let (mut offset, mut rest) = (created.offset, created.members.as_slice());
+    while !rest.is_empty() {
+        let (page, first_slot) = locate(SlruKind::MultiXactMembers, offset);
+        // The last page ends early, where the offsets begin anew.
+        let room_on_page = MEMBERS_PER_PAGE - u32::from(first_slot);
+        let room = u64::from(room_on_page).min((1 << 32) - u64::from(offset));
+        let (run, later) = rest.split_at(rest.len().min(room as usize));
+        let members = run.to_vec();
         effects
             .slru
             .push((page, SlruDelta::MembersSet { first_slot, members }));
+        offset = offset.wrapping_add(run.len() as u32);
+        rest = later;
     }
 }
 
