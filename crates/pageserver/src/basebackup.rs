@@ -13,10 +13,10 @@ use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::{MAGIC_15, WalFormat};
 
-use crate::data_directory::SLRU_SEGMENT_PAGES;
 use crate::import::CONTROL_FILE;
 use crate::ingest::ORIGINS;
 use crate::timeline::{Timeline, TimelineError};
+use lakebed_types::data_directory::SLRU_SEGMENT_PAGES;
 
 /// Directories that Postgres expects and does not make (`initdb.c`, `subdirs`).
 const DIRECTORIES: [&str; 24] = [

@@ -14,8 +14,8 @@ use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::catalogue::{DatabasePlace, Entry};
-use crate::data_directory::{database_directory, tablespace_directory};
 use crate::timeline::{Changes, Timeline};
+use lakebed_types::data_directory::{database_directory, tablespace_directory};
 
 /// Why a timeline's ingest stops. The record is not skipped: nothing after it is ingested.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@
 //! * [`shard`]: which shard owns a page.
 #![forbid(unsafe_code)]
 
+pub mod data_directory;
 pub mod id;
 pub mod key;
 pub mod lsn;
