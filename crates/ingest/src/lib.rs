@@ -26,6 +26,8 @@ mod delta;
 mod effects;
 mod error;
 mod heap_vm;
+#[cfg(test)]
+mod hostile_tests;
 mod interpret;
 mod multixact;
 mod origin;
@@ -37,6 +39,8 @@ pub mod slru;
 mod slru_records;
 mod smgr;
 mod tablespace;
+#[cfg(test)]
+mod testing;
 mod twophase;
 pub mod xact;
 
