@@ -66,3 +66,7 @@ fn collect(record: &DecodedRecord, record_type: u8, effects: &mut Effects) -> Re
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "interpret_tests.rs"]
+mod tests;

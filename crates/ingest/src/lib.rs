@@ -26,6 +26,8 @@ mod delta;
 mod effects;
 mod error;
 mod heap_vm;
+#[cfg(test)]
+mod hostile_tests;
 mod interpret;
 mod multixact;
 mod origin;
@@ -37,14 +39,17 @@ pub mod slru;
 mod slru_records;
 mod smgr;
 mod tablespace;
+#[cfg(test)]
+mod testing;
 mod twophase;
-pub mod xact;
+mod xact;
 
 pub use control_state::{ControlState, ControlStateError};
-pub use delta::{DeltaError, SlruDelta};
+pub use delta::{CLOG_ABORTED, CLOG_COMMITTED, DeltaError, MAX_MEMBER_STATUS, SlruDelta};
 pub use effects::{CatalogueChange, Effects, Parameters, VmClear, VmTruncate, reaches_every_shard};
 pub use error::IngestError;
 pub use interpret::interpret;
 pub use relmap::RELATION_MAP_BYTES;
 pub use route::{Route, ShardSet, route};
 pub use slru::SlruCut;
+pub use xact::unix_micros;

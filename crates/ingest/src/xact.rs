@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use lakebed_types::{Lsn, PageKey, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
@@ -64,25 +63,21 @@ pub fn unix_micros(pg_micros: i64) -> i64 {
 
 /// A commit or abort record, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TransactionRecord {
+pub(crate) struct TransactionRecord {
     /// Commit, else abort.
-    pub committed: bool,
+    pub(crate) committed: bool,
     /// The transaction that ended: the record's own, or the prepared one.
-    pub xid: u32,
+    pub(crate) xid: u32,
     /// Its subtransactions that end with it.
-    pub subxids: Vec<u32>,
+    pub(crate) subxids: Vec<u32>,
     /// Time of the server, microseconds since 2000.
-    pub pg_time: i64,
-    /// Database and its tablespace, if the record tells.
-    pub database: Option<(u32, u32)>,
+    pg_time: i64,
     /// Relations to drop, all forks.
-    pub dropped: Vec<RelTag>,
+    dropped: Vec<RelTag>,
     /// The prepared transaction ended by this record, if it is a `… PREPARED` one.
-    pub prepared_xid: Option<u32>,
-    /// The prepared transaction's name, when the record carries it (`wal_level = logical`).
-    pub gid: Option<Bytes>,
+    prepared_xid: Option<u32>,
     /// Replication origin, position there, and commit time there in microseconds since 2000.
-    pub origin: Option<(u16, Lsn, i64)>,
+    origin: Option<(u16, Lsn, i64)>,
 }
 
 /// Takes apart a commit, abort, commit-prepared or abort-prepared record.
@@ -104,14 +99,12 @@ pub(crate) fn parse(record: &DecodedRecord, record_type: u8) -> Result<Transacti
         xid: record.xid,
         subxids: Vec::new(),
         pg_time,
-        database: None,
         dropped: Vec::new(),
         prepared_xid: None,
-        gid: None,
         origin: None,
     };
     if has(HAS_DBINFO) {
-        parsed.database = Some((data.u32()?, data.u32()?));
+        data.skip(8)?;
     }
     if has(HAS_SUBXACTS) {
         let count = data.count(4)?;
@@ -135,7 +128,7 @@ pub(crate) fn parse(record: &DecodedRecord, record_type: u8) -> Result<Transacti
     if has(HAS_TWOPHASE) {
         parsed.prepared_xid = Some(data.u32()?);
         if has(HAS_GID) {
-            parsed.gid = Some(data.c_string()?);
+            data.c_string()?;
         }
     }
     if has(HAS_ORIGIN) {
