@@ -18,7 +18,7 @@
 //! | 3 | `Fill` slot u32, generation u32, first u32, count u32 | `Done` |
 //! | 4 | `Prefetch`, as `Fill` | none |
 //! | 5 | `ListDir` path | `Done` |
-//! | 6 | `Unlinked` path | `Removed` |
+//! | 6 | `Unlink` path | `Removed` |
 //! | 7 | `Renamed` path, path | `Done` |
 //!
 //! | kind | answer |
@@ -59,7 +59,8 @@ pub enum Question<'a> {
     },
     /// Makes a managed file exist locally if the tier has it, sparse and at its right size, with the state of its
     /// blocks in its slot; with `create`, makes an empty one if the tier has none. Also asked (without `create`) for
-    /// a WAL segment that a reader misses; that file comes whole, and the answer's slot means nothing.
+    /// a WAL segment that a reader misses; that file comes whole. An answer whose generation is 0 means that the file
+    /// has no slot: it is whole, and local from then on.
     Open {
         /// Whether to create it.
         create: bool,
@@ -75,8 +76,9 @@ pub enum Question<'a> {
         /// The directory.
         path: &'a [u8],
     },
-    /// The file is about to be removed locally and must not come back from the tier.
-    Unlinked {
+    /// Removes a managed or carried file, here and from the tier, in one step: whoever opens it afterwards misses it,
+    /// until somebody creates it anew.
+    Unlink {
         /// The file.
         path: &'a [u8],
     },
@@ -112,7 +114,7 @@ pub enum Answer<'a> {
         /// Where the file's words are; zeros when missing.
         of: SlotRef,
     },
-    /// To `Unlinked`.
+    /// To `Unlink`.
     Removed {
         /// Whether the file existed, here or in the tier.
         existed: bool,
@@ -156,7 +158,7 @@ impl<'a> Question<'a> {
                 frame = new(5);
                 frame.put_text(path);
             }
-            Question::Unlinked { path } => {
+            Question::Unlink { path } => {
                 frame = new(6);
                 frame.put_text(path);
             }
@@ -184,7 +186,7 @@ impl<'a> Question<'a> {
             3 => Question::Fill(fields.blocks()?),
             4 => Question::Prefetch(fields.blocks()?),
             5 => Question::ListDir { path: fields.path()? },
-            6 => Question::Unlinked { path: fields.path()? },
+            6 => Question::Unlink { path: fields.path()? },
             7 => Question::Renamed {
                 from: fields.path()?,
                 to: fields.path()?,

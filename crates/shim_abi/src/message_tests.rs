@@ -31,7 +31,7 @@ fn questions() -> Vec<Question<'static>> {
         Question::Fill(blocks),
         Question::Prefetch(blocks),
         Question::ListDir { path: b"base/5" },
-        Question::Unlinked { path },
+        Question::Unlink { path },
         Question::Renamed { from, to },
     ]
 }
@@ -92,7 +92,7 @@ fn every_message_survives_and_every_other_length_is_refused() {
 #[test]
 fn paths_that_leave_the_data_directory_are_refused() {
     for path in [b"".as_slice(), b"/etc/passwd", b"base/../../x", b"..", b"a\0b"] {
-        let frame = Question::Unlinked { path }.encode(1);
+        let frame = Question::Unlink { path }.encode(1);
         let (header, body) = split(&frame);
         assert_eq!(
             Question::decode(header.kind, body),
