@@ -241,6 +241,8 @@ impl World {
         if let Some(new) = h.log.get(known..offset(lsn)) {
             self.ledger.committed.extend_from_slice(new);
         }
+        self.ledger.commits.insert(term, lsn);
+        histories::on_commit(&self.ledger, term, lsn)?;
         if !before.is_valid() {
             self.after(1, Event::Produce { host, life });
         }
