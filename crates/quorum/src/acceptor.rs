@@ -63,7 +63,7 @@ pub enum Input {
         /// End of the flushed WAL.
         lsn: Lsn,
     },
-    /// Control write `seq` is on disk, and so is every command before it.
+    /// Control write `seq` is on disk, and so is every truncation before it.
     ControlPersisted {
         /// Its number.
         seq: u64,

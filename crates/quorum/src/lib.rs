@@ -16,10 +16,9 @@
 //! record boundary; who sends bytes cuts them there.
 //!
 //! **Acceptor.**
-//! 1. Disk commands form one queue for each timeline: `PersistControl`, `WriteWal`, `FlushWal` and `TruncateWal` take
-//!    effect in order, and their completions (`FlushDone`, `ControlPersisted`) are reported in that order.
-//!    Flushes may be merged: one `fdatasync` serves every `FlushWal` queued *next to each other or behind writes*;
-//!    none may be moved past a `TruncateWal` or a `PersistControl`.
+//! 1. `WriteWal`, `FlushWal` and `TruncateWal` of a timeline take effect in order and their completions are reported
+//!    in order; so do `PersistControl`s among each other. The two kinds may run side by side, with one exception:
+//!    a `PersistControl` waits for every `TruncateWal` before it. One `fdatasync` may serve several `FlushWal`s.
 //! 2. `PersistControl` is done when the file was replaced, renamed and its directory fsynced. `WriteWal` begins
 //!    where the written WAL ends. `FlushDone` names the end of what the fsync covered, not what was written since.
 //! 3. `TruncateWal` waits for a flush under way, cuts, and fsyncs the cut before anything behind it starts.

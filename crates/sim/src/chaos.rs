@@ -20,6 +20,8 @@ pub(crate) struct Faults {
     pub(crate) healed: bool,
     /// Whether this seed changes the membership.
     reconfigures: bool,
+    /// How long a compute stays away at most, in milliseconds.
+    pub(crate) away_ms: u64,
     /// The mean pause between faults, in milliseconds.
     pause_ms: u64,
 }
@@ -31,6 +33,7 @@ impl Faults {
             loss_permille: [0, 0, 3, 15][rng.index(4)],
             healed: false,
             reconfigures: rng.chance(500),
+            away_ms: [200, 800, 4000][rng.index(3)],
             pause_ms: [60, 150, 400][rng.index(3)],
         }
     }
@@ -59,11 +62,15 @@ impl World {
                 }
                 Ok(())
             }
-            27..45 => {
+            27..38 => {
                 self.partition();
                 Ok(())
             }
-            45..60 => {
+            38..48 => {
+                self.isolate(host);
+                Ok(())
+            }
+            48..60 => {
                 self.faults.blocked.clear();
                 Ok(())
             }
@@ -112,6 +119,15 @@ impl World {
                         .extend(directions.map(|direction| (host, node, direction)));
                 }
             }
+        }
+    }
+
+    /// Leaves a host one node: it goes on writing what will never be committed.
+    fn isolate(&mut self, host: usize) {
+        self.report.partitions += 1;
+        let kept = self.rng.index(self.nodes.len());
+        for node in (0..self.nodes.len()).filter(|node| *node != kept) {
+            self.faults.blocked.extend([(host, node, 0), (host, node, 1)]);
         }
     }
 

@@ -55,9 +55,9 @@ impl World {
             system_id: 7,
             pg_version: 15,
             segment_bytes: SEGMENT_BYTES,
-            lease_ms: 2000,
+            lease_ms: 1500,
             heartbeat_ms: 200,
-            election_ms: 1500,
+            election_ms: 1000,
             chunk_bytes: 64,
             in_flight_bytes: 256,
         };
@@ -82,7 +82,11 @@ impl World {
 
     /// The attempt is over: crashed, fenced or lost. Another one follows.
     pub(crate) fn stop_host(&mut self, host: usize) {
-        let (low, high) = if self.faults.healed { (50, 500) } else { (50, 4000) };
+        let (low, high) = if self.faults.healed {
+            (50, 500)
+        } else {
+            (10, self.faults.away_ms)
+        };
         let delay = self.rng.range(low, high);
         let h = &mut self.hosts[host];
         h.life += 1;
@@ -97,7 +101,7 @@ impl World {
             return Ok(());
         }
         let now_ms = self.now + self.hosts[host].clock_ms;
-        self.after(50, Event::Tick { host, life });
+        self.after(80, Event::Tick { host, life });
         self.host_input(host, Input::Tick { now_ms })
     }
 
@@ -241,6 +245,8 @@ impl World {
         if let Some(new) = h.log.get(known..offset(lsn)) {
             self.ledger.committed.extend_from_slice(new);
         }
+        self.ledger.commits.insert(term, lsn);
+        histories::on_commit(&self.ledger, term, lsn)?;
         if !before.is_valid() {
             self.after(1, Event::Produce { host, life });
         }

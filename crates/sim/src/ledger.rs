@@ -12,6 +12,8 @@ pub(crate) struct Ledger {
     pub(crate) logs: BTreeMap<Term, Vec<u8>>,
     /// Everything that was ever acknowledged.
     pub(crate) committed: Vec<u8>,
+    /// How far each term has committed.
+    pub(crate) commits: BTreeMap<Term, Lsn>,
     /// The configuration that the controller decided last.
     pub(crate) config: Membership,
     /// The one before, until a quorum has adopted the last.
@@ -27,6 +29,7 @@ impl Ledger {
         Ledger {
             logs: BTreeMap::new(),
             committed: Vec::new(),
+            commits: BTreeMap::new(),
             config,
             previous: None,
             uploaded: position(0),
@@ -37,6 +40,12 @@ impl Ledger {
     /// End of what was acknowledged.
     pub(crate) fn commit(&self) -> Lsn {
         position(self.committed.len())
+    }
+
+    /// What terms below `term` have committed: all that its winner must have.
+    pub(crate) fn committed_before(&self, term: Term) -> &[u8] {
+        let end = self.commits.range(..term).map(|(_, lsn)| *lsn).max();
+        self.committed.get(..end.map_or(0, offset)).unwrap_or_default()
     }
 
     /// Object storage's part of `[begin, end)`, from `begin` on.

@@ -40,7 +40,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            events: 800,
+            events: 1000,
             mutation: None,
             keep_trace: false,
         }

@@ -3,7 +3,7 @@
 //! It follows the driver's contract in the header of `lakebed_quorum` to the letter, and checks invariants whenever
 //! the disk or the acceptor changed.
 
-use crate::disk::{Disk, Operation, position};
+use crate::disk::{CONTROL, Disk, Operation, WAL, position};
 use crate::invariants::{
     Checked, Violation, histories, no_rejection, positions, promises, readable, removal,
 };
@@ -67,19 +67,19 @@ impl World {
         for command in acceptor.handle(input) {
             match command {
                 Command::PersistControl { seq, state } => {
-                    node.disk.queue.push_back(Operation::Persist(seq, state));
+                    node.disk.persist(seq, state);
                 }
                 Command::WriteWal { begin, bytes } => {
                     self.report.appends += 1;
-                    node.disk.queue.push_back(Operation::Write(begin, bytes));
+                    node.disk.enqueue(Operation::Write(begin, bytes));
                 }
-                Command::FlushWal => node.disk.queue.push_back(Operation::Flush),
+                Command::FlushWal => node.disk.enqueue(Operation::Flush),
                 Command::TruncateWal { lsn } => {
                     self.report.truncations += 1;
                     if self.mutation != Some(Mutation::KeepAnswersOverTruncation) {
                         node.waiting.retain(|(_, _, when)| !when.waits_for_wal());
                     }
-                    node.disk.queue.push_back(Operation::Truncate(lsn));
+                    node.disk.enqueue(Operation::Truncate(lsn));
                 }
                 Command::Reply { msg, when, .. } => node.waiting.push((stream, msg, when)),
                 Command::StopTimeline { reason } => {
@@ -104,7 +104,7 @@ impl World {
             .partition(|(_, _, when)| acceptor.is_met(*when));
         node.waiting = waiting;
         for (stream, msg, _) in due {
-            promises::on_answer(&self.nodes[n], &msg)?;
+            promises::on_answer(&self.nodes[n], &self.ledger, &msg)?;
             if let Some(stream) = stream {
                 self.send_to_proposer(stream, msg);
             }
@@ -115,7 +115,7 @@ impl World {
     /// Writes take effect at once; what must reach the disk takes its time.
     fn drive_disk(&mut self, n: usize) -> Checked {
         let node = &mut self.nodes[n];
-        while !node.disk.busy
+        while !node.disk.busy[WAL]
             && let Some(Operation::Write(begin, bytes)) = node
                 .disk
                 .queue
@@ -128,43 +128,51 @@ impl World {
                 });
             }
         }
-        if !node.disk.busy && !node.disk.queue.is_empty() {
-            node.disk.busy = true;
-            let life = node.life;
-            let slow = self.now < node.disk.slow_until;
-            let delay = if slow {
-                self.rng.range(20, 200)
-            } else {
-                self.rng.range(0, 3)
-            };
-            self.after(delay, Event::DiskDone { node: n, life });
+        let life = node.life;
+        let starts = [
+            !node.disk.busy[WAL] && !node.disk.queue.is_empty(),
+            node.disk.control_ready(),
+        ];
+        for (queue, start) in starts.into_iter().enumerate() {
+            if start {
+                self.nodes[n].disk.busy[queue] = true;
+                let slow = self.now < self.nodes[n].disk.slow_until;
+                let delay = if slow {
+                    self.rng.range(20, 200)
+                } else {
+                    self.rng.range(0, 3)
+                };
+                self.after(delay, Event::DiskDone { node: n, life, queue });
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn disk_done(&mut self, n: usize, life: u64) -> Checked {
+    pub(crate) fn disk_done(&mut self, n: usize, life: u64, queue: usize) -> Checked {
         let node = &mut self.nodes[n];
         if node.life != life {
             return Ok(());
         }
-        node.disk.busy = false;
-        let input = match node.disk.queue.pop_front() {
-            Some(Operation::Persist(seq, state)) => {
-                node.disk.control = *state;
-                Some(Input::ControlPersisted { seq })
-            }
-            Some(Operation::Flush) => match node.disk.flush() {
-                Some(lsn) => Some(Input::FlushDone { lsn }),
-                None => {
-                    self.report.failed_flushes += 1;
-                    Some(Input::IoFailed)
+        let input = if queue == CONTROL {
+            node.disk
+                .control_done()
+                .map(|seq| Input::ControlPersisted { seq })
+        } else {
+            node.disk.busy[WAL] = false;
+            match node.disk.queue.pop_front() {
+                Some(Operation::Flush) => match node.disk.flush() {
+                    Some(lsn) => Some(Input::FlushDone { lsn }),
+                    None => {
+                        self.report.failed_flushes += 1;
+                        Some(Input::IoFailed)
+                    }
+                },
+                Some(Operation::Truncate(lsn)) => {
+                    node.disk.truncate(lsn);
+                    None
                 }
-            },
-            Some(Operation::Truncate(lsn)) => {
-                node.disk.truncate(lsn);
-                None
+                Some(Operation::Write(..)) | None => None,
             }
-            Some(Operation::Write(..)) | None => None,
         };
         self.check_disk(n)?;
         match input {

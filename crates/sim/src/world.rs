@@ -68,6 +68,7 @@ pub(crate) enum Event {
     DiskDone {
         node: usize,
         life: u64,
+        queue: usize,
     },
     RestartNode {
         node: usize,
@@ -178,7 +179,8 @@ impl World {
             report: Report::default(),
         };
         world.after(0, Event::StartHost { host: 0, life: 0 });
-        world.after(3000, Event::StartHost { host: 1, life: 0 });
+        let late = world.rng.range(0, 3000);
+        world.after(late, Event::StartHost { host: 1, life: 0 });
         world.after(300, Event::Chaos);
         world
     }
@@ -231,7 +233,7 @@ impl World {
             Event::ToAcceptor { stream, msg } => self.deliver_request(stream, msg),
             Event::Ghost { node, from, msg } => self.request(node, from, msg, None),
             Event::ToProposer { stream, msg } => self.deliver_response(stream, msg),
-            Event::DiskDone { node, life } => self.disk_done(node, life),
+            Event::DiskDone { node, life, queue } => self.disk_done(node, life, queue),
             Event::RestartNode { node, life } => self.restart_node(node, life),
             Event::Read {
                 host,

@@ -19,11 +19,25 @@ pub(crate) fn on_election(ledger: &Ledger, term: Term, start: Lsn, log: &[u8]) -
             position(log.len())
         )
     })?;
-    ensure(log.starts_with(&ledger.committed), NAME, || {
+    // A slow winner may learn of its votes when a later term has committed already: it will never commit.
+    ensure(log.starts_with(ledger.committed_before(term)), NAME, || {
         format!(
-            "term {term} starts at {start} without all that was acknowledged below {}",
-            ledger.commit()
+            "term {term} starts at {start} without what earlier terms committed: {:?}",
+            ledger.commits
         )
+    })
+}
+
+/// `term` has committed up to `lsn`: whoever won a later term has that.
+pub(crate) fn on_commit(ledger: &Ledger, term: Term, lsn: Lsn) -> Checked {
+    let committed = ledger.committed.get(..offset(lsn)).unwrap_or_default();
+    let later = ledger.logs.iter().filter(|(later, _)| **later > term);
+    let lacking: Vec<_> = later
+        .filter(|(_, log)| !log.starts_with(committed))
+        .map(|(term, _)| *term)
+        .collect();
+    ensure(lacking.is_empty(), NAME, || {
+        format!("term {term} commits {lsn}, which {lacking:?} do not have")
     })
 }
 

@@ -1,14 +1,15 @@
 //! What an acceptor says is on its disk when the answer leaves: term, generation, history and WAL.
 
 use super::{Checked, ensure};
-use crate::disk::position;
+use crate::disk::{offset, position};
+use crate::ledger::Ledger;
 use crate::node::Node;
 use lakebed_quorum::message::{Body, Response};
 
 const NAME: &str = "promises";
 
 /// An answer leaves.
-pub(crate) fn on_answer(node: &Node, msg: &Response) -> Checked {
+pub(crate) fn on_answer(node: &Node, ledger: &Ledger, msg: &Response) -> Checked {
     let (id, control) = (node.id, &node.disk.control);
     let end = position(node.disk.solid().len());
     ensure(msg.term <= control.term, NAME, || {
@@ -23,7 +24,24 @@ pub(crate) fn on_answer(node: &Node, msg: &Response) -> Checked {
     })?;
     let (history, flush) = match &msg.body {
         Body::Greeted { history, flush, .. } | Body::Voted { history, flush, .. } => (Some(history), *flush),
-        Body::Applied { flush } | Body::Appended { flush, .. } => (None, *flush),
+        Body::Applied { flush } | Body::Appended { flush, .. } => {
+            // Not just so much WAL: that of the term in which the answer is given.
+            let log = ledger
+                .logs
+                .get(&msg.term)
+                .and_then(|log| log.get(..offset(*flush)));
+            ensure(
+                log.is_some_and(|log| node.disk.solid().starts_with(log)),
+                NAME,
+                || {
+                    format!(
+                        "node {id} says it flushed {flush} of term {}, its disk has other WAL",
+                        msg.term
+                    )
+                },
+            )?;
+            (None, *flush)
+        }
         Body::Refused(_) => return Ok(()),
     };
     ensure(flush <= end, NAME, || {
