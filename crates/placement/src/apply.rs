@@ -4,6 +4,9 @@
 //! that report progress (`CreatedOnSafekeeper`, `TimelineReady`, …) may arrive more than once or late: a repeat is
 //! [`Outcome::Unchanged`].
 
+mod branches;
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, TimelineId};
@@ -243,168 +246,6 @@ impl State {
         Ok(Outcome::Applied)
     }
 
-    fn create_branch(
-        &mut self,
-        id: TenantId,
-        name: Name,
-        timeline: TimelineId,
-        parent_id: TimelineId,
-        lsn: Lsn,
-        last_record: Lsn,
-    ) -> Applied {
-        let taken = self.has_timeline(timeline);
-        let now = self.clock_unix_micros;
-        let tenant = self.tenant_mut(id)?;
-        if tenant.state != TenantState::Active {
-            return Err(Rejection::TenantIs {
-                name: tenant.name.clone(),
-                state: tenant.state,
-            });
-        }
-        if tenant.branches.contains_key(&name) {
-            return Err(Rejection::BranchExists(name));
-        }
-        if taken {
-            return Err(Rejection::IdTaken);
-        }
-        let parent = tenant
-            .timelines
-            .get(&parent_id)
-            .ok_or(Rejection::NoTimeline(parent_id))?;
-        if parent.state != TimelineState::Active {
-            return Err(Rejection::TimelineIs {
-                timeline: parent_id,
-                state: parent.state,
-            });
-        }
-        if lsn < parent.start_lsn {
-            return Err(Rejection::BeforeParent {
-                lsn,
-                start: parent.start_lsn,
-            });
-        }
-        if !last_record.is_valid() || last_record >= lsn {
-            return Err(Rejection::Invalid(
-                "the last record must start before the branch point",
-            ));
-        }
-        let child = Timeline {
-            state: TimelineState::Creating,
-            parent: Some(parent_id),
-            start_lsn: lsn,
-            start_last_record: last_record,
-            safekeepers: SafekeeperSet {
-                generation: Generation(1),
-                // Half-way through a change, the child starts with the set that is to stay.
-                current: parent
-                    .safekeepers
-                    .next
-                    .clone()
-                    .unwrap_or_else(|| parent.safekeepers.current.clone()),
-                next: None,
-            },
-            created_on: BTreeSet::new(),
-            created_unix_micros: now,
-        };
-        tenant.timelines.insert(timeline, child);
-        tenant.branches.insert(name, timeline);
-        Ok(Outcome::Applied)
-    }
-
-    fn created_on(&mut self, id: TenantId, timeline: TimelineId, node: NodeId) -> Applied {
-        let timeline = self.timeline_mut(id, timeline)?;
-        if !timeline.safekeepers.members().contains(&node) {
-            return Err(Rejection::NoNode {
-                node,
-                role: NodeRole::Safekeeper,
-            });
-        }
-        Ok(changed(timeline.created_on.insert(node)))
-    }
-
-    fn timeline_ready(&mut self, id: TenantId, timeline_id: TimelineId) -> Applied {
-        let timeline = self.timeline_mut(id, timeline_id)?;
-        match timeline.state {
-            TimelineState::Active => return Ok(Outcome::Unchanged),
-            TimelineState::Creating => {}
-            state => {
-                return Err(Rejection::TimelineIs {
-                    timeline: timeline_id,
-                    state,
-                });
-            }
-        }
-        if !timeline
-            .safekeepers
-            .is_quorum(|node| timeline.created_on.contains(&node))
-        {
-            return Err(Rejection::Invalid(
-                "the timeline is not on a quorum of its safekeepers",
-            ));
-        }
-        timeline.state = TimelineState::Active;
-        let tenant = self.tenant_mut(id)?;
-        if tenant.state == TenantState::Importing {
-            tenant.state = TenantState::Active;
-        }
-        Ok(Outcome::Applied)
-    }
-
-    fn delete_branch(&mut self, id: TenantId, name: &Name) -> Applied {
-        let tenant = self.tenant_mut(id)?;
-        let no_branch = || Rejection::NoBranch {
-            tenant: tenant.name.clone(),
-            branch: name.to_string(),
-        };
-        let timeline_id = *tenant.branches.get(name).ok_or_else(no_branch)?;
-        // A child that is itself being deleted does not stand in the way: nodes are told children first.
-        let live = tenant
-            .children(timeline_id)
-            .filter(|(_, child)| child.state != TimelineState::Deleting);
-        let mut children: Vec<String> = live
-            .map(|(child, _)| {
-                tenant
-                    .name_of(child)
-                    .map_or_else(|| child.to_string(), Name::to_string)
-            })
-            .collect();
-        if !children.is_empty() {
-            children.sort();
-            return Err(Rejection::HasChildren {
-                branch: name.clone(),
-                children,
-            });
-        }
-        let timeline = tenant
-            .timelines
-            .get_mut(&timeline_id)
-            .ok_or(Rejection::NoTimeline(timeline_id))?;
-        if timeline.parent.is_none() {
-            return Err(Rejection::RootBranch(name.clone()));
-        }
-        timeline.state = TimelineState::Deleting;
-        tenant.branches.remove(name);
-        Ok(Outcome::Applied)
-    }
-
-    fn timeline_deleted(&mut self, id: TenantId, timeline_id: TimelineId) -> Applied {
-        let tenant = self.tenant_mut(id)?;
-        let Some(timeline) = tenant.timelines.get(&timeline_id) else {
-            return Ok(Outcome::Unchanged);
-        };
-        if timeline.state != TimelineState::Deleting {
-            return Err(Rejection::TimelineIs {
-                timeline: timeline_id,
-                state: timeline.state,
-            });
-        }
-        if tenant.children(timeline_id).next().is_some() {
-            return Err(Rejection::NotEmpty);
-        }
-        tenant.timelines.remove(&timeline_id);
-        Ok(Outcome::Applied)
-    }
-
     fn delete_tenant(&mut self, id: TenantId) -> Applied {
         let tenant = self.tenant_mut(id)?;
         if tenant.state == TenantState::Deleting {
@@ -450,45 +291,6 @@ impl State {
         Ok(Outcome::Applied)
     }
 
-    fn acquire_lease(&mut self, name: Name, holder: String, micros: u32) -> Applied {
-        if holder.is_empty() || holder.len() > MAX_TEXT_BYTES {
-            return Err(Rejection::Invalid(
-                "the holder of a lease must have 1 to 255 characters",
-            ));
-        }
-        let now = self.clock_unix_micros;
-        self.leases.retain(|_, lease| lease.expires_unix_micros > now);
-        if let Some(held) = self.leases.get(&name).filter(|lease| lease.holder != holder) {
-            return Err(Rejection::LeaseHeld {
-                name,
-                holder: held.holder.clone(),
-            });
-        }
-        let expires_unix_micros = now.saturating_add(i64::from(micros));
-        self.leases.insert(
-            name,
-            Lease {
-                holder,
-                expires_unix_micros,
-            },
-        );
-        Ok(Outcome::Applied)
-    }
-
-    fn release_lease(&mut self, name: Name, holder: String) -> Applied {
-        let now = self.clock_unix_micros;
-        match self.leases.get(&name) {
-            None => Ok(Outcome::Unchanged),
-            Some(lease) if lease.holder != holder && lease.expires_unix_micros > now => {
-                Err(Rejection::LeaseHeld {
-                    name,
-                    holder: lease.holder.clone(),
-                })
-            }
-            Some(_) => Ok(changed(self.leases.remove(&name).is_some())),
-        }
-    }
-
     fn tenant_mut(&mut self, id: TenantId) -> Result<&mut Tenant, Rejection> {
         self.tenants
             .get_mut(&id)
@@ -513,5 +315,4 @@ fn changed(did: bool) -> Outcome {
 }
 
 #[cfg(test)]
-#[path = "apply_tests.rs"]
 mod tests;

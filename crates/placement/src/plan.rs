@@ -6,205 +6,16 @@
 //!
 //! Order matters only within a timeline's family: parents are created before and deleted after their children.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod intent;
+mod observed;
 
-use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
 
 use crate::command::Command;
 use crate::state::*;
-
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Intent {
-    /// Call a node. On success, tell [`Observed::done`], and propose what it returns.
-    Call(Call),
-    /// Propose a command.
-    Propose(Command),
-}
-
-/// A call to one node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Call {
-    /// The node.
-    pub node: NodeId,
-    /// `host:port` of its gRPC service.
-    pub address: String,
-    /// The tenant it is about.
-    pub tenant: TenantId,
-    /// What to call.
-    pub action: Action,
-}
-
-/// What to call.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Action {
-    /// Make a pageserver the owner of a shard.
-    AttachShard {
-        /// The shard.
-        shard: PlacedShard,
-        /// All its timelines, parents first.
-        timelines: Vec<TimelineSpec>,
-    },
-    /// Tell an owner about one more timeline, or about other safekeepers of a known one.
-    CreateOnShard {
-        /// The shard.
-        shard: PlacedShard,
-        /// The timeline.
-        timeline: TimelineSpec,
-    },
-    /// Have an owner give up a timeline.
-    DeleteOnShard {
-        /// The shard.
-        shard: PlacedShard,
-        /// The timeline.
-        timeline: TimelineId,
-    },
-    /// An empty timeline on a safekeeper.
-    CreateOnSafekeeper {
-        /// The timeline.
-        timeline: TimelineId,
-        /// Where it starts.
-        start_lsn: Lsn,
-        /// Its cluster.
-        cluster: ClusterIdentity,
-        /// Who must agree.
-        safekeepers: SafekeeperSet,
-    },
-    /// Have a safekeeper give up a timeline.
-    DeleteOnSafekeeper {
-        /// The timeline.
-        timeline: TimelineId,
-    },
-}
-
-/// A shard with its fencing number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PlacedShard {
-    /// Index, below the count.
-    pub index: ShardIndex,
-    /// Number of shards of the tenant.
-    pub count: u8,
-    /// Fencing number of its owner.
-    pub generation: Generation,
-}
-
-impl PlacedShard {
-    /// Index and count as the shared type, which a planned call always satisfies.
-    pub fn identity(&self) -> Option<ShardIdentity> {
-        ShardIdentity::new(self.index, lakebed_types::ShardCount::new(self.count)?)
-    }
-}
-
-/// What a pageserver has to know about a timeline.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TimelineSpec {
-    /// The timeline.
-    pub timeline: TimelineId,
-    /// Where it branches from, if it does.
-    pub parent: Option<TimelineId>,
-    /// Where its own WAL starts.
-    pub start_lsn: Lsn,
-    /// Addresses of its safekeepers.
-    pub safekeepers: Vec<String>,
-    /// Its cluster.
-    pub cluster: ClusterIdentity,
-}
-
-/// What nodes confirmed since this controller took charge. Not durable, and never needed for safety.
-#[derive(Clone, Debug, Default)]
-pub struct Observed {
-    attached: BTreeMap<(TenantId, ShardIndex), Attached>,
-    deleted: BTreeSet<(TimelineId, Place)>,
-}
-
-#[derive(Clone, Debug)]
-struct Attached {
-    node: NodeId,
-    generation: Generation,
-    /// Timelines with the safekeeper addresses that the shard was told.
-    timelines: BTreeMap<TimelineId, Vec<String>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    Safekeeper(NodeId),
-    Shard(ShardIndex),
-}
-
-impl Observed {
-    /// Notes that a call succeeded. Returns the command that makes it durable, where that is needed.
-    pub fn done(&mut self, call: &Call) -> Option<Command> {
-        let tenant = call.tenant;
-        match &call.action {
-            Action::AttachShard { shard, timelines } => {
-                let timelines = timelines
-                    .iter()
-                    .map(|t| (t.timeline, t.safekeepers.clone()))
-                    .collect();
-                let attached = Attached {
-                    node: call.node,
-                    generation: shard.generation,
-                    timelines,
-                };
-                self.attached.insert((tenant, shard.index), attached);
-            }
-            Action::CreateOnShard { shard, timeline } => {
-                if let Some(attached) = self.attached.get_mut(&(tenant, shard.index))
-                    && attached.node == call.node
-                    && attached.generation == shard.generation
-                {
-                    attached
-                        .timelines
-                        .insert(timeline.timeline, timeline.safekeepers.clone());
-                }
-            }
-            Action::DeleteOnShard { shard, timeline } => {
-                self.deleted.insert((*timeline, Place::Shard(shard.index)));
-            }
-            Action::CreateOnSafekeeper { timeline, .. } => {
-                return Some(Command::CreatedOnSafekeeper {
-                    tenant,
-                    timeline: *timeline,
-                    node: call.node,
-                });
-            }
-            Action::DeleteOnSafekeeper { timeline } => {
-                self.deleted.insert((*timeline, Place::Safekeeper(call.node)));
-            }
-        }
-        None
-    }
-
-    /// Forgets what belongs to tenants and timelines that no longer exist.
-    pub fn prune(&mut self, state: &State) {
-        self.attached
-            .retain(|(tenant, _), _| state.tenants.contains_key(tenant));
-        for attached in &mut self.attached {
-            let tenant = state.tenants.get(&attached.0.0);
-            attached
-                .1
-                .timelines
-                .retain(|id, _| tenant.is_some_and(|t| t.timelines.contains_key(id)));
-        }
-        let exists = |id: &TimelineId| {
-            state
-                .tenants
-                .values()
-                .any(|tenant| tenant.timelines.contains_key(id))
-        };
-        self.deleted.retain(|(timeline, _)| exists(timeline));
-    }
-
-    /// Whether a shard's owner confirmed its present generation.
-    pub fn is_attached(&self, tenant: TenantId, index: ShardIndex, placed: &ShardPlacement) -> bool {
-        self.attachment(tenant, index, placed).is_some()
-    }
-
-    fn attachment(&self, tenant: TenantId, index: ShardIndex, placed: &ShardPlacement) -> Option<&Attached> {
-        let attached = self.attached.get(&(tenant, index))?;
-        (attached.node == placed.node && attached.generation == placed.generation).then_some(attached)
-    }
-}
+pub use intent::{Action, Call, Intent, PlacedShard, TimelineSpec};
+pub use observed::Observed;
+use observed::Place;
 
 /// What is to be done now, in an order in which it may be done. Empty when everything is as it should be.
 pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
@@ -402,5 +213,4 @@ impl Planner<'_> {
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;
