@@ -1,0 +1,318 @@
+//! [`State::apply`]: the one place where the state changes.
+//!
+//! Each command is a method that checks everything first and changes last, so a rejection leaves no trace. Commands
+//! that report progress (`CreatedOnSafekeeper`, `TimelineReady`, …) may arrive more than once or late: a repeat is
+//! [`Outcome::Unchanged`].
+
+mod branches;
+mod leases;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, TimelineId};
+
+use crate::command::{Command, Outcome, Rejection, Stamped};
+use crate::name::Name;
+use crate::state::*;
+
+/// The most safekeepers of a timeline.
+pub const MAX_SAFEKEEPERS: usize = 9;
+/// The longest text that names a lease's holder or a node's address, in bytes.
+pub const MAX_TEXT_BYTES: usize = 255;
+
+type Applied = Result<Outcome, Rejection>;
+
+impl State {
+    /// Applies one command. Deterministic, and unchanged but for the clock when the command is rejected.
+    pub fn apply(&mut self, stamped: &Stamped) -> Applied {
+        self.clock_unix_micros = self.clock_unix_micros.max(stamped.at_unix_micros);
+        match stamped.command.clone() {
+            Command::RegisterNode {
+                node,
+                role,
+                address,
+                incarnation,
+            } => self.register_node(
+                node,
+                Node {
+                    role,
+                    address,
+                    incarnation,
+                },
+            ),
+            Command::CreateTenant {
+                tenant,
+                name,
+                branch,
+                timeline,
+                shards,
+                safekeepers,
+            } => self.create_tenant(tenant, name, branch, timeline, &shards, safekeepers),
+            Command::FinishImport {
+                tenant,
+                start_lsn,
+                start_last_record,
+                cluster,
+            } => self.finish_import(tenant, start_lsn, start_last_record, cluster),
+            Command::CreateBranch {
+                tenant,
+                name,
+                timeline,
+                parent,
+                lsn,
+                last_record,
+            } => self.create_branch(tenant, name, timeline, parent, lsn, last_record),
+            Command::CreatedOnSafekeeper {
+                tenant,
+                timeline,
+                node,
+            } => self.created_on(tenant, timeline, node),
+            Command::TimelineReady { tenant, timeline } => self.timeline_ready(tenant, timeline),
+            Command::DeleteBranch { tenant, name } => self.delete_branch(tenant, &name),
+            Command::TimelineDeleted { tenant, timeline } => self.timeline_deleted(tenant, timeline),
+            Command::DeleteTenant { tenant } => self.delete_tenant(tenant),
+            Command::TenantDeleted { tenant } => self.tenant_deleted(tenant),
+            Command::MoveShard { tenant, shard, to } => self.move_shard(tenant, shard, to),
+            Command::AcquireLease { name, holder, micros } => self.acquire_lease(name, holder, micros),
+            Command::ReleaseLease { name, holder } => self.release_lease(name, holder),
+        }
+    }
+
+    fn register_node(&mut self, id: NodeId, node: Node) -> Applied {
+        if node.address.is_empty() || node.address.len() > MAX_TEXT_BYTES {
+            return Err(Rejection::Invalid(
+                "a node's address must have 1 to 255 characters",
+            ));
+        }
+        let Some(known) = self.nodes.get(&id) else {
+            self.nodes.insert(id, node);
+            return Ok(Outcome::Applied);
+        };
+        if *known == node {
+            return Ok(Outcome::Unchanged);
+        }
+        if known.role != node.role {
+            return Err(Rejection::NodeIdTaken {
+                node: id,
+                role: known.role,
+                address: known.address.clone(),
+            });
+        }
+        if known.incarnation != node.incarnation {
+            match node.role {
+                NodeRole::Safekeeper => return Err(Rejection::SafekeeperLostItsDisk(id)),
+                // Whatever the former process still has under way is fenced by the next generation.
+                NodeRole::Pageserver => self.shards_of(id).for_each(raise_generation),
+            }
+        }
+        self.nodes.insert(id, node);
+        Ok(Outcome::Applied)
+    }
+
+    fn shards_of(&mut self, node: NodeId) -> impl Iterator<Item = &mut ShardPlacement> {
+        let all = self
+            .tenants
+            .values_mut()
+            .flat_map(|tenant| tenant.shards.iter_mut());
+        all.filter(move |shard| shard.node == node)
+    }
+
+    fn create_tenant(
+        &mut self,
+        id: TenantId,
+        name: Name,
+        branch: Name,
+        timeline: TimelineId,
+        shards: &[NodeId],
+        safekeepers: BTreeSet<NodeId>,
+    ) -> Applied {
+        if self.tenants.values().any(|tenant| tenant.name == name) {
+            return Err(Rejection::TenantExists(name));
+        }
+        if self.tenants.contains_key(&id) || self.has_timeline(timeline) {
+            return Err(Rejection::IdTaken);
+        }
+        if u8::try_from(shards.len())
+            .ok()
+            .and_then(ShardCount::new)
+            .is_none()
+        {
+            return Err(Rejection::Invalid("a tenant needs 1 to 128 shards"));
+        }
+        if safekeepers.is_empty() || safekeepers.len() > MAX_SAFEKEEPERS {
+            return Err(Rejection::Invalid("a timeline needs 1 to 9 safekeepers"));
+        }
+        self.all_registered(shards, NodeRole::Pageserver)?;
+        self.all_registered(&safekeepers, NodeRole::Safekeeper)?;
+
+        let generation = Generation(1);
+        let root = Timeline {
+            state: TimelineState::Importing,
+            parent: None,
+            start_lsn: Lsn::INVALID,
+            start_last_record: Lsn::INVALID,
+            safekeepers: SafekeeperSet {
+                generation,
+                current: safekeepers,
+                next: None,
+            },
+            created_on: BTreeSet::new(),
+            created_unix_micros: self.clock_unix_micros,
+        };
+        let tenant = Tenant {
+            name,
+            state: TenantState::Importing,
+            cluster: None,
+            shards: shards
+                .iter()
+                .map(|&node| ShardPlacement { node, generation })
+                .collect(),
+            branches: BTreeMap::from([(branch, timeline)]),
+            timelines: BTreeMap::from([(timeline, root)]),
+        };
+        self.tenants.insert(id, tenant);
+        Ok(Outcome::Applied)
+    }
+
+    fn has_timeline(&self, timeline: TimelineId) -> bool {
+        self.tenants
+            .values()
+            .any(|tenant| tenant.timelines.contains_key(&timeline))
+    }
+
+    fn all_registered<'a>(
+        &self,
+        nodes: impl IntoIterator<Item = &'a NodeId>,
+        role: NodeRole,
+    ) -> Result<(), Rejection> {
+        let registered = |node: &NodeId| self.nodes.get(node).is_some_and(|known| known.role == role);
+        match nodes.into_iter().find(|node| !registered(node)) {
+            Some(&node) => Err(Rejection::NoNode { node, role }),
+            None => Ok(()),
+        }
+    }
+
+    fn finish_import(
+        &mut self,
+        id: TenantId,
+        start_lsn: Lsn,
+        start_last_record: Lsn,
+        cluster: ClusterIdentity,
+    ) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        if tenant.state == TenantState::Deleting {
+            return Err(Rejection::TenantIs {
+                name: tenant.name.clone(),
+                state: tenant.state,
+            });
+        }
+        if !start_lsn.is_valid() || !start_last_record.is_valid() || start_last_record >= start_lsn {
+            return Err(Rejection::Invalid(
+                "the last record must start before the start LSN, both above zero",
+            ));
+        }
+        let segment = cluster.wal_segment_bytes;
+        if !(15..=18).contains(&cluster.postgres_major)
+            || !segment.is_power_of_two()
+            || !(1 << 20..=1 << 30).contains(&segment)
+        {
+            return Err(Rejection::Invalid(
+                "the cluster must be Postgres 15 to 18 with WAL segments of 1 MiB to 1 GiB, a power of two",
+            ));
+        }
+        let name = tenant.name.clone();
+        // While the tenant is not being deleted, exactly one timeline has no parent.
+        let Some(root) = tenant
+            .timelines
+            .values_mut()
+            .find(|timeline| timeline.parent.is_none())
+        else {
+            return Err(Rejection::NotEmpty);
+        };
+        if root.state != TimelineState::Importing {
+            let same = root.start_lsn == start_lsn
+                && root.start_last_record == start_last_record
+                && tenant.cluster == Some(cluster);
+            return if same {
+                Ok(Outcome::Unchanged)
+            } else {
+                Err(Rejection::ImportDiffers(name))
+            };
+        }
+        root.state = TimelineState::Creating;
+        root.start_lsn = start_lsn;
+        root.start_last_record = start_last_record;
+        tenant.cluster = Some(cluster);
+        Ok(Outcome::Applied)
+    }
+
+    fn delete_tenant(&mut self, id: TenantId) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        if tenant.state == TenantState::Deleting {
+            return Ok(Outcome::Unchanged);
+        }
+        tenant.state = TenantState::Deleting;
+        tenant.branches.clear();
+        for timeline in tenant.timelines.values_mut() {
+            timeline.state = TimelineState::Deleting;
+        }
+        Ok(Outcome::Applied)
+    }
+
+    fn tenant_deleted(&mut self, id: TenantId) -> Applied {
+        let Some(tenant) = self.tenants.get(&id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        if tenant.state != TenantState::Deleting {
+            return Err(Rejection::TenantIs {
+                name: tenant.name.clone(),
+                state: tenant.state,
+            });
+        }
+        if !tenant.timelines.is_empty() {
+            return Err(Rejection::NotEmpty);
+        }
+        self.tenants.remove(&id);
+        Ok(Outcome::Applied)
+    }
+
+    fn move_shard(&mut self, id: TenantId, index: ShardIndex, to: NodeId) -> Applied {
+        self.all_registered([&to], NodeRole::Pageserver)?;
+        let tenant = self.tenant_mut(id)?;
+        let shard = tenant
+            .shards
+            .get_mut(usize::from(index))
+            .ok_or(Rejection::NoShard(index))?;
+        if shard.node == to {
+            return Ok(Outcome::Unchanged);
+        }
+        shard.node = to;
+        raise_generation(shard);
+        Ok(Outcome::Applied)
+    }
+
+    fn tenant_mut(&mut self, id: TenantId) -> Result<&mut Tenant, Rejection> {
+        self.tenants
+            .get_mut(&id)
+            .ok_or_else(|| Rejection::NoTenant(id.to_string()))
+    }
+
+    fn timeline_mut(&mut self, id: TenantId, timeline: TimelineId) -> Result<&mut Timeline, Rejection> {
+        let tenant = self.tenant_mut(id)?;
+        tenant
+            .timelines
+            .get_mut(&timeline)
+            .ok_or(Rejection::NoTimeline(timeline))
+    }
+}
+
+fn raise_generation(shard: &mut ShardPlacement) {
+    shard.generation = Generation(shard.generation.0.saturating_add(1));
+}
+
+fn changed(did: bool) -> Outcome {
+    if did { Outcome::Applied } else { Outcome::Unchanged }
+}
+
+#[cfg(test)]
+mod tests;

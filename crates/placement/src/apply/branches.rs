@@ -1,0 +1,174 @@
+//! Branches and their timelines: creation, progress, deletion.
+
+use std::collections::BTreeSet;
+
+use lakebed_types::{Generation, Lsn, NodeId, TenantId, TimelineId};
+
+use super::{Applied, changed};
+use crate::command::{Outcome, Rejection};
+use crate::name::Name;
+use crate::state::*;
+
+impl State {
+    pub(super) fn create_branch(
+        &mut self,
+        id: TenantId,
+        name: Name,
+        timeline: TimelineId,
+        parent_id: TimelineId,
+        lsn: Lsn,
+        last_record: Lsn,
+    ) -> Applied {
+        let taken = self.has_timeline(timeline);
+        let now = self.clock_unix_micros;
+        let tenant = self.tenant_mut(id)?;
+        if tenant.state != TenantState::Active {
+            return Err(Rejection::TenantIs {
+                name: tenant.name.clone(),
+                state: tenant.state,
+            });
+        }
+        if tenant.branches.contains_key(&name) {
+            return Err(Rejection::BranchExists(name));
+        }
+        if taken {
+            return Err(Rejection::IdTaken);
+        }
+        let parent = tenant
+            .timelines
+            .get(&parent_id)
+            .ok_or(Rejection::NoTimeline(parent_id))?;
+        if parent.state != TimelineState::Active {
+            return Err(Rejection::TimelineIs {
+                timeline: parent_id,
+                state: parent.state,
+            });
+        }
+        if lsn < parent.start_lsn {
+            return Err(Rejection::BeforeParent {
+                lsn,
+                start: parent.start_lsn,
+            });
+        }
+        if !last_record.is_valid() || last_record >= lsn {
+            return Err(Rejection::Invalid(
+                "the last record must start before the branch point",
+            ));
+        }
+        let child = Timeline {
+            state: TimelineState::Creating,
+            parent: Some(parent_id),
+            start_lsn: lsn,
+            start_last_record: last_record,
+            safekeepers: SafekeeperSet {
+                generation: Generation(1),
+                // Half-way through a change, the child starts with the set that is to stay.
+                current: parent
+                    .safekeepers
+                    .next
+                    .clone()
+                    .unwrap_or_else(|| parent.safekeepers.current.clone()),
+                next: None,
+            },
+            created_on: BTreeSet::new(),
+            created_unix_micros: now,
+        };
+        tenant.timelines.insert(timeline, child);
+        tenant.branches.insert(name, timeline);
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn created_on(&mut self, id: TenantId, timeline: TimelineId, node: NodeId) -> Applied {
+        let timeline = self.timeline_mut(id, timeline)?;
+        if !timeline.safekeepers.members().contains(&node) {
+            return Err(Rejection::NoNode {
+                node,
+                role: NodeRole::Safekeeper,
+            });
+        }
+        Ok(changed(timeline.created_on.insert(node)))
+    }
+
+    pub(super) fn timeline_ready(&mut self, id: TenantId, timeline_id: TimelineId) -> Applied {
+        let timeline = self.timeline_mut(id, timeline_id)?;
+        match timeline.state {
+            TimelineState::Active => return Ok(Outcome::Unchanged),
+            TimelineState::Creating => {}
+            state => {
+                return Err(Rejection::TimelineIs {
+                    timeline: timeline_id,
+                    state,
+                });
+            }
+        }
+        if !timeline
+            .safekeepers
+            .is_quorum(|node| timeline.created_on.contains(&node))
+        {
+            return Err(Rejection::Invalid(
+                "the timeline is not on a quorum of its safekeepers",
+            ));
+        }
+        timeline.state = TimelineState::Active;
+        let tenant = self.tenant_mut(id)?;
+        if tenant.state == TenantState::Importing {
+            tenant.state = TenantState::Active;
+        }
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn delete_branch(&mut self, id: TenantId, name: &Name) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        let no_branch = || Rejection::NoBranch {
+            tenant: tenant.name.clone(),
+            branch: name.to_string(),
+        };
+        let timeline_id = *tenant.branches.get(name).ok_or_else(no_branch)?;
+        // A child that is itself being deleted does not stand in the way: nodes are told children first.
+        let live = tenant
+            .children(timeline_id)
+            .filter(|(_, child)| child.state != TimelineState::Deleting);
+        let mut children: Vec<String> = live
+            .map(|(child, _)| {
+                tenant
+                    .name_of(child)
+                    .map_or_else(|| child.to_string(), Name::to_string)
+            })
+            .collect();
+        if !children.is_empty() {
+            children.sort();
+            return Err(Rejection::HasChildren {
+                branch: name.clone(),
+                children,
+            });
+        }
+        let timeline = tenant
+            .timelines
+            .get_mut(&timeline_id)
+            .ok_or(Rejection::NoTimeline(timeline_id))?;
+        if timeline.parent.is_none() {
+            return Err(Rejection::RootBranch(name.clone()));
+        }
+        timeline.state = TimelineState::Deleting;
+        tenant.branches.remove(name);
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn timeline_deleted(&mut self, id: TenantId, timeline_id: TimelineId) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        let Some(timeline) = tenant.timelines.get(&timeline_id) else {
+            return Ok(Outcome::Unchanged);
+        };
+        if timeline.state != TimelineState::Deleting {
+            return Err(Rejection::TimelineIs {
+                timeline: timeline_id,
+                state: timeline.state,
+            });
+        }
+        if tenant.children(timeline_id).next().is_some() {
+            return Err(Rejection::NotEmpty);
+        }
+        tenant.timelines.remove(&timeline_id);
+        Ok(Outcome::Applied)
+    }
+}

@@ -1,0 +1,192 @@
+//! Which timeline holds a position, and how far a quorum of safekeepers has committed.
+
+use std::collections::BTreeMap;
+
+use lakebed_types::{Lsn, NodeId, Term, TimelineId};
+
+use crate::state::{SafekeeperSet, Tenant};
+
+/// What one safekeeper says about a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Term of the last WAL it holds, and where that term starts.
+    pub last_term: (Term, Lsn),
+    /// Up to where it flushed.
+    pub flush: Lsn,
+    /// Up to where it knows the WAL as committed.
+    pub commit: Lsn,
+}
+
+/// How far the WAL is committed, judged from the reports of a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The highest position that a safekeeper was told to be committed. What pageservers can reach.
+    pub known: Lsn,
+    /// The highest position that the reports prove to be committed. Above `known` for the moment between a quorum's
+    /// flushes and the proposer's next message, and it may stay there when the proposer dies in that moment.
+    pub proven: Lsn,
+}
+
+/// The head of a timeline, or `None` while the reports are no quorum of every set.
+///
+/// A position that a quorum flushed in the same last term, at or above that term's start, is committed: a proposer of
+/// a later term must meet one of those flushes in its election, since an acceptor flushes nothing of an older term
+/// after its vote.
+pub fn head(set: &SafekeeperSet, reports: &BTreeMap<NodeId, Report>) -> Option<Head> {
+    if !set.is_quorum(|node| reports.contains_key(&node)) {
+        return None;
+    }
+    let members = set.members();
+    let reports: BTreeMap<_, _> = reports
+        .iter()
+        .filter(|(node, _)| members.contains(node))
+        .collect();
+    let known = reports.values().map(|report| report.commit).max()?;
+    let last_term = reports.values().map(|report| report.last_term).max()?;
+    let flushed = |at: Lsn| {
+        set.is_quorum(|node| {
+            reports
+                .get(&node)
+                .is_some_and(|r| r.last_term.0 == last_term.0 && r.flush >= at)
+        })
+    };
+    let candidates = reports.values().map(|report| report.flush);
+    let by_flush = candidates.filter(|&at| at >= last_term.1 && flushed(at)).max();
+    Some(Head {
+        known,
+        proven: by_flush.map_or(known, |lsn| lsn.max(known)),
+    })
+}
+
+/// The timeline whose own WAL holds `lsn`: this one or an ancestor. `None` before the tenant's first position.
+pub fn holder(tenant: &Tenant, timeline: TimelineId, lsn: Lsn) -> Option<TimelineId> {
+    let mut id = timeline;
+    // Bounded by the number of timelines, so that even a cycle in damaged data ends.
+    for _ in 0..=tenant.timelines.len() {
+        let candidate = tenant.timelines.get(&id)?;
+        if lsn >= candidate.start_lsn {
+            return Some(id);
+        }
+        id = candidate.parent?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{self, timeline_id};
+    use lakebed_types::Generation;
+
+    #[test]
+    fn the_head_of_a_quorum() {
+        let set = |current: &[u64], next: Option<&[u64]>| SafekeeperSet {
+            generation: Generation(1),
+            current: current.iter().copied().map(NodeId).collect(),
+            next: next.map(|next| next.iter().copied().map(NodeId).collect()),
+        };
+        let three = set(&[1, 2, 3], None);
+        // Rows: what is tested, the set, (node, last term, its start, flush, commit), expected (known, proven).
+        type Row<'a> = (
+            &'a str,
+            &'a SafekeeperSet,
+            &'a [(u64, u64, u64, u64, u64)],
+            Option<(u64, u64)>,
+        );
+        let joint = set(&[1, 2, 3], Some(&[3, 4, 5]));
+        let rows: &[Row] = &[
+            ("one of three is no quorum", &three, &[(1, 1, 10, 50, 50)], None),
+            (
+                "all agree",
+                &three,
+                &[(1, 1, 10, 50, 50), (2, 1, 10, 50, 50)],
+                Some((50, 50)),
+            ),
+            (
+                "flushed by two, not told yet",
+                &three,
+                &[(1, 1, 10, 60, 40), (2, 1, 10, 70, 30)],
+                Some((40, 60)),
+            ),
+            (
+                "flushed by one only",
+                &three,
+                &[(1, 1, 10, 90, 40), (2, 1, 10, 40, 40)],
+                Some((40, 40)),
+            ),
+            (
+                "flushes of an older term prove nothing",
+                &three,
+                &[(1, 2, 50, 60, 40), (2, 1, 10, 90, 40)],
+                Some((40, 40)),
+            ),
+            (
+                "flushed below the term's start",
+                &three,
+                &[(1, 2, 80, 70, 40), (2, 2, 80, 75, 40)],
+                Some((40, 40)),
+            ),
+            (
+                "a stranger does not count",
+                &three,
+                &[(1, 1, 10, 50, 50), (9, 1, 10, 50, 50)],
+                None,
+            ),
+            (
+                "joint: old majority alone",
+                &joint,
+                &[(1, 1, 10, 50, 50), (2, 1, 10, 50, 50)],
+                None,
+            ),
+            (
+                "joint: both",
+                &joint,
+                &[(1, 1, 10, 50, 20), (3, 1, 10, 50, 20), (4, 1, 10, 45, 20)],
+                Some((20, 45)),
+            ),
+        ];
+        for (what, set, reports, expected) in rows {
+            let reports = reports.iter().map(|&(node, term, start, flush, commit)| {
+                let last_term = (Term(term), Lsn(start));
+                (
+                    NodeId(node),
+                    Report {
+                        last_term,
+                        flush: Lsn(flush),
+                        commit: Lsn(commit),
+                    },
+                )
+            });
+            let got = head(set, &reports.collect());
+            let expected = expected.map(|(known, proven)| Head {
+                known: Lsn(known),
+                proven: Lsn(proven),
+            });
+            assert_eq!(got, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_position_belongs_to_the_youngest_ancestor_that_holds_it() {
+        let mut state = fixture::active();
+        fixture::apply(&mut state, fixture::branch("b", 2, 1, 2000)).unwrap();
+        fixture::make_ready(&mut state, 2);
+        fixture::apply(&mut state, fixture::branch("c", 3, 2, 3000)).unwrap();
+        let tenant = &state.tenants[&fixture::tenant_id(1)];
+        let rows = [
+            (5000, Some(3)),
+            (3000, Some(3)),
+            (2999, Some(2)),
+            (2000, Some(2)),
+            (1000, Some(1)),
+            (999, None),
+        ];
+        for (lsn, expected) in rows {
+            assert_eq!(
+                holder(tenant, timeline_id(3), Lsn(lsn)),
+                expected.map(timeline_id),
+                "{lsn}"
+            );
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Commands, what becomes of them, and why they are refused.
+
+use std::collections::BTreeSet;
+
+use lakebed_types::{Lsn, NodeId, ShardIndex, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::name::Name;
+use crate::state::{
+    ClusterIdentity, DecodeError, FORMAT, NodeRole, TenantState, TimelineState, decode_versioned,
+};
+
+/// A command with the time at which it was proposed: the only clock that the state machine knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Microseconds since 1970 on the proposer's clock.
+    pub at_unix_micros: i64,
+    /// What to do.
+    pub command: Command,
+}
+
+impl Stamped {
+    /// The stored form.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&(FORMAT, self))
+    }
+
+    /// Reads the stored form.
+    pub fn decode(bytes: &[u8]) -> Result<Stamped, DecodeError> {
+        decode_versioned(bytes)
+    }
+}
+
+/// One change of the control plane, with every choice already made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// A daemon started, or its address changed.
+    RegisterNode {
+        /// Its id.
+        node: NodeId,
+        /// What it does.
+        role: NodeRole,
+        /// `host:port` of its gRPC service.
+        address: String,
+        /// See [`Node::incarnation`](crate::Node::incarnation).
+        incarnation: u64,
+    },
+    /// A tenant whose first branch is to be imported.
+    CreateTenant {
+        /// A fresh id.
+        tenant: TenantId,
+        /// Its name.
+        name: Name,
+        /// Name of its first branch.
+        branch: Name,
+        /// A fresh id for the first timeline.
+        timeline: TimelineId,
+        /// Pageserver of each shard.
+        shards: Vec<NodeId>,
+        /// Safekeepers of the first timeline.
+        safekeepers: BTreeSet<NodeId>,
+    },
+    /// Every shard has the images of the first timeline.
+    FinishImport {
+        /// The tenant.
+        tenant: TenantId,
+        /// Where WAL starts.
+        start_lsn: Lsn,
+        /// Start of the record that ends there.
+        start_last_record: Lsn,
+        /// The imported cluster.
+        cluster: ClusterIdentity,
+    },
+    /// A branch at a record boundary of its parent.
+    CreateBranch {
+        /// The tenant.
+        tenant: TenantId,
+        /// A name that no branch of the tenant has.
+        name: Name,
+        /// A fresh id.
+        timeline: TimelineId,
+        /// Where it branches from.
+        parent: TimelineId,
+        /// The boundary.
+        lsn: Lsn,
+        /// Start of the record that ends there.
+        last_record: Lsn,
+    },
+    /// Some safekeepers confirmed that they have the timeline.
+    CreatedOnSafekeeper {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Who confirmed.
+        node: NodeId,
+    },
+    /// A quorum of safekeepers and every shard have the timeline.
+    TimelineReady {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Gives up a branch without children.
+    DeleteBranch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The branch.
+        name: Name,
+    },
+    /// No node has the timeline any more.
+    TimelineDeleted {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Gives up a tenant with all its branches.
+    DeleteTenant {
+        /// The tenant.
+        tenant: TenantId,
+    },
+    /// The tenant has no timeline any more.
+    TenantDeleted {
+        /// The tenant.
+        tenant: TenantId,
+    },
+    /// Another pageserver becomes the owner of a shard, at the next generation.
+    MoveShard {
+        /// The tenant.
+        tenant: TenantId,
+        /// The shard.
+        shard: ShardIndex,
+        /// The new owner.
+        to: NodeId,
+    },
+    /// Takes or extends a lease.
+    AcquireLease {
+        /// What is leased.
+        name: Name,
+        /// Who takes it.
+        holder: String,
+        /// For how long from the command's time on.
+        micros: u32,
+    },
+    /// Gives a lease back before it ends.
+    ReleaseLease {
+        /// What was leased.
+        name: Name,
+        /// Who held it.
+        holder: String,
+    },
+}
+
+/// A command that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The state changed.
+    Applied,
+    /// The state was already so: a repeated command.
+    Unchanged,
+}
+
+/// Why a command was refused. The state is as before, and a repeat gives the same answer until something else changes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// There is no such tenant.
+    #[error("there is no tenant '{0}'")]
+    NoTenant(String),
+    /// There is no such branch.
+    #[error("tenant '{tenant}' has no branch '{branch}'")]
+    NoBranch {
+        /// The tenant's name.
+        tenant: Name,
+        /// The branch.
+        branch: String,
+    },
+    /// There is no such timeline.
+    #[error("there is no timeline {0}")]
+    NoTimeline(TimelineId),
+    /// There is no such shard.
+    #[error("the tenant has no shard {0}")]
+    NoShard(ShardIndex),
+    /// A placement names a node that is not registered in that role.
+    #[error("node {node} is not registered as a {}", role_name(*.role))]
+    NoNode {
+        /// The node.
+        node: NodeId,
+        /// The role it should have.
+        role: NodeRole,
+    },
+    /// A node changed its role.
+    #[error("node id {node} belongs to the {} at {address}; give this node another id", role_name(*.role))]
+    NodeIdTaken {
+        /// The id.
+        node: NodeId,
+        /// Role of its owner.
+        role: NodeRole,
+        /// Address of its owner.
+        address: String,
+    },
+    /// A safekeeper came back with another data directory.
+    #[error(
+        "safekeeper {0} comes back with another data directory, so it lost what it had acknowledged; \
+         start it on its former directory, or as a new safekeeper with a new id"
+    )]
+    SafekeeperLostItsDisk(NodeId),
+    /// A tenant of that name exists.
+    #[error("tenant '{0}' already exists")]
+    TenantExists(Name),
+    /// A branch of that name exists.
+    #[error("branch '{0}' already exists")]
+    BranchExists(Name),
+    /// An id that was drawn is in use.
+    #[error("the id drawn for a new object is already in use; try again")]
+    IdTaken,
+    /// The tenant is not in the state that this needs.
+    #[error("tenant '{name}' is {state:?}")]
+    TenantIs {
+        /// The tenant's name.
+        name: Name,
+        /// Its state.
+        state: TenantState,
+    },
+    /// The timeline is not in the state that this needs.
+    #[error("timeline {timeline} is {state:?}")]
+    TimelineIs {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Its state.
+        state: TimelineState,
+    },
+    /// The branch has children.
+    #[error("branch '{branch}' cannot be deleted while other branches start from it: {}", .children.join(", "))]
+    HasChildren {
+        /// The branch.
+        branch: Name,
+        /// Names of its children.
+        children: Vec<String>,
+    },
+    /// The first branch goes only with its tenant.
+    #[error("'{0}' is the first branch of its tenant: delete the tenant instead")]
+    RootBranch(Name),
+    /// A branch point before the start of the parent's own WAL.
+    #[error("{lsn} is before {start}, where the parent starts")]
+    BeforeParent {
+        /// The branch point.
+        lsn: Lsn,
+        /// The parent's start.
+        start: Lsn,
+    },
+    /// The import was finished with other values.
+    #[error("the import of tenant '{0}' was already finished with other values")]
+    ImportDiffers(Name),
+    /// Not everything has been removed yet.
+    #[error("something that depends on it is still there")]
+    NotEmpty,
+    /// Somebody else holds the lease.
+    #[error("'{name}' is held by '{holder}'")]
+    LeaseHeld {
+        /// What is leased.
+        name: Name,
+        /// By whom.
+        holder: String,
+    },
+    /// A value outside its range.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+fn role_name(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Safekeeper => "safekeeper",
+        NodeRole::Pageserver => "pageserver",
+    }
+}
+
+/// What a caller can do about a rejection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectionKind {
+    /// Name something that exists.
+    NotFound,
+    /// Choose another name.
+    AlreadyExists,
+    /// Change the state of something else first.
+    Precondition,
+    /// Correct the request.
+    Invalid,
+}
+
+impl Rejection {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> RejectionKind {
+        use Rejection::*;
+        match self {
+            NoTenant(_) | NoBranch { .. } | NoTimeline(_) | NoShard(_) => RejectionKind::NotFound,
+            TenantExists(_) | BranchExists(_) | IdTaken => RejectionKind::AlreadyExists,
+            Invalid(_) | BeforeParent { .. } => RejectionKind::Invalid,
+            NoNode { .. }
+            | NodeIdTaken { .. }
+            | SafekeeperLostItsDisk(_)
+            | TenantIs { .. }
+            | TimelineIs { .. }
+            | HasChildren { .. }
+            | RootBranch(_)
+            | ImportDiffers(_)
+            | NotEmpty
+            | LeaseHeld { .. } => RejectionKind::Precondition,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The planner: what has to be done so that the nodes become what the state says.
+//!
+//! [`plan`] is a function of the replicated [`State`] and of what this controller has [`Observed`] since it became the
+//! one in charge. It starts from nothing observed and then repeats calls that were made before: each call is
+//! idempotent on its node. Creation on safekeepers is the exception, and is remembered in the state itself.
+//!
+//! Order matters only within a timeline's family: parents are created before and deleted after their children.
+
+mod intent;
+mod observed;
+
+use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
+
+use crate::command::Command;
+use crate::state::*;
+pub use intent::{Action, Call, Intent, PlacedShard, TimelineSpec};
+pub use observed::Observed;
+use observed::Place;
+
+/// What is to be done now, in an order in which it may be done. Empty when everything is as it should be.
+pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
+    let mut intents = Vec::new();
+    for (&id, tenant) in &state.tenants {
+        let mut planner = Planner {
+            state,
+            observed,
+            id,
+            tenant,
+            intents: &mut intents,
+        };
+        planner.shards();
+        planner.timelines();
+        if tenant.state == TenantState::Deleting && tenant.timelines.is_empty() {
+            intents.push(Intent::Propose(Command::TenantDeleted { tenant: id }));
+        }
+    }
+    intents
+}
+
+struct Planner<'a> {
+    state: &'a State,
+    observed: &'a Observed,
+    id: TenantId,
+    tenant: &'a Tenant,
+    intents: &'a mut Vec<Intent>,
+}
+
+impl Planner<'_> {
+    fn shards(&mut self) {
+        let specs = self.shard_timelines();
+        for (index, placed) in self.tenant.placed_shards() {
+            let shard = self.placed(index, &placed);
+            let Some(attached) = self.observed.attachment(self.id, index, &placed) else {
+                self.call(
+                    placed.node,
+                    Action::AttachShard {
+                        shard,
+                        timelines: specs.clone(),
+                    },
+                );
+                continue;
+            };
+            for spec in &specs {
+                let told = attached.timelines.get(&spec.timeline) == Some(&spec.safekeepers);
+                let parent_there = spec.parent.is_none_or(|p| attached.timelines.contains_key(&p));
+                if !told && parent_there {
+                    self.call(
+                        placed.node,
+                        Action::CreateOnShard {
+                            shard,
+                            timeline: spec.clone(),
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// What shards must have: every timeline with WAL that is not being deleted, parents first.
+    fn shard_timelines(&self) -> Vec<TimelineSpec> {
+        let Some(cluster) = self.tenant.cluster else {
+            return Vec::new();
+        };
+        let live = |t: &Timeline| matches!(t.state, TimelineState::Creating | TimelineState::Active);
+        let live = self
+            .tenant
+            .timelines
+            .iter()
+            .filter(|(_, timeline)| live(timeline));
+        let mut by_depth: Vec<_> = live
+            .map(|(id, timeline)| (self.depth(*id), *id, timeline))
+            .collect();
+        by_depth.sort_by_key(|(depth, id, _)| (*depth, *id));
+        let spec = |(_, timeline, t): (usize, TimelineId, &Timeline)| TimelineSpec {
+            timeline,
+            parent: t.parent,
+            start_lsn: t.start_lsn,
+            safekeepers: t
+                .safekeepers
+                .members()
+                .iter()
+                .filter_map(|n| self.address(*n))
+                .collect(),
+            cluster,
+        };
+        by_depth.into_iter().map(spec).collect()
+    }
+
+    fn depth(&self, timeline: TimelineId) -> usize {
+        let parent = |id: &TimelineId| self.tenant.timelines.get(id).and_then(|t| t.parent);
+        let ancestors = std::iter::successors(parent(&timeline), parent);
+        ancestors.take(self.tenant.timelines.len()).count()
+    }
+
+    fn timelines(&mut self) {
+        for (&id, timeline) in &self.tenant.timelines {
+            match timeline.state {
+                TimelineState::Importing => {}
+                TimelineState::Creating | TimelineState::Active => self.live(id, timeline),
+                TimelineState::Deleting => self.deleting(id, timeline),
+            }
+        }
+    }
+
+    fn live(&mut self, id: TimelineId, timeline: &Timeline) {
+        let Some(cluster) = self.tenant.cluster else {
+            return;
+        };
+        for node in timeline.safekeepers.members() {
+            if !timeline.created_on.contains(&node) {
+                let safekeepers = timeline.safekeepers.clone();
+                let start_lsn = timeline.start_lsn;
+                self.call(
+                    node,
+                    Action::CreateOnSafekeeper {
+                        timeline: id,
+                        start_lsn,
+                        cluster,
+                        safekeepers,
+                    },
+                );
+            }
+        }
+        let on_quorum = timeline
+            .safekeepers
+            .is_quorum(|node| timeline.created_on.contains(&node));
+        let on_shards = self.tenant.placed_shards().all(|(index, placed)| {
+            let attached = self.observed.attachment(self.id, index, &placed);
+            attached.is_some_and(|attached| attached.timelines.contains_key(&id))
+        });
+        if timeline.state == TimelineState::Creating && on_quorum && on_shards {
+            self.intents.push(Intent::Propose(Command::TimelineReady {
+                tenant: self.id,
+                timeline: id,
+            }));
+        }
+    }
+
+    fn deleting(&mut self, id: TimelineId, timeline: &Timeline) {
+        if self.tenant.children(id).next().is_some() {
+            return;
+        }
+        let gone = |place| self.observed.deleted.contains(&(id, place));
+        let mut all_gone = true;
+        // Also where creation was never confirmed: the call may have had its effect.
+        for node in &timeline.safekeepers.members() | &timeline.created_on {
+            if !gone(Place::Safekeeper(node)) {
+                all_gone = false;
+                self.call(node, Action::DeleteOnSafekeeper { timeline: id });
+            }
+        }
+        for (index, placed) in self.tenant.placed_shards() {
+            if gone(Place::Shard(index)) {
+                continue;
+            }
+            all_gone = false;
+            if self.observed.is_attached(self.id, index, &placed) {
+                let shard = self.placed(index, &placed);
+                self.call(placed.node, Action::DeleteOnShard { shard, timeline: id });
+            }
+        }
+        if all_gone {
+            self.intents.push(Intent::Propose(Command::TimelineDeleted {
+                tenant: self.id,
+                timeline: id,
+            }));
+        }
+    }
+
+    fn placed(&self, index: ShardIndex, placed: &ShardPlacement) -> PlacedShard {
+        let count = self.tenant.shard_count().map_or(0, |count| count.get());
+        PlacedShard {
+            index,
+            count,
+            generation: placed.generation,
+        }
+    }
+
+    fn address(&self, node: NodeId) -> Option<String> {
+        self.state.nodes.get(&node).map(|node| node.address.clone())
+    }
+
+    fn call(&mut self, node: NodeId, action: Action) {
+        if let Some(address) = self.address(node) {
+            self.intents.push(Intent::Call(Call {
+                node,
+                address,
+                tenant: self.id,
+                action,
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

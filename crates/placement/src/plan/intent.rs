@@ -1,0 +1,103 @@
+//! What the planner asks for.
+
+use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, ShardIndex, TenantId, TimelineId};
+
+use crate::command::Command;
+use crate::state::{ClusterIdentity, SafekeeperSet};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Intent {
+    /// Call a node. On success, tell [`Observed::done`], and propose what it returns.
+    Call(Call),
+    /// Propose a command.
+    Propose(Command),
+}
+
+/// A call to one node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Call {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port` of its gRPC service.
+    pub address: String,
+    /// The tenant it is about.
+    pub tenant: TenantId,
+    /// What to call.
+    pub action: Action,
+}
+
+/// What to call.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Make a pageserver the owner of a shard.
+    AttachShard {
+        /// The shard.
+        shard: PlacedShard,
+        /// All its timelines, parents first.
+        timelines: Vec<TimelineSpec>,
+    },
+    /// Tell an owner about one more timeline, or about other safekeepers of a known one.
+    CreateOnShard {
+        /// The shard.
+        shard: PlacedShard,
+        /// The timeline.
+        timeline: TimelineSpec,
+    },
+    /// Have an owner give up a timeline.
+    DeleteOnShard {
+        /// The shard.
+        shard: PlacedShard,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// An empty timeline on a safekeeper.
+    CreateOnSafekeeper {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Where it starts.
+        start_lsn: Lsn,
+        /// Its cluster.
+        cluster: ClusterIdentity,
+        /// Who must agree.
+        safekeepers: SafekeeperSet,
+    },
+    /// Have a safekeeper give up a timeline.
+    DeleteOnSafekeeper {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+}
+
+/// A shard with its fencing number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PlacedShard {
+    /// Index, below the count.
+    pub index: ShardIndex,
+    /// Number of shards of the tenant.
+    pub count: u8,
+    /// Fencing number of its owner.
+    pub generation: Generation,
+}
+
+impl PlacedShard {
+    /// Index and count as the shared type, which a planned call always satisfies.
+    pub fn identity(&self) -> Option<ShardIdentity> {
+        ShardIdentity::new(self.index, lakebed_types::ShardCount::new(self.count)?)
+    }
+}
+
+/// What a pageserver has to know about a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimelineSpec {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where it branches from, if it does.
+    pub parent: Option<TimelineId>,
+    /// Where its own WAL starts.
+    pub start_lsn: Lsn,
+    /// Addresses of its safekeepers.
+    pub safekeepers: Vec<String>,
+    /// Its cluster.
+    pub cluster: ClusterIdentity,
+}

@@ -1,0 +1,110 @@
+//! What a controller learned from the nodes it called.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lakebed_types::{Generation, NodeId, ShardIndex, TenantId, TimelineId};
+
+use super::intent::{Action, Call};
+use crate::command::Command;
+use crate::state::{ShardPlacement, State};
+
+/// What nodes confirmed since this controller took charge. Not durable, and never needed for safety.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub(super) attached: BTreeMap<(TenantId, ShardIndex), Attached>,
+    pub(super) deleted: BTreeSet<(TimelineId, Place)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Attached {
+    node: NodeId,
+    generation: Generation,
+    /// Timelines with the safekeeper addresses that the shard was told.
+    pub(super) timelines: BTreeMap<TimelineId, Vec<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    Safekeeper(NodeId),
+    Shard(ShardIndex),
+}
+
+impl Observed {
+    /// Notes that a call succeeded. Returns the command that makes it durable, where that is needed.
+    pub fn done(&mut self, call: &Call) -> Option<Command> {
+        let tenant = call.tenant;
+        match &call.action {
+            Action::AttachShard { shard, timelines } => {
+                let timelines = timelines
+                    .iter()
+                    .map(|t| (t.timeline, t.safekeepers.clone()))
+                    .collect();
+                let attached = Attached {
+                    node: call.node,
+                    generation: shard.generation,
+                    timelines,
+                };
+                self.attached.insert((tenant, shard.index), attached);
+            }
+            Action::CreateOnShard { shard, timeline } => {
+                if let Some(attached) = self.attached.get_mut(&(tenant, shard.index))
+                    && attached.node == call.node
+                    && attached.generation == shard.generation
+                {
+                    attached
+                        .timelines
+                        .insert(timeline.timeline, timeline.safekeepers.clone());
+                }
+            }
+            Action::DeleteOnShard { shard, timeline } => {
+                self.deleted.insert((*timeline, Place::Shard(shard.index)));
+            }
+            Action::CreateOnSafekeeper { timeline, .. } => {
+                return Some(Command::CreatedOnSafekeeper {
+                    tenant,
+                    timeline: *timeline,
+                    node: call.node,
+                });
+            }
+            Action::DeleteOnSafekeeper { timeline } => {
+                self.deleted.insert((*timeline, Place::Safekeeper(call.node)));
+            }
+        }
+        None
+    }
+
+    /// Forgets what belongs to tenants and timelines that no longer exist.
+    pub fn prune(&mut self, state: &State) {
+        self.attached
+            .retain(|(tenant, _), _| state.tenants.contains_key(tenant));
+        for attached in &mut self.attached {
+            let tenant = state.tenants.get(&attached.0.0);
+            attached
+                .1
+                .timelines
+                .retain(|id, _| tenant.is_some_and(|t| t.timelines.contains_key(id)));
+        }
+        let exists = |id: &TimelineId| {
+            state
+                .tenants
+                .values()
+                .any(|tenant| tenant.timelines.contains_key(id))
+        };
+        self.deleted.retain(|(timeline, _)| exists(timeline));
+    }
+
+    /// Whether a shard's owner confirmed its present generation.
+    pub fn is_attached(&self, tenant: TenantId, index: ShardIndex, placed: &ShardPlacement) -> bool {
+        self.attachment(tenant, index, placed).is_some()
+    }
+
+    pub(super) fn attachment(
+        &self,
+        tenant: TenantId,
+        index: ShardIndex,
+        placed: &ShardPlacement,
+    ) -> Option<&Attached> {
+        let attached = self.attached.get(&(tenant, index))?;
+        (attached.node == placed.node && attached.generation == placed.generation).then_some(attached)
+    }
+}

@@ -1,0 +1,205 @@
+//! The planner against a world in which every call succeeds, and against single differences.
+
+use super::*;
+use crate::fixture::{self, active, apply, branch, finish_import, make_ready, register, tenant_id};
+
+/// Short text of an intent, for tables.
+fn text(intent: &Intent) -> String {
+    match intent {
+        Intent::Propose(command) => match command {
+            Command::TimelineReady { timeline, .. } => format!("ready {}", timeline.0[0]),
+            Command::TimelineDeleted { timeline, .. } => format!("deleted {}", timeline.0[0]),
+            Command::TenantDeleted { tenant } => format!("tenant deleted {}", tenant.0[0]),
+            other => format!("{other:?}"),
+        },
+        Intent::Call(call) => {
+            let node = call.node;
+            match &call.action {
+                Action::AttachShard { shard, timelines } => {
+                    let ids: Vec<u8> = timelines.iter().map(|t| t.timeline.0[0]).collect();
+                    format!(
+                        "{node}: attach {}/{}@{} {ids:?}",
+                        shard.index, shard.count, shard.generation
+                    )
+                }
+                Action::CreateOnShard { shard, timeline } => {
+                    format!(
+                        "{node}: create {} on shard {}",
+                        timeline.timeline.0[0], shard.index
+                    )
+                }
+                Action::DeleteOnShard { shard, timeline } => {
+                    format!("{node}: delete {} on shard {}", timeline.0[0], shard.index)
+                }
+                Action::CreateOnSafekeeper {
+                    timeline, start_lsn, ..
+                } => {
+                    format!("{node}: create {} at {}", timeline.0[0], start_lsn.0)
+                }
+                Action::DeleteOnSafekeeper { timeline } => format!("{node}: delete {}", timeline.0[0]),
+            }
+        }
+    }
+}
+
+fn texts(state: &State, observed: &Observed) -> Vec<String> {
+    plan(state, observed).iter().map(text).collect()
+}
+
+/// Does what is planned, except on the nodes that are down, until nothing is left to do; returns what was done.
+fn settle(state: &mut State, observed: &mut Observed, down: &[u64]) -> Vec<String> {
+    let mut done = Vec::new();
+    for _ in 0..100 {
+        let possible = |intent: &Intent| match intent {
+            Intent::Call(call) => !down.contains(&call.node.0),
+            Intent::Propose(_) => true,
+        };
+        let intents: Vec<_> = plan(state, observed).into_iter().filter(possible).collect();
+        if intents.is_empty() {
+            return done;
+        }
+        for intent in intents {
+            done.push(text(&intent));
+            let command = match intent {
+                Intent::Call(call) => observed.done(&call),
+                Intent::Propose(command) => Some(command),
+            };
+            if let Some(command) = command {
+                apply(state, command).unwrap();
+            }
+        }
+        observed.prune(state);
+    }
+    panic!("the planner does not come to rest: {done:?}");
+}
+
+#[test]
+fn a_tenant_is_attached_imported_and_made_ready() {
+    let mut state = fixture::with_nodes(3, 2);
+    let mut observed = Observed::default();
+    fixture::create_tenant(&mut state, 1, "acme", &[11, 12], &[1, 2, 3]);
+    assert_eq!(
+        settle(&mut state, &mut observed, &[]),
+        ["11: attach 0/2@1 []", "12: attach 1/2@1 []"]
+    );
+
+    apply(&mut state, finish_import()).unwrap();
+    let expected = [
+        "11: create 1 on shard 0",
+        "12: create 1 on shard 1",
+        "1: create 1 at 1000",
+        "2: create 1 at 1000",
+        "3: create 1 at 1000",
+        "ready 1",
+    ];
+    assert_eq!(settle(&mut state, &mut observed, &[]), expected);
+    assert_eq!(state.tenants[&tenant_id(1)].state, TenantState::Active);
+}
+
+#[test]
+fn a_branch_becomes_ready_without_a_minority_but_not_without_a_shard() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    settle(&mut state, &mut observed, &[]);
+    apply(&mut state, branch("dev", 2, 1, 2000)).unwrap();
+
+    let done = settle(&mut state, &mut observed, &[3, 12]);
+    assert_eq!(
+        done,
+        [
+            "11: create 2 on shard 0",
+            "1: create 2 at 2000",
+            "2: create 2 at 2000"
+        ]
+    );
+    let done = settle(&mut state, &mut observed, &[3]);
+    assert_eq!(done, ["12: create 2 on shard 1", "ready 2"]);
+    assert_eq!(settle(&mut state, &mut observed, &[]), ["3: create 2 at 2000"]);
+}
+
+#[test]
+fn a_new_controller_attaches_again_but_never_creates_again_on_a_safekeeper() {
+    let mut state = active();
+    apply(&mut state, branch("dev", 0, 1, 2000)).unwrap();
+    apply(&mut state, branch("dev2", 9, 1, 2000)).unwrap();
+    settle(&mut state, &mut Observed::default(), &[]);
+    // Parents first, whatever their ids.
+    let expected = ["11: attach 0/2@1 [1, 0, 9]", "12: attach 1/2@1 [1, 0, 9]"];
+    assert_eq!(settle(&mut state, &mut Observed::default(), &[]), expected);
+}
+
+#[test]
+fn restarts_moves_and_new_addresses_reach_the_pageservers() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    settle(&mut state, &mut observed, &[]);
+
+    apply(&mut state, register(12, NodeRole::Pageserver, 2)).unwrap();
+    assert_eq!(settle(&mut state, &mut observed, &[]), ["12: attach 1/2@2 [1]"]);
+
+    apply(
+        &mut state,
+        Command::MoveShard {
+            tenant: tenant_id(1),
+            shard: 0,
+            to: NodeId(12),
+        },
+    )
+    .unwrap();
+    assert_eq!(settle(&mut state, &mut observed, &[]), ["12: attach 0/2@2 [1]"]);
+
+    let address = "elsewhere:1".to_owned();
+    let moved = Command::RegisterNode {
+        node: NodeId(2),
+        role: NodeRole::Safekeeper,
+        address,
+        incarnation: 1,
+    };
+    apply(&mut state, moved).unwrap();
+    assert_eq!(
+        settle(&mut state, &mut observed, &[]),
+        ["12: create 1 on shard 0", "12: create 1 on shard 1"]
+    );
+}
+
+#[test]
+fn children_are_deleted_before_their_parents() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    apply(&mut state, branch("dev", 2, 1, 2000)).unwrap();
+    make_ready(&mut state, 2);
+    apply(&mut state, branch("leaf", 3, 2, 3000)).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    for name in ["leaf", "dev"] {
+        let name = name.parse().unwrap();
+        apply(
+            &mut state,
+            Command::DeleteBranch {
+                tenant: tenant_id(1),
+                name,
+            },
+        )
+        .unwrap();
+    }
+    let of = |n: u8| {
+        let nodes = ["1: delete", "2: delete", "3: delete"].map(|s| format!("{s} {n}"));
+        let shards = [
+            format!("11: delete {n} on shard 0"),
+            format!("12: delete {n} on shard 1"),
+        ];
+        [&nodes[..], &shards[..], &[format!("deleted {n}")]].concat()
+    };
+    assert_eq!(texts(&state, &observed), of(3)[..5]);
+    assert_eq!(settle(&mut state, &mut observed, &[]), [of(3), of(2)].concat());
+    assert!(
+        observed.deleted.is_empty(),
+        "facts about what is gone are dropped"
+    );
+
+    apply(&mut state, Command::DeleteTenant { tenant: tenant_id(1) }).unwrap();
+    let mut all = of(1);
+    all.push("tenant deleted 1".to_owned());
+    assert_eq!(settle(&mut state, &mut observed, &[]), all);
+    assert!(state.tenants.is_empty());
+    assert!(!state.nodes.is_empty());
+}

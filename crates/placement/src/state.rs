@@ -1,0 +1,238 @@
+//! What the controllers remember: nodes, tenants, branches, timelines, placement and leases.
+//!
+//! A state is only ever changed by [`State::apply`](crate::apply). It is stored as JSON inside a raft snapshot, with
+//! [`FORMAT`] in front: a controller refuses a newer one with a clear error instead of misreading it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+use crate::name::Name;
+
+/// Version of the stored form of [`State`] and of commands.
+pub const FORMAT: u32 = 1;
+
+/// Everything the control plane knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The highest time that a command carried, in microseconds since 1970. Leases expire by it.
+    pub clock_unix_micros: i64,
+    /// Registered safekeepers and pageservers.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Tenants by id; names are unique among them.
+    pub tenants: BTreeMap<TenantId, Tenant>,
+    /// Names that somebody holds for a limited time.
+    pub leases: BTreeMap<Name, Lease>,
+}
+
+/// A registered daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// What it does.
+    pub role: NodeRole,
+    /// `host:port` of its gRPC service.
+    pub address: String,
+    /// Safekeeper: drawn once, when its data directory was made; another one means that its WAL is lost.
+    /// Pageserver: drawn at each start; another one fences what the former process still does.
+    pub incarnation: u64,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    /// A Paxos acceptor of WAL.
+    Safekeeper,
+    /// An owner of shards.
+    Pageserver,
+}
+
+/// One customer's Postgres clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Unique among tenants.
+    pub name: Name,
+    /// Where it is in its life.
+    pub state: TenantState,
+    /// Known once the import is finished.
+    pub cluster: Option<ClusterIdentity>,
+    /// Owner of each shard, by shard index. Never empty, at most [`ShardCount::MAX`].
+    pub shards: Vec<ShardPlacement>,
+    /// Branch names. A timeline that is being deleted has none.
+    pub branches: BTreeMap<Name, TimelineId>,
+    /// Timelines by id.
+    pub timelines: BTreeMap<TimelineId, Timeline>,
+}
+
+/// Life of a tenant, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TenantState {
+    /// A client is to send the output of `initdb` to the shards.
+    Importing,
+    /// Its first branch can be used.
+    Active,
+    /// Its timelines are being removed from the nodes.
+    Deleting,
+}
+
+/// Which Postgres cluster the WAL belongs to; it never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClusterIdentity {
+    /// From the control file.
+    pub system_identifier: u64,
+    /// 15 to 18.
+    pub postgres_major: u32,
+    /// A power of two, 1 MiB to 1 GiB.
+    pub wal_segment_bytes: u32,
+}
+
+/// Who owns a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardPlacement {
+    /// A pageserver.
+    pub node: NodeId,
+    /// Rises with every change of owner and with every restart of it.
+    pub generation: Generation,
+}
+
+/// A history of WAL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Where it is in its life.
+    pub state: TimelineState,
+    /// The timeline it branches from, at [`start_lsn`](Self::start_lsn).
+    pub parent: Option<TimelineId>,
+    /// Where its own WAL starts, always a record boundary; invalid while importing.
+    pub start_lsn: Lsn,
+    /// Start of the record that ends at `start_lsn`: the `xl_prev` of the first record.
+    pub start_last_record: Lsn,
+    /// Who must agree on its WAL.
+    pub safekeepers: SafekeeperSet,
+    /// Safekeepers that confirmed its creation. Never asked again: one that lost its disk must not come back empty.
+    pub created_on: BTreeSet<NodeId>,
+    /// When it was created, in microseconds since 1970.
+    pub created_unix_micros: i64,
+}
+
+/// Life of a timeline, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimelineState {
+    /// Its first images are being sent.
+    Importing,
+    /// Safekeepers and shards are being told about it.
+    Creating,
+    /// Can be used.
+    Active,
+    /// Being removed from the nodes; its name is free already.
+    Deleting,
+}
+
+/// The safekeepers that must agree; with `next`, both sets must.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SafekeeperSet {
+    /// Rises with every change.
+    pub generation: Generation,
+    /// The set in force.
+    pub current: BTreeSet<NodeId>,
+    /// The set that is to follow, while a change is under way.
+    pub next: Option<BTreeSet<NodeId>>,
+}
+
+impl SafekeeperSet {
+    /// Whether the nodes for which `agrees` holds are a majority of every set. An empty set has no majority.
+    pub fn is_quorum(&self, agrees: impl Fn(NodeId) -> bool) -> bool {
+        let majority = |set: &BTreeSet<NodeId>| set.iter().filter(|n| agrees(**n)).count() * 2 > set.len();
+        majority(&self.current) && self.next.as_ref().is_none_or(majority)
+    }
+
+    /// The nodes of both sets, each once.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        self.current
+            .iter()
+            .chain(self.next.iter().flatten())
+            .copied()
+            .collect()
+    }
+}
+
+/// A name that somebody holds for a limited time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Who holds it: any text that the holder can repeat.
+    pub holder: String,
+    /// When it is free again, on [`State::clock_unix_micros`].
+    pub expires_unix_micros: i64,
+}
+
+impl Tenant {
+    /// Number of shards.
+    pub fn shard_count(&self) -> Option<ShardCount> {
+        u8::try_from(self.shards.len()).ok().and_then(ShardCount::new)
+    }
+
+    /// Shards with their index.
+    pub fn placed_shards(&self) -> impl Iterator<Item = (ShardIndex, ShardPlacement)> + '_ {
+        (0..).zip(self.shards.iter().copied())
+    }
+
+    /// Timelines that branch from this one, also those being deleted.
+    pub fn children(&self, parent: TimelineId) -> impl Iterator<Item = (TimelineId, &Timeline)> + '_ {
+        let is_child = move |(_, t): &(&TimelineId, &Timeline)| t.parent == Some(parent);
+        self.timelines.iter().filter(is_child).map(|(id, t)| (*id, t))
+    }
+
+    /// The name under which a timeline is known.
+    pub fn name_of(&self, timeline: TimelineId) -> Option<&Name> {
+        self.branches
+            .iter()
+            .find(|(_, id)| **id == timeline)
+            .map(|(name, _)| name)
+    }
+}
+
+impl State {
+    /// The tenant that a person means: by name, or by id.
+    pub fn find_tenant(&self, name_or_id: &str) -> Option<(TenantId, &Tenant)> {
+        if let Ok(id) = name_or_id.parse::<TenantId>() {
+            return self.tenants.get(&id).map(|tenant| (id, tenant));
+        }
+        let named = |(_, tenant): &(&TenantId, &Tenant)| tenant.name.as_str() == name_or_id;
+        self.tenants.iter().find(named).map(|(id, tenant)| (*id, tenant))
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&(FORMAT, self))
+    }
+
+    /// Reads the stored form.
+    pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
+        decode_versioned(bytes)
+    }
+}
+
+/// Stored bytes that this version cannot read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer version.
+    #[error(
+        "format {0} is newer than {FORMAT}, the newest that this version of lakebed reads; run a newer version"
+    )]
+    Newer(u32),
+    /// Not what [`State::encode`] or [`Stamped::encode`](crate::Stamped::encode) writes.
+    #[error("stored control-plane data cannot be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+/// Reads `[format, value]`, looking at the format before the value.
+pub(crate) fn decode_versioned<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let (format, _): (u32, serde::de::IgnoredAny) = serde_json::from_slice(bytes)?;
+    if format > FORMAT {
+        return Err(DecodeError::Newer(format));
+    }
+    let (_, value): (u32, T) = serde_json::from_slice(bytes)?;
+    Ok(value)
+}
