@@ -12,6 +12,11 @@
 //! opened again, which reads what is really there.
 #![forbid(unsafe_code)]
 
+pub mod boundary;
+pub mod config;
+pub mod control_file;
+pub mod data_dir;
 pub mod durable_file;
 pub mod recovery;
+pub mod wal_files;
 pub mod wal_store;
