@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use lakebed_types::Lsn;
 use lakebed_wal::page::WalFormat;
-use lakebed_wal::stream::StreamError;
 
 use crate::wal_store::{WalStoreError, segment_path};
 
@@ -44,7 +43,7 @@ impl WalFiles {
     }
 
     /// Says that bytes which were read are not the WAL they should be.
-    pub(crate) fn damaged(&self, near: Lsn, error: &StreamError) -> WalStoreError {
+    pub(crate) fn damaged(&self, near: Lsn, error: &dyn std::fmt::Display) -> WalStoreError {
         let segment_bytes = u64::from(self.format.segment_bytes);
         WalStoreError::Damaged {
             path: segment_path(&self.directory, segment_bytes, near.segment_number(segment_bytes)),
