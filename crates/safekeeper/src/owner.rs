@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lakebed_quorum::acceptor::{Acceptor, Command, Input, When};
+use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
 use lakebed_quorum::message::{Body, Request};
 use lakebed_types::{Generation, Lsn, NodeId, Term};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -27,7 +27,7 @@ use crate::boundary;
 use crate::disk::{Batch, Completion, Disk, DiskError};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
-use crate::view::View;
+use crate::view::{Progress, Shards, View};
 use crate::wal_files::WalFiles;
 
 /// Requests that wait for their owner.
@@ -64,6 +64,8 @@ pub struct Answer {
     pub term: Term,
     /// Its commit position.
     pub commit: Lsn,
+    /// The shard that is furthest behind, and the lowest positions of all.
+    pub slowest: Option<(u8, Progress)>,
     /// What it says.
     pub said: Said,
 }
@@ -71,8 +73,8 @@ pub struct Answer {
 /// What an answer says.
 #[derive(Clone, Debug)]
 pub enum Said {
-    /// Greeting accepted, by an acceptor in this state.
-    Greeted(Box<View>),
+    /// Greeting accepted, by an acceptor in this state whose flushed WAL ends there.
+    Greeted(Box<Durable>, Lsn),
     /// Anything else that the core says, refusals excepted.
     Core(Body),
     /// Refused, and why.
@@ -106,6 +108,7 @@ pub(crate) struct Owner {
     control: (u64, u64),
     truncations: u64,
     view: Arc<watch::Sender<View>>,
+    shards: Arc<Shards>,
     metrics: Metrics,
     stopped: Option<String>,
 }
@@ -115,7 +118,7 @@ impl Owner {
         (acceptor, intake): (Acceptor, Intake),
         (files, disk): (WalFiles, Disk),
         mailbox: mpsc::Receiver<Mail>,
-        view: Arc<watch::Sender<View>>,
+        (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
         metrics: Metrics,
     ) -> Owner {
         let owner = Owner {
@@ -132,6 +135,7 @@ impl Owner {
             control: (0, 0),
             truncations: 0,
             view,
+            shards,
             metrics,
             stopped: None,
         };
@@ -280,9 +284,6 @@ impl Owner {
         } else {
             // The core refuses it, and knows why best.
             bytes = bytes::Bytes::new();
-            if current && begin == write {
-                return self.refuse(reply, "the WAL does not continue here".to_owned());
-            }
         }
         self.metrics.accepted_bytes.inc_by(bytes.len() as u64);
         let commit = self.intake.round_down(commit);
@@ -357,7 +358,9 @@ impl Owner {
                 }
                 Command::Reply { msg, when, .. } => {
                     let said = match msg.body {
-                        Body::Greeted { .. } => Said::Greeted(Box::new(self.snapshot())),
+                        Body::Greeted { .. } => {
+                            Said::Greeted(Box::new(self.acceptor.state().clone()), self.acceptor.ends().0)
+                        }
                         Body::Refused(refusal) => {
                             self.metrics.refusals.inc();
                             Said::Refused(refusal.to_string())
@@ -368,6 +371,7 @@ impl Owner {
                         generation: msg.generation,
                         term: msg.term,
                         commit: self.acceptor.state().commit,
+                        slowest: self.shards.slowest(),
                         said,
                     };
                     if let Some(reply) = reply.take() {
@@ -391,6 +395,7 @@ impl Owner {
             generation: state.membership.generation,
             term: state.term,
             commit: state.commit,
+            slowest: None,
             said: Said::Refused(reason),
         };
         // Its term and generation are promises: they leave when they are on disk.
@@ -410,12 +415,6 @@ impl Owner {
         for waiting in self.waiting.extract_if(.., |waiting| is_met(waiting.when)) {
             waiting.reply.send(Outgoing::Answer(waiting.answer));
         }
-    }
-
-    fn snapshot(&self) -> View {
-        let mut view = View::default();
-        view.update(self.acceptor.state(), self.acceptor.ends(), self.truncations);
-        view
     }
 
     fn publish(&self) {

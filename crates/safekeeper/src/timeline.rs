@@ -6,8 +6,10 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use lakebed_proto::v1;
 use lakebed_quorum::acceptor::{Acceptor, Durable};
 use lakebed_types::Lsn;
 use lakebed_wal::page::{MAGIC_15, WAL_PAGE_BYTES, WalFormat};
@@ -28,7 +30,7 @@ use crate::recovery;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
-use crate::{boundary, durable_file};
+use crate::{boundary, durable_file, wire};
 
 /// Bytes of WAL that proposers of one timeline may have in flight.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
@@ -166,13 +168,15 @@ pub struct Timeline {
     /// Its name.
     pub name: Name,
     /// How far its shards are.
-    pub shards: Shards,
+    pub shards: Arc<Shards>,
     /// `None` when it could not be opened.
     pub working: Option<Working>,
     view: Arc<watch::Sender<View>>,
     end: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
     metrics: Metrics,
+    /// In one of the gauges.
+    counted: AtomicBool,
 }
 
 impl Timeline {
@@ -195,12 +199,13 @@ impl Timeline {
         };
         Arc::new(Timeline {
             name,
-            shards: Shards::default(),
+            shards: Arc::default(),
             working: None,
             view: Arc::new(watch::Sender::new(view)),
             end: CancellationToken::new(),
             owner: Mutex::default(),
             metrics: metrics.clone(),
+            counted: AtomicBool::new(true),
         })
     }
 
@@ -215,13 +220,14 @@ impl Timeline {
         tracing::info!(parent: &span, term = %acceptor.state().term, %flush, "timeline started");
         let (mail, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
         let view = Arc::new(watch::Sender::new(View::default()));
+        let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
         metrics.timelines_running.inc();
         let owner = Owner::new(
             (acceptor, intake),
             (files.clone(), disk),
             mailbox,
-            view.clone(),
+            (view.clone(), shards.clone()),
             metrics.clone(),
         );
         let owner = tokio::spawn(owner.run(end.clone()).instrument(span));
@@ -233,12 +239,13 @@ impl Timeline {
         };
         Arc::new(Timeline {
             name,
-            shards: Shards::default(),
+            shards,
             working: Some(working),
             view,
             end,
             owner: Mutex::new(Some(owner)),
             metrics: metrics.clone(),
+            counted: AtomicBool::new(true),
         })
     }
 
@@ -259,10 +266,49 @@ impl Timeline {
             view.stopped.get_or_insert_with(|| reason.to_owned());
             was_running
         });
-        if was_running {
-            self.metrics.timelines_running.dec();
-        } else {
-            self.metrics.timelines_stopped.dec();
+        if self.counted.swap(false, Ordering::Relaxed) {
+            let gauge = if was_running {
+                &self.metrics.timelines_running
+            } else {
+                &self.metrics.timelines_stopped
+            };
+            gauge.dec();
         }
+    }
+
+    /// Its status, for the wire.
+    pub fn status(&self) -> v1::SafekeeperTimelineStatus {
+        wire::status(self.name, &self.view.borrow(), &self.shards)
+    }
+
+    /// Its status, for people and scripts.
+    pub fn status_json(&self) -> serde_json::Value {
+        let view = self.view.borrow().clone();
+        let shards = self.shards.all().into_iter().map(|((count, index), progress)| {
+            serde_json::json!({
+                "shard": format!("{index}of{count}"),
+                "generation": progress.generation,
+                "last_record_lsn": progress.last_record,
+                "disk_consistent_lsn": progress.disk_consistent,
+                "remote_consistent_lsn": progress.remote_consistent,
+            })
+        });
+        let mut json = serde_json::json!({
+            "tenant": self.name.0,
+            "timeline": self.name.1,
+            "stopped_reason": view.stopped,
+            "commit_lsn": view.commit,
+            "flush_lsn": view.flush,
+            "write_lsn": view.write,
+            "shards": shards.collect::<Vec<_>>(),
+        });
+        if let Some(state) = &view.state {
+            json["term"] = state.term.0.into();
+            json["membership_generation"] = state.membership.generation.0.into();
+            json["start_lsn"] = state.timeline_start.to_string().into();
+            json["truncate_lsn"] = state.truncate.to_string().into();
+            json["backup_lsn"] = state.backup.to_string().into();
+        }
+        json
     }
 }
