@@ -1,17 +1,43 @@
-//! The safekeeper's disk: what an acceptor of the quorum promised, and the WAL it accepted.
+//! A safekeeper: a Paxos acceptor for WAL, and the source of WAL for pageservers.
 //!
-//! A timeline is one directory:
+//! [`server`] is the whole daemon as a library. Its data directory ([`data_dir`]) holds a directory per timeline:
 //!
 //! | name | content |
 //! |---|---|
-//! | `control` | the acceptor's durable state, in a checked envelope, replaced atomically ([`durable_file`]) |
+//! | `control` | the acceptor's durable state ([`control_file`]), in a checked envelope, replaced atomically ([`durable_file`]) |
 //! | `000000010000000000000001` … | WAL segments in Postgres's own format and naming ([`wal_store`]) |
 //!
-//! [`recovery`] finds where the WAL ends after a crash. Both report a failed write or fsync once and refuse to go on: after a failed fsync the kernel may have dropped
-//! the data and marked the pages clean, so a second fsync that succeeds proves nothing. The directory has to be
-//! opened again, which reads what is really there.
+//! Each timeline ([`timeline`]) has one task ([`owner`]) that changes it: it feeds the acceptor core of
+//! `lakebed-quorum` and executes its commands on [`disk`]. WAL is cut at record boundaries on its way in
+//! ([`intake`]). Everybody else sees a [`view`] of it and reads the segment files beside the owner ([`wal_files`],
+//! [`boundary`]). Messages are served by [`propose`], [`read_wal`] and [`feed`]; [`wire`] checks what arrives.
+//!
+//! [`recovery`] finds where the WAL ends after a crash. A failed write or fsync is reported once and stops the
+//! timeline: after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
+//! that succeeds proves nothing. The directory has to be opened again, which reads what is really there.
 #![forbid(unsafe_code)]
 
+pub mod boundary;
+pub mod config;
+pub mod control_file;
+pub mod data_dir;
+pub mod decoded;
+pub mod disk;
 pub mod durable_file;
+pub mod feed;
+pub mod intake;
+pub mod metrics;
+pub mod owner;
+pub mod propose;
+pub mod read_wal;
 pub mod recovery;
+pub mod server;
+mod service;
+pub mod timeline;
+pub mod view;
+pub mod wal_files;
 pub mod wal_store;
+pub mod wire;
+
+pub use config::SafekeeperConfig;
+pub use server::{Safekeeper, run};

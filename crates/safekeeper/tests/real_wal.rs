@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use lakebed_pgtest::{Cluster, Stop, program, run, temp_dir};
+use lakebed_safekeeper::boundary::at_or_below;
 use lakebed_safekeeper::recovery::{Boundary, create, find_end};
+use lakebed_safekeeper::wal_files::WalFiles;
 use lakebed_safekeeper::wal_store::WalStore;
 use lakebed_types::Lsn;
 use lakebed_wal::page::{MAGIC_15, WalFormat};
@@ -90,6 +92,23 @@ fn pg_waldump_reads_what_a_crash_left_from_first_to_last_record() {
         record_start: records[3_000].start,
     };
     assert_eq!(find_end(&directory, format, middle).unwrap(), end);
+
+    // Backwards from any position, on a boundary or inside a record.
+    let files = WalFiles::new(&directory, format, start);
+    for pair in records[41..records.len() - 29].windows(2).step_by(37) {
+        let expected = Boundary {
+            lsn: pair[0].end,
+            record_start: pair[0].start,
+        };
+        for at in [pair[0].end, Lsn(pair[1].start.0 + 3), Lsn(pair[1].end.0 - 1)] {
+            assert_eq!(at_or_below(&files, at).unwrap(), expected, "{at}");
+        }
+    }
+    let nothing = Boundary {
+        lsn: start,
+        record_start: Lsn::INVALID,
+    };
+    assert_eq!(at_or_below(&files, Lsn(records[41].end.0 - 1)).unwrap(), nothing);
 
     let mut store = WalStore::open(&directory, SEGMENT, start, end.lsn).unwrap();
     let last = records.last().unwrap().end;

@@ -1,0 +1,160 @@
+//! What the disk is told to do, and the one worker that does it.
+//!
+//! The owner of a timeline collects operations while an earlier batch is being worked on; the next batch then
+//! contains all of them. Operations take effect in the order given, and are reported in that order. A [`Batch`]
+//! merges what may be merged: flushes next to each other or behind writes become one, so that one fsync serves all
+//! appends that wait. None moves past a cut or a control write.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lakebed_quorum::acceptor::Durable;
+use lakebed_types::Lsn;
+
+use crate::control_file::{self, ControlFileError};
+use crate::wal_store::{WalStore, WalStoreError};
+
+/// Why the disk failed; the timeline stops.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// While WAL was written, flushed or cut.
+    #[error(transparent)]
+    Wal(#[from] WalStoreError),
+    /// While the control file was replaced.
+    #[error(transparent)]
+    Control(#[from] ControlFileError),
+}
+
+/// One thing to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Operation {
+    Write { begin: Lsn, bytes: Bytes },
+    Flush,
+    Truncate(Lsn),
+    Control { seq: u64, state: Box<Durable> },
+}
+
+/// Operations in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch(Vec<Operation>);
+
+impl Batch {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of operations.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Writes WAL; needs a flush afterwards.
+    pub fn write(&mut self, begin: Lsn, bytes: Bytes) {
+        // The flush of the writes before can wait for this one.
+        if let [.., Operation::Write { .. }, Operation::Flush] = self.0.as_slice() {
+            self.0.pop();
+        }
+        self.0.push(Operation::Write { begin, bytes });
+    }
+
+    /// Flushes all WAL that was written.
+    pub fn flush(&mut self) {
+        if self.0.last() != Some(&Operation::Flush) {
+            self.0.push(Operation::Flush);
+        }
+    }
+
+    /// Cuts WAL off and makes that durable.
+    pub fn truncate(&mut self, lsn: Lsn) {
+        self.0.push(Operation::Truncate(lsn));
+    }
+
+    /// Replaces the control file.
+    pub fn control(&mut self, seq: u64, state: Box<Durable>) {
+        if let Some(Operation::Control { .. }) = self.0.last() {
+            self.0.pop();
+        }
+        self.0.push(Operation::Control { seq, state });
+    }
+}
+
+/// What was achieved, to be reported to the acceptor in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// The WAL is on disk up to here.
+    Flushed(Lsn, Duration),
+    /// This control write is on disk, and all before it.
+    Persisted(u64),
+}
+
+/// The files of one timeline, in the hands of their one writer.
+#[derive(Debug)]
+pub struct Disk {
+    directory: PathBuf,
+    store: WalStore,
+}
+
+impl Disk {
+    /// The files of a timeline in `directory`.
+    pub fn new(directory: PathBuf, store: WalStore) -> Disk {
+        Disk { directory, store }
+    }
+
+    /// Executes a batch. After an error the disk must not be used again.
+    pub fn execute(&mut self, batch: Batch) -> Result<Vec<Completion>, DiskError> {
+        let mut done = Vec::new();
+        for operation in batch.0 {
+            match operation {
+                Operation::Write { begin, bytes } => self.store.append(begin, &bytes)?,
+                Operation::Flush => {
+                    let begin = Instant::now();
+                    let end = self.store.flush()?;
+                    done.push(Completion::Flushed(end, begin.elapsed()));
+                }
+                Operation::Truncate(lsn) => self.store.truncate(lsn)?,
+                Operation::Control { seq, state } => {
+                    control_file::store(&self.directory, &state)?;
+                    done.push(Completion::Persisted(seq));
+                }
+            }
+        }
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_share_a_flush_and_nothing_crosses_a_cut() {
+        let bytes = || Bytes::from_static(b"wal");
+        let mut batch = Batch::default();
+        for begin in [3, 6, 9] {
+            batch.write(Lsn(begin), bytes());
+            batch.flush();
+            batch.flush();
+        }
+        batch.truncate(Lsn(6));
+        batch.flush();
+        batch.write(Lsn(6), bytes());
+        batch.flush();
+        let write = |begin| Operation::Write {
+            begin: Lsn(begin),
+            bytes: bytes(),
+        };
+        let expected = [
+            write(3),
+            write(6),
+            write(9),
+            Operation::Flush,
+            Operation::Truncate(Lsn(6)),
+            Operation::Flush,
+            write(6),
+            Operation::Flush,
+        ];
+        assert_eq!(batch.0, expected);
+    }
+}

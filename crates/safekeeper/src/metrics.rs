@@ -1,0 +1,131 @@
+//! Counters of a safekeeper, registered where the embedding process wants them.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Handles to all counters; a clone counts into the same ones.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Messages of proposers.
+    pub requests: Counter,
+    /// Messages that were refused.
+    pub refusals: Counter,
+    /// Bytes of WAL that were accepted.
+    pub accepted_bytes: Counter,
+    /// Batches that the disk executed.
+    pub disk_batches: Counter,
+    /// Control files that were replaced.
+    pub control_writes: Counter,
+    /// Seconds that a flush of WAL took.
+    pub flush_seconds: Histogram,
+    /// Timelines that work.
+    pub timelines_running: Gauge,
+    /// Timelines that stopped and need an operator.
+    pub timelines_stopped: Gauge,
+    /// Proposers that are connected.
+    pub proposers: Gauge,
+    /// Shards that are being fed.
+    pub feeds: Gauge,
+    /// Bytes of records that were sent to shards.
+    pub fed_bytes: Counter,
+    /// Bytes of records that were decoded for shards; below `fed_bytes` when shards share.
+    pub decoded_bytes: Counter,
+    /// Bytes of raw WAL that were read by others.
+    pub read_bytes: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            requests: Counter::default(),
+            refusals: Counter::default(),
+            accepted_bytes: Counter::default(),
+            disk_batches: Counter::default(),
+            control_writes: Counter::default(),
+            flush_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            timelines_running: Gauge::default(),
+            timelines_stopped: Gauge::default(),
+            proposers: Gauge::default(),
+            feeds: Gauge::default(),
+            fed_bytes: Counter::default(),
+            decoded_bytes: Counter::default(),
+            read_bytes: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers all under `safekeeper_…`.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("safekeeper");
+        r.register("requests", "Messages of proposers", self.requests.clone());
+        r.register("refusals", "Messages that were refused", self.refusals.clone());
+        r.register(
+            "accepted_bytes",
+            "Bytes of WAL accepted",
+            self.accepted_bytes.clone(),
+        );
+        r.register(
+            "disk_batches",
+            "Batches of disk operations",
+            self.disk_batches.clone(),
+        );
+        r.register(
+            "control_writes",
+            "Control files replaced",
+            self.control_writes.clone(),
+        );
+        r.register(
+            "flush_seconds",
+            "Duration of WAL flushes",
+            self.flush_seconds.clone(),
+        );
+        r.register(
+            "timelines_running",
+            "Timelines that work",
+            self.timelines_running.clone(),
+        );
+        r.register(
+            "timelines_stopped",
+            "Timelines that stopped",
+            self.timelines_stopped.clone(),
+        );
+        r.register("proposers", "Connected proposers", self.proposers.clone());
+        r.register("feeds", "Shards that are being fed", self.feeds.clone());
+        r.register(
+            "fed_bytes",
+            "Bytes of records sent to shards",
+            self.fed_bytes.clone(),
+        );
+        r.register(
+            "decoded_bytes",
+            "Bytes of records decoded for shards",
+            self.decoded_bytes.clone(),
+        );
+        r.register(
+            "read_bytes",
+            "Bytes of raw WAL read by others",
+            self.read_bytes.clone(),
+        );
+    }
+}
+
+/// Counts one for as long as it lives.
+#[derive(Debug)]
+pub struct Live(Gauge);
+
+impl Live {
+    /// Counts one more.
+    pub fn new(gauge: &Gauge) -> Live {
+        gauge.inc();
+        Live(gauge.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,438 @@
+//! The one task that owns a timeline: it feeds the acceptor core and executes its commands.
+//!
+//! ```text
+//! sessions ──► mailbox ──► intake ──► acceptor ──► batch ──► disk (one worker at a time)
+//!    ▲                                  │  ▲                      │
+//!    └───────── waiting replies ◄───────┘  └──── completions ◄────┘
+//! ```
+//!
+//! While the disk works on one batch, further requests are taken and their commands collected in the next, so that
+//! one flush serves all appends that came meanwhile. A reply is sent when what it says is on disk. Mailbox, batch and
+//! bytes in flight are bounded; a proposer that sends faster waits.
+//!
+//! A proposer's history may cut WAL, so it is taken only when the disk is idle, and nothing else is taken before
+//! its consequences are on disk: no flush of bytes that are gone can be mistaken for one of those that replace them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
+use lakebed_quorum::message::{Body, Request};
+use lakebed_types::{Generation, Lsn, NodeId, Term};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::boundary;
+use crate::disk::{Batch, Completion, Disk, DiskError};
+use crate::intake::Intake;
+use crate::metrics::Metrics;
+use crate::view::{Progress, Shards, View};
+use crate::wal_files::WalFiles;
+
+/// Requests that wait for their owner.
+pub const MAILBOX_MESSAGES: usize = 128;
+/// Operations that wait for the disk.
+const MAX_BATCH_OPERATIONS: usize = 256;
+
+/// A request of a proposer.
+#[derive(Debug)]
+pub struct Mail {
+    /// The request.
+    pub request: Request,
+    /// Where the answer goes: there is always room for it.
+    pub reply: mpsc::OwnedPermit<Outgoing>,
+    /// Room for its bytes, given back when they are on disk.
+    pub room: Option<OwnedSemaphorePermit>,
+}
+
+/// What goes out on a proposer's stream.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// The answer to a request.
+    Answer(Answer),
+    /// The end of the stream, and why.
+    End(tonic::Status),
+}
+
+/// An answer to a proposer. Its positions and its term are on disk.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The acceptor's configuration.
+    pub generation: Generation,
+    /// Its promised term.
+    pub term: Term,
+    /// Its commit position.
+    pub commit: Lsn,
+    /// The shard that is furthest behind, and the lowest positions of all.
+    pub slowest: Option<(u8, Progress)>,
+    /// What it says.
+    pub said: Said,
+}
+
+/// What an answer says.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// Greeting accepted, by an acceptor in this state whose flushed WAL ends there.
+    Greeted(Box<Durable>, Lsn),
+    /// Anything else that the core says, refusals excepted.
+    Core(Body),
+    /// Refused, and why.
+    Refused(String),
+}
+
+struct Waiting {
+    when: When,
+    reply: mpsc::OwnedPermit<Outgoing>,
+    answer: Answer,
+}
+
+type Job = JoinHandle<(Disk, Result<Vec<Completion>, DiskError>)>;
+
+/// See the module header.
+pub(crate) struct Owner {
+    acceptor: Acceptor,
+    intake: Intake,
+    files: WalFiles,
+    /// Absent while a job has it.
+    disk: Option<Disk>,
+    batch: Batch,
+    rooms: Vec<OwnedSemaphorePermit>,
+    waiting: Vec<Waiting>,
+    mailbox: mpsc::Receiver<Mail>,
+    /// A history that waits for the disk to be idle.
+    held: Option<Mail>,
+    /// A history's consequences are on their way to the disk.
+    barrier: bool,
+    /// Last control write asked for, and last one done.
+    control: (u64, u64),
+    truncations: u64,
+    view: Arc<watch::Sender<View>>,
+    shards: Arc<Shards>,
+    metrics: Metrics,
+    stopped: Option<String>,
+}
+
+impl Owner {
+    pub(crate) fn new(
+        (acceptor, intake): (Acceptor, Intake),
+        (files, disk): (WalFiles, Disk),
+        mailbox: mpsc::Receiver<Mail>,
+        (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
+        metrics: Metrics,
+    ) -> Owner {
+        let owner = Owner {
+            acceptor,
+            intake,
+            files,
+            disk: Some(disk),
+            batch: Batch::default(),
+            rooms: Vec::new(),
+            waiting: Vec::new(),
+            mailbox,
+            held: None,
+            barrier: false,
+            control: (0, 0),
+            truncations: 0,
+            view,
+            shards,
+            metrics,
+            stopped: None,
+        };
+        owner.publish();
+        owner
+    }
+
+    /// Works until it is told to end, or the disk fails.
+    pub(crate) async fn run(mut self, end: CancellationToken) {
+        let mut job: Option<(Job, Vec<OwnedSemaphorePermit>)> = None;
+        let mut ending = false;
+        while self.stopped.is_none() {
+            if job.is_none() {
+                if !self.batch.is_empty() {
+                    job = self.start_job();
+                } else if let Some(mail) = self.held.take() {
+                    self.history(mail).await;
+                    self.barrier = !self.batch.is_empty();
+                    continue;
+                } else if ending {
+                    break;
+                }
+            }
+            let open =
+                !ending && self.held.is_none() && !self.barrier && self.batch.len() < MAX_BATCH_OPERATIONS;
+            tokio::select! {
+                biased;
+                done = finished(&mut job) => {
+                    job = None;
+                    self.barrier = false;
+                    self.job_done(done);
+                }
+                () = end.cancelled(), if !ending => ending = true,
+                mail = self.mailbox.recv(), if open => match mail {
+                    Some(mail) => self.take(mail),
+                    None => ending = true,
+                },
+            }
+            self.publish();
+        }
+        if let Some((job, _)) = job {
+            // It holds the files; whoever waits for this task may remove them.
+            let _ = job.await;
+        }
+        if let Some(reason) = self.stopped.take() {
+            tracing::error!(reason, "timeline stopped");
+            self.metrics.timelines_stopped.inc();
+            self.metrics.timelines_running.dec();
+            self.view.send_modify(|view| view.stopped = Some(reason));
+        }
+    }
+
+    fn start_job(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
+        let mut disk = self.disk.take()?;
+        let batch = std::mem::take(&mut self.batch);
+        self.metrics.disk_batches.inc();
+        let job = tokio::task::spawn_blocking(move || {
+            let result = disk.execute(batch);
+            (disk, result)
+        });
+        Some((job, std::mem::take(&mut self.rooms)))
+    }
+
+    fn job_done(&mut self, done: Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError>) {
+        let completions = match done {
+            Ok((disk, Ok(completions))) => {
+                self.disk = Some(disk);
+                completions
+            }
+            Ok((_, Err(error))) => return self.disk_failed(error.to_string()),
+            Err(error) => return self.disk_failed(format!("the disk worker ended: {error}")),
+        };
+        for completion in completions {
+            let input = match completion {
+                Completion::Flushed(lsn, time) => {
+                    self.metrics
+                        .flush_seconds
+                        .observe(time.max(Duration::ZERO).as_secs_f64());
+                    Input::FlushDone { lsn }
+                }
+                Completion::Persisted(seq) => {
+                    self.metrics.control_writes.inc();
+                    self.control.1 = seq;
+                    Input::ControlPersisted { seq }
+                }
+            };
+            let commands = self.acceptor.handle(input);
+            self.execute(commands, None);
+        }
+    }
+
+    fn disk_failed(&mut self, reason: String) {
+        let commands = self.acceptor.handle(Input::IoFailed);
+        self.execute(commands, None);
+        self.stopped = Some(reason);
+    }
+
+    fn take(&mut self, mail: Mail) {
+        self.metrics.requests.inc();
+        match mail.request {
+            Request::Elected { .. } => self.held = Some(mail),
+            Request::Append { .. } => self.append(mail),
+            Request::Greeting { .. } | Request::Vote { .. } => self.hand_over(mail),
+        }
+    }
+
+    fn hand_over(&mut self, mail: Mail) {
+        let commands = self.acceptor.handle(Input::Request {
+            // The core uses it as a return address; this answer's address is its permit.
+            from: NodeId(0),
+            request: mail.request,
+        });
+        self.rooms.extend(mail.room);
+        self.execute(commands, Some(mail.reply));
+    }
+
+    /// Cuts the append at a record boundary and hands that over.
+    fn append(&mut self, mail: Mail) {
+        let Mail { request, reply, room } = mail;
+        let Request::Append {
+            generation,
+            term,
+            mut begin,
+            mut bytes,
+            commit,
+            truncate,
+        } = request
+        else {
+            return;
+        };
+        let state = self.acceptor.state();
+        let (_, write) = self.acceptor.ends();
+        let mut decoded = None;
+        let current = generation == state.membership.generation && term == state.term;
+        if current && (begin == self.intake.expected() || begin == write) {
+            let before = self.intake.boundary();
+            if begin != self.intake.expected() {
+                // The same proposer begins anew at the boundary, after a broken stream.
+                self.intake.restart(before);
+            }
+            match self.intake.accept(bytes) {
+                Ok(whole) => (begin, bytes) = (write, whole),
+                Err(error) => return self.refuse(reply, error.to_string()),
+            }
+            decoded = Some(before);
+        } else {
+            // The core refuses it, and knows why best.
+            bytes = bytes::Bytes::new();
+        }
+        self.metrics.accepted_bytes.inc_by(bytes.len() as u64);
+        let commit = self.intake.round_down(commit);
+        let request = Request::Append {
+            generation,
+            term,
+            begin,
+            bytes,
+            commit,
+            truncate,
+        };
+        self.hand_over(Mail { request, reply, room });
+        if let Some(before) = decoded {
+            if self.acceptor.ends().1 == self.intake.boundary().lsn {
+                self.intake.forget_below(self.acceptor.state().commit);
+            } else {
+                self.intake.restart(before);
+            }
+        }
+    }
+
+    /// Takes a history while the disk is idle.
+    async fn history(&mut self, mail: Mail) {
+        let Request::Elected { term, history, .. } = &mail.request else {
+            return;
+        };
+        let state = self.acceptor.state();
+        let (_, write) = self.acceptor.ends();
+        let common = state.term_history.common_point(write, history);
+        let mut end = self.intake.boundary();
+        // Other histories are refused by the core before they cut anything.
+        if let Some(common) = common
+            && *term >= state.term
+            && (state.commit..write).contains(&common)
+        {
+            let files = self.files.clone();
+            let search = tokio::task::spawn_blocking(move || boundary::at_or_below(&files, common));
+            match search.await {
+                Ok(Ok(found)) if found.lsn == common => end = found,
+                Ok(Ok(found)) => {
+                    let reason = format!(
+                        "the histories part at {common}, inside the record after {}",
+                        found.lsn
+                    );
+                    return self.refuse(mail.reply, reason);
+                }
+                Ok(Err(error)) => return self.disk_failed(error.to_string()),
+                Err(error) => return self.disk_failed(error.to_string()),
+            }
+        }
+        let asked = self.control.0;
+        self.hand_over(mail);
+        if self.control.0 != asked {
+            self.intake.restart(end);
+        }
+    }
+
+    fn execute(&mut self, commands: Vec<Command>, mut reply: Option<mpsc::OwnedPermit<Outgoing>>) {
+        for command in commands {
+            match command {
+                Command::PersistControl { seq, state } => {
+                    self.control.0 = seq;
+                    self.batch.control(seq, state);
+                }
+                Command::WriteWal { begin, bytes } => self.batch.write(begin, bytes),
+                Command::FlushWal => self.batch.flush(),
+                Command::TruncateWal { lsn } => {
+                    tracing::info!(%lsn, "WAL is cut where the new proposer's history parts from it");
+                    self.truncations += 1;
+                    self.waiting.retain(|waiting| !waits_for_wal(waiting.when));
+                    self.batch.truncate(lsn);
+                }
+                Command::Reply { msg, when, .. } => {
+                    let said = match msg.body {
+                        Body::Greeted { .. } => {
+                            Said::Greeted(Box::new(self.acceptor.state().clone()), self.acceptor.ends().0)
+                        }
+                        Body::Refused(refusal) => {
+                            self.metrics.refusals.inc();
+                            Said::Refused(refusal.to_string())
+                        }
+                        body => Said::Core(body),
+                    };
+                    let answer = Answer {
+                        generation: msg.generation,
+                        term: msg.term,
+                        commit: self.acceptor.state().commit,
+                        slowest: self.shards.slowest(),
+                        said,
+                    };
+                    if let Some(reply) = reply.take() {
+                        self.waiting.push(Waiting { when, reply, answer });
+                    }
+                }
+                Command::StopTimeline { reason } => {
+                    self.waiting.clear();
+                    self.stopped = Some(reason.to_owned());
+                }
+            }
+        }
+        self.send_replies();
+    }
+
+    fn refuse(&mut self, reply: mpsc::OwnedPermit<Outgoing>, reason: String) {
+        tracing::warn!(reason, "refused what a proposer sent");
+        self.metrics.refusals.inc();
+        let state = self.acceptor.state();
+        let answer = Answer {
+            generation: state.membership.generation,
+            term: state.term,
+            commit: state.commit,
+            slowest: None,
+            said: Said::Refused(reason),
+        };
+        // Its term and generation are promises: they leave when they are on disk.
+        let when = When::AfterControl(self.control.0);
+        self.waiting.push(Waiting { when, reply, answer });
+        self.send_replies();
+    }
+
+    fn send_replies(&mut self) {
+        let (persisted, flush) = (self.control.1, self.acceptor.ends().0);
+        let is_met = |when| match when {
+            When::Now => true,
+            When::AfterControl(seq) => seq <= persisted,
+            When::AfterFlush(lsn) => lsn <= flush,
+            When::AfterBoth(seq, lsn) => seq <= persisted && lsn <= flush,
+        };
+        for waiting in self.waiting.extract_if(.., |waiting| is_met(waiting.when)) {
+            waiting.reply.send(Outgoing::Answer(waiting.answer));
+        }
+    }
+
+    fn publish(&self) {
+        self.view.send_if_modified(|view| {
+            view.update(self.acceptor.state(), self.acceptor.ends(), self.truncations)
+        });
+    }
+}
+
+fn waits_for_wal(when: When) -> bool {
+    matches!(when, When::AfterFlush(_) | When::AfterBoth(..))
+}
+
+async fn finished(
+    job: &mut Option<(Job, Vec<OwnedSemaphorePermit>)>,
+) -> Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError> {
+    match job {
+        Some((job, _)) => job.await,
+        None => std::future::pending().await,
+    }
+}

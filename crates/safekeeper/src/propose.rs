@@ -1,0 +1,128 @@
+//! A proposer's stream: its messages go to the owner of the timeline, the answers come back when they are true.
+//!
+//! The first message is a greeting, which names the timeline. Messages are pipelined: up to
+//! [`MAX_ANSWERS_DUE`] may wait for their answers, then reading stops until the proposer has taken some. A message
+//! that makes no sense ends the stream with a status; one that the acceptor does not accept gets a refusal, and the
+//! stream goes on.
+
+use std::sync::Arc;
+
+use lakebed_proto::v1;
+use lakebed_quorum::message::Request;
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use tracing::Instrument;
+use tracing::field::Empty;
+
+use crate::data_dir::Name;
+use crate::metrics::Live;
+use crate::owner::{Mail, Outgoing};
+use crate::server::Safekeeper;
+use crate::timeline::Timeline;
+use crate::wire;
+
+/// Answers of one stream that may be due at a time.
+pub const MAX_ANSWERS_DUE: usize = 1024;
+
+/// Serves one stream until it ends; the reason goes out last.
+pub(crate) async fn serve(
+    safekeeper: Arc<Safekeeper>,
+    inbound: Streaming<v1::ProposerMessage>,
+    out: mpsc::Sender<Outgoing>,
+) {
+    let _live = Live::new(&safekeeper.metrics().proposers);
+    let span = tracing::info_span!("propose", tenant = Empty, timeline = Empty);
+    let taken = take_all(&safekeeper, inbound, &out)
+        .instrument(span.clone())
+        .await;
+    if let Err(status) = taken {
+        tracing::info!(parent: &span, %status, "a proposer's stream ends");
+        // A proposer that does not read its answers does not read this one either.
+        let _ = out.try_send(Outgoing::End(status));
+    }
+}
+
+async fn take_all(
+    safekeeper: &Safekeeper,
+    mut inbound: Streaming<v1::ProposerMessage>,
+    out: &mpsc::Sender<Outgoing>,
+) -> Result<(), Status> {
+    let ending = safekeeper.ending();
+    let first = tokio::select! {
+        first = inbound.message() => first?,
+        () = ending.cancelled() => return Err(Safekeeper::unavailable()),
+    };
+    let Some(first) = first else { return Ok(()) };
+    let (name, mut request) = wire::request(first).map_err(wire::refused)?;
+    let name = name.ok_or_else(|| Status::invalid_argument("the first message must be a greeting"))?;
+    let timeline = safekeeper.timeline(name)?;
+    let mut view = timeline.view();
+    let span = tracing::Span::current();
+    span.record("tenant", tracing::field::display(name.0));
+    span.record("timeline", tracing::field::display(name.1));
+    loop {
+        tokio::select! {
+            taken = hand_over(&timeline, request, out) => taken?,
+            () = ending.cancelled() => return Err(Safekeeper::unavailable()),
+            status = stopped(&mut view) => return Err(status),
+        }
+        let message = tokio::select! {
+            message = inbound.message() => message?,
+            () = ending.cancelled() => return Err(Safekeeper::unavailable()),
+            status = stopped(&mut view) => return Err(status),
+        };
+        let Some(message) = message else { return Ok(()) };
+        let (again, next) = wire::request(message).map_err(wire::refused)?;
+        check_same(name, again)?;
+        request = next;
+    }
+}
+
+fn check_same(name: Name, again: Option<Name>) -> Result<(), Status> {
+    match again {
+        Some(other) if other != name => Err(Status::invalid_argument(
+            "a stream is for the one timeline that its first greeting named",
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn hand_over(
+    timeline: &Timeline,
+    request: Request,
+    out: &mpsc::Sender<Outgoing>,
+) -> Result<(), Status> {
+    let working = timeline
+        .working
+        .as_ref()
+        .ok_or_else(|| stopped_status(timeline))?;
+    let Ok(reply) = out.clone().reserve_owned().await else {
+        return Err(Status::cancelled("the proposer no longer reads"));
+    };
+    let room = match &request {
+        Request::Append { bytes, .. } if !bytes.is_empty() => {
+            let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            working.room.clone().acquire_many_owned(bytes).await.ok()
+        }
+        _ => None,
+    };
+    let sent = working.mail.send(Mail { request, reply, room }).await;
+    sent.map_err(|_| stopped_status(timeline))
+}
+
+async fn stopped(view: &mut tokio::sync::watch::Receiver<crate::view::View>) -> Status {
+    match view.wait_for(|view| view.stopped.is_some()).await {
+        Ok(view) => status_of(&view),
+        Err(_) => Status::unavailable("the timeline was closed"),
+    }
+}
+
+/// Why a timeline does not work.
+pub(crate) fn stopped_status(timeline: &Timeline) -> Status {
+    status_of(&timeline.view().borrow())
+}
+
+fn status_of(view: &crate::view::View) -> Status {
+    let reason = view.stopped.as_deref().unwrap_or("it is ending");
+    Status::failed_precondition(format!("the timeline is stopped: {reason}"))
+}

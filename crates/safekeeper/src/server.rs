@@ -1,0 +1,255 @@
+//! The safekeeper as a whole: its timelines, and their start, service and end.
+//!
+//! [`Safekeeper::open`] takes the data directory and starts every timeline in it; [`Safekeeper::serve`] answers gRPC
+//! until it is told to end; [`run`] does both. A process that has more to offer (metrics, status pages) opens,
+//! registers, and serves.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use anyhow::Context;
+use lakebed_proto::v1;
+use lakebed_proto::v1::safekeeper_server::SafekeeperServer;
+use lakebed_quorum::acceptor::Durable;
+use lakebed_quorum::history::TermHistory;
+use lakebed_types::{Lsn, Term};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, oneshot};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::server::TcpIncoming;
+
+use crate::config::SafekeeperConfig;
+use crate::data_dir::{DataDir, Name};
+use crate::metrics::Metrics;
+use crate::service::Service;
+use crate::timeline::{self, LoadError, Timeline};
+use crate::wire;
+
+/// Timelines that are read from disk at the same time at the start.
+const LOADS_AT_A_TIME: usize = 8;
+/// Room in a message for what is not WAL.
+const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
+
+/// Serves until `shutdown`; tells the address once requests are answered.
+pub async fn run(
+    config: SafekeeperConfig,
+    shutdown: CancellationToken,
+    on_ready: oneshot::Sender<SocketAddr>,
+) -> anyhow::Result<()> {
+    Safekeeper::open(config).await?.serve(shutdown, on_ready).await
+}
+
+/// A safekeeper; see the module header.
+#[derive(Debug)]
+pub struct Safekeeper {
+    config: SafekeeperConfig,
+    data_dir: Arc<DataDir>,
+    timelines: RwLock<BTreeMap<Name, Arc<Timeline>>>,
+    /// Held while a timeline is made or removed.
+    changing: Mutex<()>,
+    metrics: Metrics,
+    ending: CancellationToken,
+}
+
+impl Safekeeper {
+    /// Takes the data directory and starts every timeline in it. One that is damaged is there all the same, stopped.
+    pub async fn open(config: SafekeeperConfig) -> anyhow::Result<Arc<Safekeeper>> {
+        let data_dir = Arc::new(DataDir::open(&config.data_dir, config.node_id)?);
+        let metrics = Metrics::default();
+        let mut timelines = BTreeMap::new();
+        for names in data_dir.list()?.chunks(LOADS_AT_A_TIME) {
+            let mut opening = tokio::task::JoinSet::new();
+            for &name in names {
+                let (directory, metrics) = (data_dir.path(name), metrics.clone());
+                opening.spawn(async move { Timeline::open(name, directory, &metrics).await });
+            }
+            for timeline in opening.join_all().await {
+                timelines.insert(timeline.name, timeline);
+            }
+        }
+        Ok(Arc::new(Safekeeper {
+            config,
+            data_dir,
+            timelines: RwLock::new(timelines),
+            changing: Mutex::default(),
+            metrics,
+            ending: CancellationToken::new(),
+        }))
+    }
+
+    /// Answers gRPC until `shutdown`, then ends every timeline. Tells the address once requests are answered.
+    pub async fn serve(
+        self: Arc<Self>,
+        shutdown: CancellationToken,
+        on_ready: oneshot::Sender<SocketAddr>,
+    ) -> anyhow::Result<()> {
+        let listen = self.config.listen;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("cannot listen on {listen}: choose another address for `listen`"))?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, node_id = self.config.node_id, "safekeeper ready");
+        let _ = on_ready.send(address);
+        let service = SafekeeperServer::new(Service::new(self.clone()))
+            .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
+        let ending = self.ending.clone();
+        let served = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+                shutdown.cancelled().await;
+                // Streams have no end of their own, and the server waits for them.
+                ending.cancel();
+            })
+            .await;
+        self.ending.cancel();
+        let all: Vec<_> = self.read().values().cloned().collect();
+        for timeline in all {
+            timeline.end("the safekeeper is shutting down").await;
+        }
+        served.context("the gRPC server failed")
+    }
+
+    /// Registers this safekeeper's counters.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// The state of all timelines, for people and scripts.
+    pub fn status_json(&self) -> serde_json::Value {
+        let timelines: Vec<_> = self
+            .read()
+            .values()
+            .map(|timeline| timeline.status_json())
+            .collect();
+        serde_json::json!({ "node_id": self.config.node_id, "timelines": timelines })
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &SafekeeperConfig {
+        &self.config
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn ending(&self) -> &CancellationToken {
+        &self.ending
+    }
+
+    pub(crate) fn unavailable() -> Status {
+        Status::unavailable("this safekeeper is shutting down: try again later")
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<Name, Arc<Timeline>>> {
+        self.timelines.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<Name, Arc<Timeline>>> {
+        self.timelines.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A timeline, working or stopped.
+    pub(crate) fn timeline(&self, name: Name) -> Result<Arc<Timeline>, Status> {
+        let found = self.read().get(&name).cloned();
+        found.ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no timeline {}/{} on this safekeeper",
+                name.0, name.1
+            ))
+        })
+    }
+
+    /// Makes a timeline, or finds the equal one that is there.
+    pub(crate) async fn create(
+        &self,
+        name: Name,
+        request: &v1::CreateSafekeeperTimelineRequest,
+    ) -> Result<Arc<Timeline>, Status> {
+        let state = new_state(request)?;
+        let _changing = self.changing.lock().await;
+        if self.ending.is_cancelled() {
+            return Err(Self::unavailable());
+        }
+        if let Ok(timeline) = self.timeline(name) {
+            check_equal(&timeline, &state)?;
+            return Ok(timeline);
+        }
+        let data_dir = self.data_dir.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            data_dir.create::<LoadError>(name, |directory| timeline::create(directory, &state))
+        });
+        made.await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| Status::internal(format!("the timeline could not be created: {error}")))?;
+        let timeline = Timeline::open(name, self.data_dir.path(name), &self.metrics).await;
+        self.write().insert(name, timeline.clone());
+        Ok(timeline)
+    }
+
+    /// Ends and removes a timeline, if it is there.
+    pub(crate) async fn delete(&self, name: Name) -> Result<(), Status> {
+        let _changing = self.changing.lock().await;
+        let timeline = self.timeline(name).ok();
+        if let Some(timeline) = &timeline {
+            timeline.end("it was deleted").await;
+        }
+        let data_dir = self.data_dir.clone();
+        let deleted = tokio::task::spawn_blocking(move || data_dir.delete(name)).await;
+        deleted
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| {
+                Status::internal(format!("the timeline could not be deleted: {error}; try again"))
+            })?;
+        self.write().remove(&name);
+        Ok(())
+    }
+}
+
+fn new_state(request: &v1::CreateSafekeeperTimelineRequest) -> Result<Durable, Status> {
+    let cluster = wire::cluster(request.cluster.as_ref()).map_err(wire::refused)?;
+    let membership = wire::membership(request.membership.as_ref()).map_err(wire::refused)?;
+    let start = Lsn(request.start_lsn);
+    wire::check_start(start, cluster.segment_bytes).map_err(wire::refused)?;
+    let term_history = TermHistory::new(vec![(Term(0), start)]);
+    Ok(Durable {
+        term: Term(0),
+        term_history: term_history.map_err(|error| Status::internal(error.to_string()))?,
+        membership,
+        commit: start,
+        truncate: start,
+        backup: start,
+        timeline_start: start,
+        system_id: cluster.system_id,
+        pg_version: cluster.pg_version,
+        segment_bytes: u64::from(cluster.segment_bytes),
+    })
+}
+
+/// Whether a request to create is the one that made the timeline. Its membership may have moved on since.
+fn check_equal(timeline: &Timeline, asked: &Durable) -> Result<(), Status> {
+    let there = timeline.view().borrow().state.clone();
+    let Some(there) = there else {
+        return Err(crate::propose::stopped_status(timeline));
+    };
+    let different = if there.timeline_start != asked.timeline_start {
+        format!("start {}", there.timeline_start)
+    } else if (there.system_id, there.pg_version, there.segment_bytes)
+        != (asked.system_id, asked.pg_version, asked.segment_bytes)
+    {
+        format!("system identifier {} or another version", there.system_id)
+    } else if asked.membership.generation > there.membership.generation
+        || (asked.membership.generation == there.membership.generation
+            && asked.membership != there.membership)
+    {
+        format!("membership of generation {}", there.membership.generation)
+    } else {
+        return Ok(());
+    };
+    Err(Status::already_exists(format!(
+        "the timeline is here already, with another {different}"
+    )))
+}

@@ -1,0 +1,111 @@
+//! The gRPC service: each call checks its message, finds the timeline and hands over.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use lakebed_proto::{convert, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::data_dir::Name;
+use crate::owner::Outgoing;
+use crate::server::Safekeeper;
+use crate::{feed, propose, read_wal, wire};
+
+/// The service of one safekeeper.
+pub(crate) struct Service(Arc<Safekeeper>);
+
+impl Service {
+    pub(crate) fn new(safekeeper: Arc<Safekeeper>) -> Service {
+        Service(safekeeper)
+    }
+}
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn name(wire: Option<&v1::TimelineRef>) -> Result<Name, Status> {
+    convert::timeline(wire).map_err(wire::refused)
+}
+
+#[tonic::async_trait]
+impl v1::safekeeper_server::Safekeeper for Service {
+    async fn create_timeline(
+        &self,
+        request: Request<v1::CreateSafekeeperTimelineRequest>,
+    ) -> Result<Response<v1::SafekeeperTimelineStatus>, Status> {
+        let request = request.into_inner();
+        let name = name(request.timeline.as_ref())?;
+        let timeline = self.0.create(name, &request).await?;
+        Ok(Response::new(timeline.status()))
+    }
+
+    async fn delete_timeline(
+        &self,
+        request: Request<v1::TimelineRef>,
+    ) -> Result<Response<v1::DeleteTimelineResponse>, Status> {
+        self.0.delete(name(Some(request.get_ref()))?).await?;
+        Ok(Response::new(v1::DeleteTimelineResponse {}))
+    }
+
+    async fn get_timeline_status(
+        &self,
+        request: Request<v1::TimelineRef>,
+    ) -> Result<Response<v1::SafekeeperTimelineStatus>, Status> {
+        let timeline = self.0.timeline(name(Some(request.get_ref()))?)?;
+        Ok(Response::new(timeline.status()))
+    }
+
+    type ProposeStream = Out<v1::AcceptorMessage>;
+
+    async fn propose(
+        &self,
+        request: Request<Streaming<v1::ProposerMessage>>,
+    ) -> Result<Response<Self::ProposeStream>, Status> {
+        let (out, answers) = mpsc::channel(propose::MAX_ANSWERS_DUE);
+        tokio::spawn(propose::serve(self.0.clone(), request.into_inner(), out));
+        let node_id = self.0.config().node_id;
+        let answers = ReceiverStream::new(answers).map(move |outgoing| match outgoing {
+            Outgoing::Answer(answer) => Ok(wire::answer(answer, node_id)),
+            Outgoing::End(status) => Err(status),
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    type ReadWalStream = Out<v1::WalChunk>;
+
+    async fn read_wal(
+        &self,
+        request: Request<v1::ReadWalRequest>,
+    ) -> Result<Response<Self::ReadWalStream>, Status> {
+        let request = request.into_inner();
+        let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
+        let range = read_wal::check(&timeline, &request)?;
+        let (out, chunks) = mpsc::channel(read_wal::CHUNKS_AHEAD);
+        let counter = self.0.metrics().read_bytes.clone();
+        tokio::spawn(read_wal::serve(timeline, range, out, counter));
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn find_boundary(
+        &self,
+        request: Request<v1::FindBoundaryRequest>,
+    ) -> Result<Response<v1::FindBoundaryResponse>, Status> {
+        let request = request.into_inner();
+        let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
+        let found = read_wal::find_boundary(&timeline, lakebed_types::Lsn(request.at_or_below)).await?;
+        Ok(Response::new(found))
+    }
+
+    type FeedShardStream = Out<v1::FeedShardBatch>;
+
+    async fn feed_shard(
+        &self,
+        request: Request<Streaming<v1::FeedShardRequest>>,
+    ) -> Result<Response<Self::FeedShardStream>, Status> {
+        let (out, batches) = mpsc::channel(feed::BATCHES_AHEAD);
+        tokio::spawn(feed::serve(self.0.clone(), request.into_inner(), out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(batches))))
+    }
+}

@@ -1,0 +1,314 @@
+//! One timeline as the rest of the safekeeper holds it: a handle to its owner task, and what may be read of it.
+//!
+//! A timeline that cannot be opened, or whose disk failed, is still there to be looked at: stopped, with the reason.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use lakebed_proto::v1;
+use lakebed_quorum::acceptor::{Acceptor, Durable};
+use lakebed_types::Lsn;
+use lakebed_wal::page::{MAGIC_15, WAL_PAGE_BYTES, WalFormat};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::control_file::{self, ControlFileError};
+use crate::data_dir::{DataDirError, Name};
+use crate::decoded::DecodedWal;
+use crate::disk::Disk;
+use crate::durable_file::{DurableFileError, sync_directory};
+use crate::intake::{Intake, IntakeError};
+use crate::metrics::Metrics;
+use crate::owner::{MAILBOX_MESSAGES, Mail, Owner};
+use crate::recovery;
+use crate::view::{Shards, View};
+use crate::wal_files::WalFiles;
+use crate::wal_store::{WalStore, WalStoreError, segment_path};
+use crate::{boundary, durable_file, wire};
+
+/// Bytes of WAL that proposers of one timeline may have in flight.
+pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Postgres major versions whose WAL is understood.
+pub const POSTGRES_MAJORS: std::ops::RangeInclusive<u32> = 15..=15;
+
+const SCAN_BYTES: u64 = 1 << 20;
+
+/// Why a timeline cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its control file.
+    #[error(transparent)]
+    Control(#[from] ControlFileError),
+    /// Its WAL.
+    #[error(transparent)]
+    Wal(#[from] WalStoreError),
+    /// A file or directory.
+    #[error(transparent)]
+    File(#[from] DurableFileError),
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The WAL that was found is not valid.
+    #[error("the WAL on disk is damaged: {0}")]
+    Decode(#[from] IntakeError),
+    /// WAL that was committed is missing or damaged.
+    #[error(
+        "committed WAL is damaged: no record ends at {commit}, the last one before ends at {found}; \
+         delete this timeline here and let it be created again from its peers"
+    )]
+    Commit {
+        /// Position in the control file.
+        commit: Lsn,
+        /// Last boundary before it.
+        found: Lsn,
+    },
+    /// Positions contradict each other.
+    #[error("the positions in the control file do not fit the WAL, which ends at {0}")]
+    Positions(Lsn),
+}
+
+/// The format of a timeline's WAL.
+pub fn wal_format(state: &Durable) -> WalFormat {
+    WalFormat {
+        magic: MAGIC_15,
+        timeline: 1,
+        system_identifier: state.system_id,
+        segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
+    }
+}
+
+/// Puts the files of a new timeline into a directory.
+pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
+    recovery::create(directory, wal_format(state), state.timeline_start)?;
+    Ok(control_file::store(directory, state)?)
+}
+
+/// A timeline's files, read and found in order.
+pub struct Loaded {
+    acceptor: Acceptor,
+    intake: Intake,
+    files: WalFiles,
+    disk: Disk,
+}
+
+/// Reads a timeline from disk. Blocks.
+pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
+    let control = directory.join(control_file::FILE_NAME);
+    let state = control_file::load(directory)?;
+    // A process that ended may have left what it wrote in the kernel's hands alone: what is acted on must be on disk.
+    sync_file(&control)?;
+    sync_directory(directory)?;
+    let valid = POSTGRES_MAJORS.contains(&state.pg_version)
+        && state.segment_bytes.is_power_of_two()
+        && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
+    if !valid {
+        return Err(ControlFileError::Damaged("Postgres version or segment size").into());
+    }
+    let (format, start, commit) = (wal_format(&state), state.timeline_start, state.commit);
+    let files = WalFiles::new(directory, format, start);
+    let known = boundary::at_or_below(&files, commit)?;
+    if known.lsn != commit {
+        return Err(LoadError::Commit {
+            commit,
+            found: known.lsn,
+        });
+    }
+    let end = recovery::find_end(directory, format, known)?.lsn;
+    for number in commit.segment_number(state.segment_bytes)..=end.segment_number(state.segment_bytes) {
+        let path = segment_path(directory, state.segment_bytes, number);
+        match sync_file(&path) {
+            // The end may be the border to a segment that is not there yet.
+            Err(DurableFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    let store = WalStore::open(directory, state.segment_bytes, start, end)?;
+    let mut intake = Intake::new(format, known);
+    while intake.expected() < end {
+        let at = intake.expected();
+        let length = (end.0 - at.0).min(SCAN_BYTES);
+        intake.accept(Bytes::from(files.read(at, length as usize)?))?;
+    }
+    let acceptor = Acceptor::new(state, end).ok_or(LoadError::Positions(end))?;
+    Ok(Loaded {
+        acceptor,
+        intake,
+        files,
+        disk: Disk::new(directory.to_owned(), store),
+    })
+}
+
+fn sync_file(path: &Path) -> Result<(), DurableFileError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(durable_file::DurableFileError::io(path))
+}
+
+/// What works in a timeline that is not stopped.
+#[derive(Debug)]
+pub struct Working {
+    /// To its owner.
+    pub mail: mpsc::Sender<Mail>,
+    /// Room for WAL in flight, in bytes.
+    pub room: Arc<Semaphore>,
+    /// Its WAL on disk.
+    pub files: WalFiles,
+    /// Its committed WAL as records, shared by all feeds.
+    pub decoded: DecodedWal,
+}
+
+/// A timeline; see the module header.
+#[derive(Debug)]
+pub struct Timeline {
+    /// Its name.
+    pub name: Name,
+    /// How far its shards are.
+    pub shards: Arc<Shards>,
+    /// `None` when it could not be opened.
+    pub working: Option<Working>,
+    view: Arc<watch::Sender<View>>,
+    end: CancellationToken,
+    owner: Mutex<Option<JoinHandle<()>>>,
+    metrics: Metrics,
+    /// In one of the gauges.
+    counted: AtomicBool,
+}
+
+impl Timeline {
+    /// Opens the timeline in this directory and starts its owner.
+    pub async fn open(name: Name, directory: PathBuf, metrics: &Metrics) -> Arc<Timeline> {
+        let span = tracing::info_span!("timeline", tenant = %name.0, timeline = %name.1);
+        let path = directory.clone();
+        let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
+        let reason = match loaded {
+            Ok(Ok(loaded)) => return Self::start(name, loaded, metrics, span),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => format!("reading it failed: {error}"),
+        };
+        tracing::error!(parent: &span, reason, "timeline is not started");
+        metrics.timelines_stopped.inc();
+        let view = View {
+            state: control_file::load(&directory).ok().map(Arc::new),
+            stopped: Some(reason),
+            ..View::default()
+        };
+        Arc::new(Timeline {
+            name,
+            shards: Arc::default(),
+            working: None,
+            view: Arc::new(watch::Sender::new(view)),
+            end: CancellationToken::new(),
+            owner: Mutex::default(),
+            metrics: metrics.clone(),
+            counted: AtomicBool::new(true),
+        })
+    }
+
+    fn start(name: Name, loaded: Loaded, metrics: &Metrics, span: tracing::Span) -> Arc<Timeline> {
+        let Loaded {
+            acceptor,
+            intake,
+            files,
+            disk,
+        } = loaded;
+        let (flush, _) = acceptor.ends();
+        tracing::info!(parent: &span, term = %acceptor.state().term, %flush, "timeline started");
+        let (mail, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
+        let view = Arc::new(watch::Sender::new(View::default()));
+        let shards = Arc::new(Shards::default());
+        let end = CancellationToken::new();
+        metrics.timelines_running.inc();
+        let owner = Owner::new(
+            (acceptor, intake),
+            (files.clone(), disk),
+            mailbox,
+            (view.clone(), shards.clone()),
+            metrics.clone(),
+        );
+        let owner = tokio::spawn(owner.run(end.clone()).instrument(span));
+        let working = Working {
+            mail,
+            room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
+            decoded: DecodedWal::new(files.clone(), metrics.clone()),
+            files,
+        };
+        Arc::new(Timeline {
+            name,
+            shards,
+            working: Some(working),
+            view,
+            end,
+            owner: Mutex::new(Some(owner)),
+            metrics: metrics.clone(),
+            counted: AtomicBool::new(true),
+        })
+    }
+
+    /// What can be seen of it now, and when it changes.
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Ends its owner, and with it every stream; its files are no longer in use when this returns.
+    pub async fn end(&self, reason: &str) {
+        self.end.cancel();
+        if let Some(owner) = self.owner.lock().await.take() {
+            let _ = owner.await;
+        }
+        let mut was_running = false;
+        self.view.send_if_modified(|view| {
+            was_running = view.stopped.is_none();
+            view.stopped.get_or_insert_with(|| reason.to_owned());
+            was_running
+        });
+        if self.counted.swap(false, Ordering::Relaxed) {
+            let gauge = if was_running {
+                &self.metrics.timelines_running
+            } else {
+                &self.metrics.timelines_stopped
+            };
+            gauge.dec();
+        }
+    }
+
+    /// Its status, for the wire.
+    pub fn status(&self) -> v1::SafekeeperTimelineStatus {
+        wire::status(self.name, &self.view.borrow(), &self.shards)
+    }
+
+    /// Its status, for people and scripts.
+    pub fn status_json(&self) -> serde_json::Value {
+        let view = self.view.borrow().clone();
+        let shards = self.shards.all().into_iter().map(|((count, index), progress)| {
+            serde_json::json!({
+                "shard": format!("{index}of{count}"),
+                "generation": progress.generation,
+                "last_record_lsn": progress.last_record,
+                "disk_consistent_lsn": progress.disk_consistent,
+                "remote_consistent_lsn": progress.remote_consistent,
+            })
+        });
+        let mut json = serde_json::json!({
+            "tenant": self.name.0,
+            "timeline": self.name.1,
+            "stopped_reason": view.stopped,
+            "commit_lsn": view.commit,
+            "flush_lsn": view.flush,
+            "write_lsn": view.write,
+            "shards": shards.collect::<Vec<_>>(),
+        });
+        if let Some(state) = &view.state {
+            json["term"] = state.term.0.into();
+            json["membership_generation"] = state.membership.generation.0.into();
+            json["start_lsn"] = state.timeline_start.to_string().into();
+            json["truncate_lsn"] = state.truncate.to_string().into();
+            json["backup_lsn"] = state.backup.to_string().into();
+        }
+        json
+    }
+}

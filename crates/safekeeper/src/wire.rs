@@ -1,0 +1,337 @@
+//! Between the schema and the domain: checked on the way in, plain on the way out.
+
+use std::collections::BTreeSet;
+
+use lakebed_proto::convert::{self, InvalidMessage};
+use lakebed_proto::v1;
+use lakebed_quorum::history::TermHistory;
+use lakebed_quorum::membership::Membership;
+use lakebed_quorum::message::{Body, Request};
+use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIdentity, Term};
+use lakebed_wal::page::{WAL_PAGE_BYTES, header_bytes};
+use tonic::Status;
+
+use crate::control_file::{MAX_HISTORY_ENTRIES, MAX_MEMBERS};
+use crate::data_dir::Name;
+use crate::owner::{Answer, Said};
+use crate::timeline::POSTGRES_MAJORS;
+use crate::view::{Progress, Shards, View};
+
+/// Version of the consensus protocol that is spoken here.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Largest piece of WAL in one append.
+pub const MAX_APPEND_BYTES: usize = 4 << 20;
+
+const SEGMENT_BYTES: std::ops::RangeInclusive<u32> = 1 << 20..=1 << 30;
+
+/// What a cluster's WAL looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// System identifier.
+    pub system_id: u64,
+    /// Major Postgres version.
+    pub pg_version: u32,
+    /// Bytes of a segment.
+    pub segment_bytes: u32,
+}
+
+fn invalid(field: &'static str, reason: impl ToString) -> InvalidMessage {
+    InvalidMessage::Field {
+        field,
+        reason: reason.to_string(),
+    }
+}
+
+/// A message that is not valid, as the end of a call.
+pub fn refused(error: InvalidMessage) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+pub(crate) fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<Cluster, InvalidMessage> {
+    let wire = wire.ok_or(InvalidMessage::Missing("cluster"))?;
+    if !POSTGRES_MAJORS.contains(&wire.postgres_major) {
+        let reason = format!(
+            "Postgres {} is not supported, only {POSTGRES_MAJORS:?}",
+            wire.postgres_major
+        );
+        return Err(invalid("cluster.postgres_major", reason));
+    }
+    let bytes = wire.wal_segment_bytes;
+    if !bytes.is_power_of_two() || !SEGMENT_BYTES.contains(&bytes) {
+        let reason = format!("{bytes} is not a power of two from 1 MiB to 1 GiB");
+        return Err(invalid("cluster.wal_segment_bytes", reason));
+    }
+    if wire.system_identifier == 0 {
+        return Err(invalid("cluster.system_identifier", "it is 0"));
+    }
+    Ok(Cluster {
+        system_id: wire.system_identifier,
+        pg_version: wire.postgres_major,
+        segment_bytes: bytes,
+    })
+}
+
+/// A timeline starts between two records: aligned, and not inside a page header.
+pub(crate) fn check_start(start: Lsn, segment_bytes: u32) -> Result<(), InvalidMessage> {
+    let page = Lsn(start.0 - start.0 % WAL_PAGE_BYTES);
+    let header = Lsn(page.0 + header_bytes(page, segment_bytes) as u64);
+    let inside_header = page < start && start < header;
+    // Far from the end of the address space, so that no position overflows.
+    if !start.0.is_multiple_of(8) || inside_header || start.0 < WAL_PAGE_BYTES || start.0 > u64::MAX / 2 {
+        return Err(invalid(
+            "start_lsn",
+            format!("{start} is not a place where a record can begin"),
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn membership(wire: Option<&v1::Membership>) -> Result<Membership, InvalidMessage> {
+    let wire = wire.ok_or(InvalidMessage::Missing("membership"))?;
+    let set = |field, ids: &[u64]| -> Result<BTreeSet<NodeId>, InvalidMessage> {
+        let set: BTreeSet<_> = ids.iter().copied().map(NodeId).collect();
+        if set.len() != ids.len() || ids.len() > MAX_MEMBERS {
+            return Err(invalid(
+                field,
+                format!("a node twice, or more than {MAX_MEMBERS}"),
+            ));
+        }
+        Ok(set)
+    };
+    if wire.current.is_empty() {
+        return Err(invalid("membership.current", "it is empty"));
+    }
+    let next = set("membership.next", &wire.next)?;
+    Ok(Membership {
+        generation: Generation(wire.generation),
+        old: set("membership.current", &wire.current)?,
+        new: (!next.is_empty()).then_some(next),
+    })
+}
+
+pub(crate) fn membership_to_wire(membership: &Membership) -> v1::Membership {
+    v1::Membership {
+        generation: membership.generation.0,
+        current: membership.old.iter().map(|node| node.0).collect(),
+        next: membership.new.iter().flatten().map(|node| node.0).collect(),
+    }
+}
+
+fn history(wire: &[v1::TermStart]) -> Result<TermHistory, InvalidMessage> {
+    if wire.len() > MAX_HISTORY_ENTRIES {
+        return Err(invalid(
+            "history",
+            format!("more than {MAX_HISTORY_ENTRIES} entries"),
+        ));
+    }
+    let entries = wire.iter().map(|entry| (Term(entry.term), Lsn(entry.start_lsn)));
+    TermHistory::new(entries.collect()).map_err(|error| invalid("history", error))
+}
+
+pub(crate) fn history_to_wire(history: &TermHistory) -> Vec<v1::TermStart> {
+    let entry = |&(term, start): &(Term, Lsn)| v1::TermStart {
+        term: term.0,
+        start_lsn: start.0,
+    };
+    history.entries().iter().map(entry).collect()
+}
+
+/// A shard that starts a feed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FeedStart {
+    pub(crate) name: Name,
+    pub(crate) shard: ShardIdentity,
+    pub(crate) generation: Generation,
+    pub(crate) from: Lsn,
+}
+
+pub(crate) fn feed_start(wire: &v1::FeedStart) -> Result<FeedStart, InvalidMessage> {
+    let count = u8::try_from(wire.shard_count).ok().and_then(ShardCount::new);
+    let count = count.ok_or_else(|| invalid("shard_count", "it is not between 1 and 128"))?;
+    let shard = u8::try_from(wire.shard_index)
+        .ok()
+        .and_then(|index| ShardIdentity::new(index, count));
+    Ok(FeedStart {
+        name: convert::timeline(wire.timeline.as_ref())?,
+        shard: shard.ok_or_else(|| invalid("shard_index", "it is not below shard_count"))?,
+        generation: Generation(wire.shard_generation),
+        from: Lsn(wire.from_lsn),
+    })
+}
+
+pub(crate) fn progress(wire: &v1::ShardProgress, of: &FeedStart) -> Result<Progress, InvalidMessage> {
+    if wire.shard_index != u32::from(of.shard.index()) {
+        return Err(invalid(
+            "progress.shard_index",
+            "it is another shard than this feed's",
+        ));
+    }
+    let progress = Progress {
+        generation: of.generation,
+        last_record: Lsn(wire.last_record_lsn),
+        disk_consistent: Lsn(wire.disk_consistent_lsn),
+        remote_consistent: Lsn(wire.remote_consistent_lsn),
+    };
+    if progress.remote_consistent > progress.disk_consistent
+        || progress.disk_consistent > progress.last_record
+    {
+        return Err(invalid("progress", "its positions are out of order"));
+    }
+    Ok(progress)
+}
+
+fn progress_to_wire((index, progress): (u8, Progress)) -> v1::ShardProgress {
+    v1::ShardProgress {
+        shard_index: u32::from(index),
+        last_record_lsn: progress.last_record.0,
+        disk_consistent_lsn: progress.disk_consistent.0,
+        remote_consistent_lsn: progress.remote_consistent.0,
+    }
+}
+
+/// A proposer's message as a request to the core; with the timeline when it is a greeting.
+pub(crate) fn request(wire: v1::ProposerMessage) -> Result<(Option<Name>, Request), InvalidMessage> {
+    use v1::proposer_message::Message;
+    Ok(match wire.message.ok_or(InvalidMessage::Missing("message"))? {
+        Message::Greeting(greeting) => {
+            if greeting.protocol_version != PROTOCOL_VERSION {
+                let reason = format!(
+                    "{} is spoken there, {PROTOCOL_VERSION} here",
+                    greeting.protocol_version
+                );
+                return Err(invalid("protocol_version", reason));
+            }
+            let cluster = cluster(greeting.cluster.as_ref())?;
+            let request = Request::Greeting {
+                membership: membership(greeting.membership.as_ref())?,
+                system_id: cluster.system_id,
+                pg_version: cluster.pg_version,
+                segment_bytes: u64::from(cluster.segment_bytes),
+            };
+            (Some(convert::timeline(greeting.timeline.as_ref())?), request)
+        }
+        Message::Vote(vote) => {
+            let request = Request::Vote {
+                generation: Generation(vote.generation),
+                term: Term(vote.term),
+            };
+            (None, request)
+        }
+        Message::Elected(elected) => {
+            let request = Request::Elected {
+                generation: Generation(elected.generation),
+                term: Term(elected.term),
+                history: history(&elected.history)?,
+                common: Lsn(elected.common_lsn),
+            };
+            (None, request)
+        }
+        Message::Append(append) => {
+            if append.wal.len() > MAX_APPEND_BYTES {
+                return Err(invalid(
+                    "wal",
+                    format!("more than {MAX_APPEND_BYTES} bytes in one append"),
+                ));
+            }
+            let request = Request::Append {
+                generation: Generation(append.generation),
+                term: Term(append.term),
+                begin: Lsn(append.begin_lsn),
+                bytes: append.wal,
+                commit: Lsn(append.commit_lsn),
+                truncate: Lsn(append.truncate_lsn),
+            };
+            (None, request)
+        }
+    })
+}
+
+/// An answer of the acceptor, for the wire. A refusal of whatever request is a `Refusal`.
+pub(crate) fn answer(answer: Answer, node_id: u64) -> v1::AcceptorMessage {
+    use v1::acceptor_message::Message;
+    let (generation, term) = (answer.generation.0, answer.term.0);
+    let message = match answer.said {
+        Said::Greeted(state, flush) => Message::Greeting(v1::AcceptorGreeting {
+            protocol_version: PROTOCOL_VERSION,
+            node_id,
+            membership: Some(membership_to_wire(&state.membership)),
+            term,
+            history: history_to_wire(&state.term_history),
+            flush_lsn: flush.0,
+            commit_lsn: answer.commit.0,
+            truncate_lsn: state.truncate.0,
+            start_lsn: state.timeline_start.0,
+        }),
+        Said::Core(Body::Voted {
+            history,
+            flush,
+            truncate,
+            timeline_start,
+        }) => Message::Vote(v1::VoteResponse {
+            generation,
+            term,
+            granted: true,
+            history: history_to_wire(&history),
+            flush_lsn: flush.0,
+            truncate_lsn: truncate.0,
+            start_lsn: timeline_start.0,
+            commit_lsn: answer.commit.0,
+        }),
+        Said::Core(Body::Applied { flush }) => Message::Elected(v1::ElectedResponse {
+            generation,
+            term,
+            flush_lsn: flush.0,
+        }),
+        Said::Core(Body::Appended { flush, commit }) => Message::Append(v1::AppendResponse {
+            generation,
+            term,
+            flush_lsn: flush.0,
+            commit_lsn: commit.0,
+            slowest_shard: answer.slowest.map(progress_to_wire),
+        }),
+        Said::Core(other) => refusal(generation, term, format!("{other:?}")),
+        Said::Refused(reason) => refusal(generation, term, reason),
+    };
+    v1::AcceptorMessage {
+        message: Some(message),
+    }
+}
+
+fn refusal(generation: u64, term: u64, reason: String) -> v1::acceptor_message::Message {
+    v1::acceptor_message::Message::Refusal(v1::Refusal {
+        generation,
+        term,
+        reason,
+    })
+}
+
+/// A timeline's status, for the wire.
+pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::SafekeeperTimelineStatus {
+    let mut status = v1::SafekeeperTimelineStatus {
+        timeline: Some(convert::timeline_ref(name.0, name.1)),
+        commit_lsn: view.commit.0,
+        flush_lsn: view.flush.0,
+        write_lsn: view.write.0,
+        stopped_reason: view.stopped.clone().unwrap_or_default(),
+        shards: shards
+            .all()
+            .into_iter()
+            .map(|((_, index), progress)| progress_to_wire((index, progress)))
+            .collect(),
+        ..Default::default()
+    };
+    if let Some(state) = &view.state {
+        status.cluster = Some(v1::ClusterIdentity {
+            system_identifier: state.system_id,
+            postgres_major: state.pg_version,
+            wal_segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
+        });
+        status.membership = Some(membership_to_wire(&state.membership));
+        status.term = state.term.0;
+        status.history = history_to_wire(&state.term_history);
+        status.start_lsn = state.timeline_start.0;
+        status.truncate_lsn = state.truncate.0;
+        status.backup_lsn = state.backup.0;
+    }
+    status
+}
