@@ -302,6 +302,7 @@ fn refusal(generation: u64, term: u64, reason: String) -> v1::acceptor_message::
         generation,
         term,
         reason,
+        ..Default::default()
     })
 }
 
