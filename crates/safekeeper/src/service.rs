@@ -67,7 +67,7 @@ impl v1::safekeeper_server::Safekeeper for Service {
         tokio::spawn(propose::serve(self.0.clone(), request.into_inner(), out));
         let node_id = self.0.config().node_id;
         let answers = ReceiverStream::new(answers).map(move |outgoing| match outgoing {
-            Outgoing::Answer(answer) => Ok(wire::answer(answer, node_id)),
+            Outgoing::Answer(answer) => Ok(wire::answer(*answer, node_id)),
             Outgoing::End(status) => Err(status),
         });
         Ok(Response::new(Box::pin(answers)))
