@@ -425,7 +425,10 @@ impl Owner {
 
     fn send_replies(&mut self) {
         let acceptor = &self.acceptor;
-        for waiting in self.waiting.extract_if(.., |waiting| acceptor.is_met(waiting.when)) {
+        for waiting in self
+            .waiting
+            .extract_if(.., |waiting| acceptor.is_met(waiting.when))
+        {
             waiting.reply.send(Outgoing::Answer(Box::new(waiting.answer)));
         }
     }

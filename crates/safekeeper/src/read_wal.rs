@@ -8,19 +8,21 @@ use std::sync::Arc;
 use lakebed_proto::v1;
 use lakebed_quorum::message::Refusal;
 use lakebed_types::{Lsn, Term};
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::boundary;
 use crate::owner::Question;
 use crate::propose::stopped_status;
+use crate::server::Safekeeper;
 use crate::timeline::{Timeline, Working};
 
 /// Chunks that wait for the reader to take them.
 pub const CHUNKS_AHEAD: usize = 2;
 /// WAL in one chunk, in bytes: with all around it far below what a gRPC client takes by default.
 pub const CHUNK_BYTES: usize = 512 << 10;
+
+type Out = mpsc::Sender<Result<v1::WalChunk, Status>>;
 
 /// What is to be read.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +39,7 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    let (begin, end, term) = (
-        Lsn(request.begin_lsn),
-        Lsn(request.end_lsn),
-        Term(request.term),
-    );
+    let (begin, end, term) = (Lsn(request.begin_lsn), Lsn(request.end_lsn), Term(request.term));
     if begin > end {
         return Err(Status::invalid_argument(format!(
             "the range {begin} to {end} ends before it begins"
@@ -72,18 +70,25 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
 }
 
 /// Sends the range in chunks.
-pub(crate) async fn serve(
-    timeline: Arc<Timeline>,
-    range: Range,
-    out: mpsc::Sender<Result<v1::WalChunk, Status>>,
-    read_bytes: Counter,
-) {
+pub(crate) async fn serve(safekeeper: Arc<Safekeeper>, timeline: Arc<Timeline>, range: Range, out: Out) {
+    tokio::select! {
+        () = send(&safekeeper, &timeline, range, &out) => {}
+        () = out.closed() => {}
+        () = safekeeper.ending().cancelled() => {
+            let _ = out.try_send(Err(Safekeeper::unavailable()));
+        }
+    }
+}
+
+async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &Out) {
     let mut at = range.begin;
     while at < range.end {
         let length = (range.end.0 - at.0).min(CHUNK_BYTES as u64) as usize;
-        let chunk = chunk(&timeline, range.term, at, length).await;
+        let chunk = chunk(timeline, range.term, at, length).await;
         let failed = chunk.is_err();
-        read_bytes.inc_by(if failed { 0 } else { length as u64 });
+        if !failed {
+            safekeeper.metrics().read_bytes.inc_by(length as u64);
+        }
         if out.send(chunk).await.is_err() || failed {
             return;
         }
