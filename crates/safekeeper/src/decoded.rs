@@ -1,4 +1,4 @@
-//! Committed WAL as records, decoded once for all shards that are at the same place.
+//! Committed WAL as records with their routes, decoded once for all shards that are at the same place.
 //!
 //! Feeds that keep up with commit ask for the same stretch at the same time: the first decodes it, the others get
 //! the same batch. Feeds that start at different places meet at the next commit. A feed far behind decodes on its
@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use lakebed_types::Lsn;
+use lakebed_ingest::{IngestError, Route, ShardSet, interpret, reaches_every_shard, route};
+use lakebed_types::{Lsn, ShardCount};
+use lakebed_wal::parse::RecordError;
 use lakebed_wal::stream::{RawRecord, WalDecoder};
 use tokio::sync::Mutex;
 
@@ -18,8 +20,25 @@ use crate::wal_store::WalStoreError;
 
 /// Bytes of records in one batch; a longer record is a batch of its own.
 pub const BATCH_BYTES: usize = 1 << 20;
+/// Records in one batch.
+pub const BATCH_RECORDS: usize = 8192;
 /// Bytes of records that are kept for shards that are a little behind.
 const RECENT_BYTES: usize = 8 << 20;
+/// Batches that are kept.
+const RECENT_BATCHES: usize = 64;
+
+/// A record, and which shards need it.
+#[derive(Debug)]
+pub struct RoutedRecord {
+    /// The record.
+    pub raw: RawRecord,
+    /// Where it goes.
+    pub route: Route,
+    /// Its transaction id; 0 when it has none.
+    pub xid: u32,
+    /// Sizes of relations may be smaller after it than hints told before.
+    pub forgets_sizes: bool,
+}
 
 /// Consecutive records.
 #[derive(Debug)]
@@ -29,7 +48,9 @@ pub struct Decoded {
     /// Boundary that they end at.
     pub end: Boundary,
     /// All records between.
-    pub records: Vec<RawRecord>,
+    pub records: Vec<RoutedRecord>,
+    /// Shards of the tenant that they were routed for.
+    count: ShardCount,
     bytes: usize,
 }
 
@@ -52,28 +73,39 @@ impl DecodedWal {
     }
 
     /// At least one record from boundary `at` on, none beyond `commit`, which is a boundary behind `at`.
-    pub async fn after(&self, at: Boundary, commit: Lsn) -> Result<Arc<Decoded>, WalStoreError> {
-        if commit.0 - at.lsn.0 > RECENT_BYTES as u64 {
-            return self.decode(at, commit).await;
+    pub async fn after(
+        &self,
+        at: Boundary,
+        commit: Lsn,
+        count: ShardCount,
+    ) -> Result<Arc<Decoded>, WalStoreError> {
+        if commit.0.saturating_sub(at.lsn.0) > RECENT_BYTES as u64 {
+            return self.decode(at, commit, count).await;
         }
         // Held while decoding, so that others wait for the result instead of decoding the same.
         let mut recent = self.recent.lock().await;
-        if let Some(decoded) = recent.iter().find(|decoded| decoded.from == at.lsn) {
+        let wanted = |decoded: &&Arc<Decoded>| decoded.from == at.lsn && decoded.count == count;
+        if let Some(decoded) = recent.iter().find(wanted) {
             return Ok(decoded.clone());
         }
-        let decoded = self.decode(at, commit).await?;
+        let decoded = self.decode(at, commit, count).await?;
         recent.push_back(decoded.clone());
         let mut bytes: usize = recent.iter().map(|decoded| decoded.bytes).sum();
-        while bytes > RECENT_BYTES || recent.len() > 64 {
+        while bytes > RECENT_BYTES || recent.len() > RECENT_BATCHES {
             let Some(oldest) = recent.pop_front() else { break };
             bytes -= oldest.bytes;
         }
         Ok(decoded)
     }
 
-    async fn decode(&self, at: Boundary, commit: Lsn) -> Result<Arc<Decoded>, WalStoreError> {
+    async fn decode(
+        &self,
+        at: Boundary,
+        commit: Lsn,
+        count: ShardCount,
+    ) -> Result<Arc<Decoded>, WalStoreError> {
         let files = self.files.clone();
-        let job = tokio::task::spawn_blocking(move || decode(&files, at, commit));
+        let job = tokio::task::spawn_blocking(move || decode(&files, at, commit, count));
         let decoded = job
             .await
             .unwrap_or_else(|error| Err(self.files.damaged(at.lsn, &error)))?;
@@ -82,7 +114,7 @@ impl DecodedWal {
     }
 }
 
-fn decode(files: &WalFiles, at: Boundary, commit: Lsn) -> Result<Decoded, WalStoreError> {
+fn decode(files: &WalFiles, at: Boundary, commit: Lsn, count: ShardCount) -> Result<Decoded, WalStoreError> {
     let mut decoder = WalDecoder::new(files.format(), at.lsn, at.record_start);
     let mut records = Vec::new();
     let mut bytes = 0;
@@ -92,8 +124,8 @@ fn decode(files: &WalFiles, at: Boundary, commit: Lsn) -> Result<Decoded, WalSto
         decoder.feed(&files.read(from, length as usize)?);
         while let Some(record) = decoder.next_raw().map_err(|error| files.damaged(from, &error))? {
             bytes += record.bytes.len();
-            records.push(record);
-            if bytes >= BATCH_BYTES {
+            records.push(routed(record, count));
+            if bytes >= BATCH_BYTES || records.len() >= BATCH_RECORDS {
                 break 'fill;
             }
         }
@@ -109,6 +141,48 @@ fn decode(files: &WalFiles, at: Boundary, commit: Lsn) -> Result<Decoded, WalSto
         from: at.lsn,
         end,
         records,
+        count,
         bytes,
     })
+}
+
+/// Why it is not known what a record changes.
+#[derive(Debug, thiserror::Error)]
+enum Unknown {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Effects(#[from] IngestError),
+}
+
+fn routed(raw: RawRecord, count: ShardCount) -> RoutedRecord {
+    match try_route(&raw, count) {
+        Ok((route, xid, forgets_sizes)) => RoutedRecord {
+            raw,
+            route,
+            xid,
+            forgets_sizes,
+        },
+        Err(error) => {
+            // No shard can go past it, and each says so itself.
+            tracing::warn!(lsn = %raw.start, %error, "a record that cannot be replayed goes to every shard");
+            let route = Route {
+                shards: ShardSet::all(count),
+                ..Route::default()
+            };
+            RoutedRecord {
+                raw,
+                route,
+                xid: 0,
+                forgets_sizes: true,
+            }
+        }
+    }
+}
+
+fn try_route(raw: &RawRecord, count: ShardCount) -> Result<(Route, u32, bool), Unknown> {
+    let record = raw.decode()?;
+    let effects = interpret(&record)?;
+    let forgets_sizes = effects.catalogue.iter().any(reaches_every_shard);
+    Ok((route(&record, &effects, count), record.xid, forgets_sizes))
 }

@@ -4,36 +4,30 @@
 //! for commit to advance. The shard tells its progress on the same stream. A shard has one owner, the one with the
 //! highest generation: an older owner's feed ends when a newer one begins.
 
+use std::time::Duration;
+
 use lakebed_proto::v1::{self, feed_entry::Entry, feed_shard_request};
-use lakebed_types::{Lsn, ShardIdentity};
-use lakebed_wal::stream::RawRecord;
+use lakebed_types::Lsn;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::boundary;
 use crate::metrics::Live;
 use crate::propose::stopped_status;
+use crate::recovery::Boundary;
+use crate::selection::Selection;
 use crate::server::Safekeeper;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, Working};
 use crate::wire::{self, FeedStart};
 
 /// Batches that wait for a shard to take them.
 pub const BATCHES_AHEAD: usize = 2;
+/// A shard hears from its feed at least this often.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
 type Out = mpsc::Sender<Result<v1::FeedShardBatch, Status>>;
-
-/// What a shard gets for a record; nothing when the record does not concern it.
-///
-/// Every shard gets every record until the routing of `lakebed-ingest` is asked here.
-pub fn select_for_shard(record: &RawRecord, _shard: ShardIdentity) -> Option<v1::FeedEntry> {
-    Some(v1::FeedEntry {
-        end_lsn: record.end.0,
-        entry: Some(Entry::Record(v1::FeedRecord {
-            start_lsn: record.start.0,
-            record: record.bytes.clone(),
-        })),
-    })
-}
 
 /// Serves one feed until it ends; the reason goes out last.
 pub(crate) async fn serve(
@@ -42,13 +36,15 @@ pub(crate) async fn serve(
     out: Out,
 ) {
     let _live = Live::new(&safekeeper.metrics().feeds);
+    let span = tracing::info_span!("feed", tenant = Empty, timeline = Empty, shard = Empty);
     let status = tokio::select! {
-        result = feed(&safekeeper, inbound, &out) => result.err(),
+        result = feed(&safekeeper, inbound, &out).instrument(span.clone()) => result.err(),
         () = safekeeper.ending().cancelled() => Some(Safekeeper::unavailable()),
         () = out.closed() => None,
     };
     if let Some(status) = status {
-        let _ = out.send(Err(status)).await;
+        tracing::info!(parent: &span, %status, "a feed ends");
+        let _ = out.send_timeout(Err(status), HEARTBEAT).await;
     }
 }
 
@@ -64,6 +60,10 @@ async fn feed(
         Some(_) => return Err(Status::invalid_argument("the first message must be a start")),
         None => return Ok(()),
     };
+    let span = tracing::Span::current();
+    span.record("tenant", tracing::field::display(start.name.0));
+    span.record("timeline", tracing::field::display(start.name.1));
+    span.record("shard", tracing::field::display(start.shard));
     let timeline = safekeeper.timeline(start.name)?;
     if !timeline.shards.claim(start.shard, start.generation, start.from) {
         return Err(overtaken(&start));
@@ -124,38 +124,84 @@ async fn send(
         );
         return Err(Status::out_of_range(reason));
     }
-    wait_for_commit(timeline, start.from).await?;
-    let (files, from) = (working.files.clone(), start.from);
-    let found = tokio::task::spawn_blocking(move || boundary::at_or_below(&files, from)).await;
-    let mut at = found
-        .map_err(|error| Status::internal(error.to_string()))?
-        .map_err(|error| Status::data_loss(error.to_string()))?;
-    if at.lsn != start.from {
-        let reason = format!(
-            "{} is inside a record, the last boundary before it is {}",
-            start.from, at.lsn
-        );
-        return Err(Status::invalid_argument(reason));
-    }
+    let mut heartbeat = Heartbeat {
+        timeline,
+        start,
+        out,
+        end: start.from,
+    };
+    // The shard may have been fed by a safekeeper that knows of a later commit.
+    heartbeat.until_commit(start.from).await?;
+    let mut at = start_boundary(working, start.from).await?;
+    let mut selection = Selection::new(start.shard);
     loop {
-        let commit = wait_for_commit(timeline, Lsn(at.lsn.0 + 1)).await?;
-        let decoded = working.decoded.after(at, commit).await;
+        let commit = heartbeat.until_commit(Lsn(at.lsn.0 + 1)).await?;
+        let decoded = working.decoded.after(at, commit, start.shard.count()).await;
         let decoded = decoded.map_err(|error| Status::data_loss(error.to_string()))?;
         if !timeline.shards.is_owner(start.shard, start.generation) {
             return Err(overtaken(start));
         }
-        let select = |record| select_for_shard(record, start.shard);
-        let entries: Vec<_> = decoded.records.iter().filter_map(select).collect();
+        let entries = selection.take(&decoded.records);
         let bytes: usize = entries.iter().map(entry_bytes).sum();
         safekeeper.metrics().fed_bytes.inc_by(bytes as u64);
         at = decoded.end;
-        let batch = v1::FeedShardBatch {
-            entries,
-            end_lsn: at.lsn.0,
-            commit_lsn: timeline.view().borrow().commit.max(at.lsn).0,
-        };
-        if out.send(Ok(batch)).await.is_err() {
+        heartbeat.end = at.lsn;
+        if out.send(Ok(heartbeat.batch(entries))).await.is_err() {
             return Ok(());
+        }
+    }
+}
+
+/// The boundary that a shard names must be one: from inside a record nothing can be decoded.
+async fn start_boundary(working: &Working, from: Lsn) -> Result<Boundary, Status> {
+    let files = working.files.clone();
+    let found = tokio::task::spawn_blocking(move || boundary::at_or_below(&files, from)).await;
+    let found = found
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| Status::data_loss(error.to_string()))?;
+    if found.lsn == from {
+        return Ok(found);
+    }
+    Err(Status::invalid_argument(format!(
+        "{from} is inside a record, the last boundary before it is {}",
+        found.lsn
+    )))
+}
+
+/// Says while there is nothing to send that this feed is alive, so that silence means a dead connection.
+struct Heartbeat<'a> {
+    timeline: &'a Timeline,
+    start: &'a FeedStart,
+    out: &'a Out,
+    /// End of what was sent.
+    end: Lsn,
+}
+
+impl Heartbeat<'_> {
+    fn batch(&self, entries: Vec<v1::FeedEntry>) -> v1::FeedShardBatch {
+        v1::FeedShardBatch {
+            entries,
+            end_lsn: self.end.0,
+            commit_lsn: self.timeline.view().borrow().commit.max(self.end).0,
+        }
+    }
+
+    /// Waits until commit is at or past a position; returns it.
+    async fn until_commit(&self, least: Lsn) -> Result<Lsn, Status> {
+        loop {
+            match tokio::time::timeout(HEARTBEAT, wait_for_commit(self.timeline, least)).await {
+                Ok(reached) => return reached,
+                Err(_)
+                    if !self
+                        .timeline
+                        .shards
+                        .is_owner(self.start.shard, self.start.generation) =>
+                {
+                    return Err(overtaken(self.start));
+                }
+                // Whoever does not listen any more ends the feed from elsewhere.
+                Err(_) => drop(self.out.send(Ok(self.batch(Vec::new()))).await),
+            }
         }
     }
 }

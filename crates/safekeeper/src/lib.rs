@@ -10,7 +10,7 @@
 //! Each timeline ([`timeline`]) has one task ([`owner`]) that changes it: it feeds the acceptor core of
 //! `lakebed-quorum` and executes its commands on [`disk`]. WAL is cut at record boundaries on its way in
 //! ([`intake`]). Everybody else sees a [`view`] of it and reads the segment files beside the owner ([`wal_files`],
-//! [`boundary`]). Messages are served by [`propose`], [`read_wal`] and [`feed`]; [`wire`] checks what arrives.
+//! [`boundary`]). Messages are served by [`propose`], [`read_wal`] and [`feed`] ([`selection`]); [`wire`] checks what arrives.
 //!
 //! [`recovery`] finds where the WAL ends after a crash. A failed write or fsync is reported once and stops the
 //! timeline: after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
@@ -31,6 +31,7 @@ pub mod owner;
 pub mod propose;
 pub mod read_wal;
 pub mod recovery;
+pub mod selection;
 pub mod server;
 mod service;
 pub mod timeline;

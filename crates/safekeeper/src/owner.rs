@@ -16,12 +16,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
-use lakebed_quorum::message::{Body, Request};
-use lakebed_types::{Generation, Lsn, NodeId, Term};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use lakebed_quorum::acceptor::{Acceptor, Command, Input, When};
+use lakebed_quorum::membership::Membership;
+use lakebed_quorum::message::{Body, Refusal, Request, Response};
+use lakebed_types::{Lsn, NodeId, Term};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use crate::boundary;
 use crate::disk::{Batch, Completion, Disk, DiskError};
@@ -32,6 +34,8 @@ use crate::wal_files::WalFiles;
 
 /// Requests that wait for their owner.
 pub const MAILBOX_MESSAGES: usize = 128;
+/// Readers' questions that wait for their owner.
+pub const MAX_QUESTIONS: usize = 64;
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
 
@@ -50,35 +54,35 @@ pub struct Mail {
 #[derive(Debug)]
 pub enum Outgoing {
     /// The answer to a request.
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// The end of the stream, and why.
-    End(tonic::Status),
+    End(Status),
 }
 
 /// An answer to a proposer. Its positions and its term are on disk.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// What the core says.
+    pub response: Response,
     /// The acceptor's configuration.
-    pub generation: Generation,
-    /// Its promised term.
-    pub term: Term,
+    pub membership: Membership,
     /// Its commit position.
     pub commit: Lsn,
     /// The shard that is furthest behind, and the lowest positions of all.
     pub slowest: Option<(u8, Progress)>,
-    /// What it says.
-    pub said: Said,
+    /// More than the core says about a refusal.
+    pub reason: Option<String>,
 }
 
-/// What an answer says.
-#[derive(Clone, Debug)]
-pub enum Said {
-    /// Greeting accepted, by an acceptor in this state whose flushed WAL ends there.
-    Greeted(Box<Durable>, Lsn),
-    /// Anything else that the core says, refusals excepted.
-    Core(Body),
-    /// Refused, and why.
-    Refused(String),
+/// Whether WAL that was read may go out on behalf of a proposer; asked after the bytes were read.
+#[derive(Debug)]
+pub struct Question {
+    /// The proposer's term.
+    pub term: Term,
+    /// Where the bytes end.
+    pub end: Lsn,
+    /// What the core says.
+    pub answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
 struct Waiting {
@@ -100,12 +104,13 @@ pub(crate) struct Owner {
     rooms: Vec<OwnedSemaphorePermit>,
     waiting: Vec<Waiting>,
     mailbox: mpsc::Receiver<Mail>,
+    questions: mpsc::Receiver<Question>,
     /// A history that waits for the disk to be idle.
     held: Option<Mail>,
     /// A history's consequences are on their way to the disk.
     barrier: bool,
-    /// Last control write asked for, and last one done.
-    control: (u64, u64),
+    /// Last control write asked for.
+    control: u64,
     truncations: u64,
     view: Arc<watch::Sender<View>>,
     shards: Arc<Shards>,
@@ -117,7 +122,7 @@ impl Owner {
     pub(crate) fn new(
         (acceptor, intake): (Acceptor, Intake),
         (files, disk): (WalFiles, Disk),
-        mailbox: mpsc::Receiver<Mail>,
+        (mailbox, questions): (mpsc::Receiver<Mail>, mpsc::Receiver<Question>),
         (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
         metrics: Metrics,
     ) -> Owner {
@@ -130,9 +135,10 @@ impl Owner {
             rooms: Vec::new(),
             waiting: Vec::new(),
             mailbox,
+            questions,
             held: None,
             barrier: false,
-            control: (0, 0),
+            control: 0,
             truncations: 0,
             view,
             shards,
@@ -169,12 +175,14 @@ impl Owner {
                     self.job_done(done);
                 }
                 () = end.cancelled(), if !ending => ending = true,
+                Some(question) = self.questions.recv() => {
+                    let _ = question.answer.send(self.acceptor.may_serve(question.term, question.end));
+                }
                 mail = self.mailbox.recv(), if open => match mail {
                     Some(mail) => self.take(mail),
                     None => ending = true,
                 },
             }
-            self.publish();
         }
         if let Some((job, _)) = job {
             // It holds the files; whoever waits for this task may remove them.
@@ -218,7 +226,6 @@ impl Owner {
                 }
                 Completion::Persisted(seq) => {
                     self.metrics.control_writes.inc();
-                    self.control.1 = seq;
                     Input::ControlPersisted { seq }
                 }
             };
@@ -278,7 +285,13 @@ impl Owner {
             }
             match self.intake.accept(bytes) {
                 Ok(whole) => (begin, bytes) = (write, whole),
-                Err(error) => return self.refuse(reply, error.to_string()),
+                Err(error) => {
+                    tracing::warn!(%begin, %error, "refused what a proposer sent");
+                    self.metrics.refusals.inc();
+                    let status = Status::invalid_argument(format!("the append at {begin}: {error}"));
+                    reply.send(Outgoing::End(status));
+                    return;
+                }
             }
             decoded = Some(before);
         } else {
@@ -310,13 +323,14 @@ impl Owner {
         let Request::Elected { term, history, .. } = &mail.request else {
             return;
         };
+        let term = *term;
         let state = self.acceptor.state();
         let (_, write) = self.acceptor.ends();
         let common = state.term_history.common_point(write, history);
         let mut end = self.intake.boundary();
         // Other histories are refused by the core before they cut anything.
         if let Some(common) = common
-            && *term >= state.term
+            && term >= state.term
             && (state.commit..write).contains(&common)
         {
             let files = self.files.clone();
@@ -328,15 +342,16 @@ impl Owner {
                         "the histories part at {common}, inside the record after {}",
                         found.lsn
                     );
-                    return self.refuse(mail.reply, reason);
+                    return self.refuse(mail.reply, Refusal::History, reason);
                 }
                 Ok(Err(error)) => return self.disk_failed(error.to_string()),
                 Err(error) => return self.disk_failed(error.to_string()),
             }
         }
-        let asked = self.control.0;
         self.hand_over(mail);
-        if self.control.0 != asked {
+        let applied = self.acceptor.state().term_history.last().0 == term;
+        if applied && self.acceptor.ends().1 == end.lsn {
+            // Its WAL begins at a boundary; the beginning of a record of somebody else is void.
             self.intake.restart(end);
         }
     }
@@ -345,7 +360,7 @@ impl Owner {
         for command in commands {
             match command {
                 Command::PersistControl { seq, state } => {
-                    self.control.0 = seq;
+                    self.control = seq;
                     self.batch.control(seq, state);
                 }
                 Command::WriteWal { begin, bytes } => self.batch.write(begin, bytes),
@@ -353,29 +368,12 @@ impl Owner {
                 Command::TruncateWal { lsn } => {
                     tracing::info!(%lsn, "WAL is cut where the new proposer's history parts from it");
                     self.truncations += 1;
-                    self.waiting.retain(|waiting| !waits_for_wal(waiting.when));
+                    self.waiting.retain(|waiting| !waiting.when.waits_for_wal());
                     self.batch.truncate(lsn);
                 }
                 Command::Reply { msg, when, .. } => {
-                    let said = match msg.body {
-                        Body::Greeted { .. } => {
-                            Said::Greeted(Box::new(self.acceptor.state().clone()), self.acceptor.ends().0)
-                        }
-                        Body::Refused(refusal) => {
-                            self.metrics.refusals.inc();
-                            Said::Refused(refusal.to_string())
-                        }
-                        body => Said::Core(body),
-                    };
-                    let answer = Answer {
-                        generation: msg.generation,
-                        term: msg.term,
-                        commit: self.acceptor.state().commit,
-                        slowest: self.shards.slowest(),
-                        said,
-                    };
                     if let Some(reply) = reply.take() {
-                        self.waiting.push(Waiting { when, reply, answer });
+                        self.keep(reply, msg, when, None);
                     }
                 }
                 Command::StopTimeline { reason } => {
@@ -384,36 +382,54 @@ impl Owner {
                 }
             }
         }
+        // Before the replies: who got one sees what it says. And before the disk cuts WAL: who reads it looks
+        // afterwards.
+        self.publish();
         self.send_replies();
     }
 
-    fn refuse(&mut self, reply: mpsc::OwnedPermit<Outgoing>, reason: String) {
-        tracing::warn!(reason, "refused what a proposer sent");
-        self.metrics.refusals.inc();
-        let state = self.acceptor.state();
+    /// Keeps an answer until what it says is on disk.
+    fn keep(
+        &mut self,
+        reply: mpsc::OwnedPermit<Outgoing>,
+        response: Response,
+        when: When,
+        reason: Option<String>,
+    ) {
+        if let Body::Refused(refusal) = &response.body {
+            tracing::debug!(%refusal, reason, "refused a proposer's request");
+            self.metrics.refusals.inc();
+        }
         let answer = Answer {
+            response,
+            membership: self.acceptor.state().membership.clone(),
+            commit: self.acceptor.state().commit,
+            slowest: self.shards.slowest(),
+            reason,
+        };
+        self.waiting.push(Waiting { when, reply, answer });
+    }
+
+    /// Refuses what the core cannot know to be wrong.
+    fn refuse(&mut self, reply: mpsc::OwnedPermit<Outgoing>, refusal: Refusal, reason: String) {
+        let state = self.acceptor.state();
+        let response = Response {
             generation: state.membership.generation,
             term: state.term,
-            commit: state.commit,
-            slowest: None,
-            said: Said::Refused(reason),
+            body: Body::Refused(refusal),
         };
         // Its term and generation are promises: they leave when they are on disk.
-        let when = When::AfterControl(self.control.0);
-        self.waiting.push(Waiting { when, reply, answer });
+        self.keep(reply, response, When::AfterControl(self.control), Some(reason));
         self.send_replies();
     }
 
     fn send_replies(&mut self) {
-        let (persisted, flush) = (self.control.1, self.acceptor.ends().0);
-        let is_met = |when| match when {
-            When::Now => true,
-            When::AfterControl(seq) => seq <= persisted,
-            When::AfterFlush(lsn) => lsn <= flush,
-            When::AfterBoth(seq, lsn) => seq <= persisted && lsn <= flush,
-        };
-        for waiting in self.waiting.extract_if(.., |waiting| is_met(waiting.when)) {
-            waiting.reply.send(Outgoing::Answer(waiting.answer));
+        let acceptor = &self.acceptor;
+        for waiting in self
+            .waiting
+            .extract_if(.., |waiting| acceptor.is_met(waiting.when))
+        {
+            waiting.reply.send(Outgoing::Answer(Box::new(waiting.answer)));
         }
     }
 
@@ -422,10 +438,6 @@ impl Owner {
             view.update(self.acceptor.state(), self.acceptor.ends(), self.truncations)
         });
     }
-}
-
-fn waits_for_wal(when: When) -> bool {
-    matches!(when, When::AfterFlush(_) | When::AfterBoth(..))
 }
 
 async fn finished(

@@ -1,26 +1,35 @@
 //! Raw WAL for proposers and computes, and the boundaries in it.
+//!
+//! Below commit bytes never change. Above, a new proposer's history may cut them and others take their place, so they
+//! are read on behalf of a proposer only, whose term the acceptor core is asked about *after* each read.
+
+use std::sync::Arc;
 
 use lakebed_proto::v1;
+use lakebed_quorum::message::Refusal;
 use lakebed_types::{Lsn, Term};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::boundary;
+use crate::owner::Question;
 use crate::propose::stopped_status;
+use crate::server::Safekeeper;
 use crate::timeline::{Timeline, Working};
-use crate::view::View;
-use crate::wal_store::MAX_READ_BYTES;
 
 /// Chunks that wait for the reader to take them.
 pub const CHUNKS_AHEAD: usize = 2;
+/// WAL in one chunk, in bytes: with all around it far below what a gRPC client takes by default.
+pub const CHUNK_BYTES: usize = 512 << 10;
+
+type Out = mpsc::Sender<Result<v1::WalChunk, Status>>;
 
 /// What is to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
     begin: Lsn,
     end: Lsn,
-    committed_only: bool,
-    /// The proposer on whose behalf flushed WAL is read; 0 when none is named.
+    /// The proposer on whose behalf flushed WAL is read.
     term: Term,
 }
 
@@ -30,66 +39,56 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    let (begin, end) = (Lsn(request.begin_lsn), Lsn(request.end_lsn));
+    let (begin, end, term) = (Lsn(request.begin_lsn), Lsn(request.end_lsn), Term(request.term));
     if begin > end {
         return Err(Status::invalid_argument(format!(
-            "the range {begin} to {end} is empty"
+            "the range {begin} to {end} ends before it begins"
         )));
     }
-    let (what, limit) = {
-        let view = timeline.view();
-        let view = view.borrow();
-        if view.stopped.is_some() {
-            drop(view);
-            return Err(stopped_status(timeline));
-        }
-        if request.committed_only {
-            ("committed", view.commit)
-        } else {
-            ("flushed", view.flush)
-        }
-    };
-    if begin < working.files.start() || end > limit {
-        let reason = format!(
-            "{begin} to {end} is not all {what} here: WAL starts at {} and is {what} to {limit}",
-            working.files.start()
-        );
-        return Err(Status::out_of_range(reason));
+    let view = timeline.view().borrow().clone();
+    if view.stopped.is_some() {
+        return Err(stopped_status(timeline));
     }
-    Ok(Range {
-        begin,
-        end,
-        committed_only: request.committed_only,
-        term: Term(request.term),
-    })
+    let (what, limit) = if request.committed_only {
+        ("committed", view.commit)
+    } else {
+        ("flushed", view.flush)
+    };
+    let start = working.files.start();
+    if begin < start || end > limit {
+        return Err(Status::out_of_range(format!(
+            "{begin} to {end} is not all {what} here: WAL starts at {start} and is {what} to {limit}"
+        )));
+    }
+    if end > view.commit && term == Term(0) {
+        return Err(Status::invalid_argument(format!(
+            "WAL above commit {} is read on behalf of a proposer: name its term",
+            view.commit
+        )));
+    }
+    Ok(Range { begin, end, term })
 }
 
 /// Sends the range in chunks.
-pub(crate) async fn serve(
-    timeline: std::sync::Arc<Timeline>,
-    range: Range,
-    out: mpsc::Sender<Result<v1::WalChunk, Status>>,
-    read_bytes: prometheus_client::metrics::counter::Counter,
-) {
-    let Some(working) = timeline.working.as_ref() else {
-        return;
-    };
-    let truncations = timeline.view().borrow().truncations;
+pub(crate) async fn serve(safekeeper: Arc<Safekeeper>, timeline: Arc<Timeline>, range: Range, out: Out) {
+    tokio::select! {
+        () = send(&safekeeper, &timeline, range, &out) => {}
+        () = out.closed() => {}
+        () = safekeeper.ending().cancelled() => {
+            let _ = out.try_send(Err(Safekeeper::unavailable()));
+        }
+    }
+}
+
+async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &Out) {
     let mut at = range.begin;
     while at < range.end {
-        let length = (range.end.0 - at.0).min(MAX_READ_BYTES as u64) as usize;
-        let chunk = read(working, at, length).await.and_then(|wal| {
-            // After the read: what was cut meanwhile may have been read as something else.
-            let view = timeline.view();
-            let view = view.borrow();
-            may_serve(&view, &range, Lsn(at.0 + length as u64), truncations)?;
-            Ok(v1::WalChunk {
-                begin_lsn: at.0,
-                wal: wal.into(),
-            })
-        });
+        let length = (range.end.0 - at.0).min(CHUNK_BYTES as u64) as usize;
+        let chunk = chunk(timeline, range.term, at, length).await;
         let failed = chunk.is_err();
-        read_bytes.inc_by(if failed { 0 } else { length as u64 });
+        if !failed {
+            safekeeper.metrics().read_bytes.inc_by(length as u64);
+        }
         if out.send(chunk).await.is_err() || failed {
             return;
         }
@@ -97,34 +96,48 @@ pub(crate) async fn serve(
     }
 }
 
-fn may_serve(view: &View, range: &Range, end: Lsn, truncations: u64) -> Result<(), Status> {
-    if let Some(reason) = &view.stopped {
-        return Err(Status::failed_precondition(format!(
-            "the timeline is stopped: {reason}"
-        )));
-    }
-    if range.committed_only || end <= view.commit {
-        return Ok(());
-    }
-    if range.term.0 > 0 && view.term() > range.term {
-        let reason = format!(
-            "term {} was promised, WAL of term {} may be cut",
-            view.term(),
-            range.term
-        );
-        return Err(Status::aborted(reason));
-    }
-    if view.truncations != truncations || end > view.flush {
-        return Err(Status::aborted("the WAL was cut while it was read: ask again"));
-    }
-    Ok(())
-}
-
-async fn read(working: &Working, at: Lsn, length: usize) -> Result<Vec<u8>, Status> {
+async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Result<v1::WalChunk, Status> {
+    let working = timeline
+        .working
+        .as_ref()
+        .ok_or_else(|| stopped_status(timeline))?;
     let files = working.files.clone();
     let read = tokio::task::spawn_blocking(move || files.read(at, length)).await;
-    read.map_err(|error| Status::internal(error.to_string()))?
-        .map_err(|error| Status::data_loss(error.to_string()))
+    let end = Lsn(at.0 + length as u64);
+    let committed = {
+        let view = timeline.view();
+        let view = view.borrow();
+        view.stopped.is_none() && end <= view.commit
+    };
+    if !committed {
+        may_serve(timeline, working, term, end).await?;
+    }
+    let wal = read
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| Status::data_loss(error.to_string()))?;
+    Ok(v1::WalChunk {
+        begin_lsn: at.0,
+        wal: wal.into(),
+    })
+}
+
+async fn may_serve(timeline: &Timeline, working: &Working, term: Term, end: Lsn) -> Result<(), Status> {
+    let (answer, said) = oneshot::channel();
+    let asked = working.questions.send(Question { term, end, answer }).await;
+    let said = match asked {
+        Ok(()) => said.await.ok(),
+        Err(_) => None,
+    };
+    match said.ok_or_else(|| stopped_status(timeline))? {
+        Ok(()) => Ok(()),
+        Err(refusal @ Refusal::Gap(_)) => {
+            let reason = format!("WAL to {end} was cut while it was read ({refusal}): ask again");
+            Err(Status::out_of_range(reason))
+        }
+        Err(refusal) => Err(Status::aborted(format!(
+            "WAL to {end} cannot be read for a proposer of term {term}: {refusal}"
+        ))),
+    }
 }
 
 /// The last boundary at or below a position.

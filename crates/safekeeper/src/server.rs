@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use lakebed_proto::v1;
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::server::TcpIncoming;
 
@@ -30,6 +32,12 @@ use crate::wire;
 
 /// Timelines that are read from disk at the same time at the start.
 const LOADS_AT_A_TIME: usize = 8;
+/// How long calls may take to end after they were told to.
+const END_GRACE: Duration = Duration::from_secs(5);
+/// A peer that does not answer for this long and as long again is taken for dead.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Bytes that a peer may send ahead of what is read here, on a stream and on a connection.
+const WINDOW_BYTES: u32 = 8 << 20;
 /// Room in a message for what is not WAL.
 const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
 
@@ -52,6 +60,8 @@ pub struct Safekeeper {
     changing: Mutex<()>,
     metrics: Metrics,
     ending: CancellationToken,
+    /// Streams that are being served.
+    streams: TaskTracker,
 }
 
 impl Safekeeper {
@@ -77,6 +87,7 @@ impl Safekeeper {
             changing: Mutex::default(),
             metrics,
             ending: CancellationToken::new(),
+            streams: TaskTracker::new(),
         }))
     }
 
@@ -96,20 +107,41 @@ impl Safekeeper {
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
         let ending = self.ending.clone();
-        let served = tonic::transport::Server::builder()
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(2 * WINDOW_BYTES)
             .add_service(service)
             .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
                 shutdown.cancelled().await;
                 // Streams have no end of their own, and the server waits for them.
                 ending.cancel();
-            })
-            .await;
+            });
+        let overdue = async {
+            self.ending.cancelled().await;
+            tokio::time::sleep(END_GRACE).await;
+        };
+        let served = tokio::select! {
+            served = server => served,
+            () = overdue => {
+                tracing::warn!("peers did not let go of their connections, which are cut now");
+                Ok(())
+            }
+        };
         self.ending.cancel();
         let all: Vec<_> = self.read().values().cloned().collect();
         for timeline in all {
             timeline.end("the safekeeper is shutting down").await;
         }
+        self.streams.close();
+        self.streams.wait().await;
         served.context("the gRPC server failed")
+    }
+
+    /// Serves a stream beside the call that began it; the safekeeper's end waits for it.
+    pub(crate) fn serve_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
+        self.streams.spawn(stream);
     }
 
     /// Registers this safekeeper's counters.

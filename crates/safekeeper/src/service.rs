@@ -64,10 +64,11 @@ impl v1::safekeeper_server::Safekeeper for Service {
         request: Request<Streaming<v1::ProposerMessage>>,
     ) -> Result<Response<Self::ProposeStream>, Status> {
         let (out, answers) = mpsc::channel(propose::MAX_ANSWERS_DUE);
-        tokio::spawn(propose::serve(self.0.clone(), request.into_inner(), out));
+        let stream = propose::serve(self.0.clone(), request.into_inner(), out);
+        self.0.serve_stream(stream);
         let node_id = self.0.config().node_id;
         let answers = ReceiverStream::new(answers).map(move |outgoing| match outgoing {
-            Outgoing::Answer(answer) => Ok(wire::answer(answer, node_id)),
+            Outgoing::Answer(answer) => Ok(wire::answer(*answer, node_id)),
             Outgoing::End(status) => Err(status),
         });
         Ok(Response::new(Box::pin(answers)))
@@ -83,8 +84,8 @@ impl v1::safekeeper_server::Safekeeper for Service {
         let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
         let range = read_wal::check(&timeline, &request)?;
         let (out, chunks) = mpsc::channel(read_wal::CHUNKS_AHEAD);
-        let counter = self.0.metrics().read_bytes.clone();
-        tokio::spawn(read_wal::serve(timeline, range, out, counter));
+        self.0
+            .serve_stream(read_wal::serve(self.0.clone(), timeline, range, out));
         Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
     }
 
@@ -105,7 +106,8 @@ impl v1::safekeeper_server::Safekeeper for Service {
         request: Request<Streaming<v1::FeedShardRequest>>,
     ) -> Result<Response<Self::FeedShardStream>, Status> {
         let (out, batches) = mpsc::channel(feed::BATCHES_AHEAD);
-        tokio::spawn(feed::serve(self.0.clone(), request.into_inner(), out));
+        let stream = feed::serve(self.0.clone(), request.into_inner(), out);
+        self.0.serve_stream(stream);
         Ok(Response::new(Box::pin(ReceiverStream::new(batches))))
     }
 }

@@ -25,7 +25,7 @@ use crate::disk::Disk;
 use crate::durable_file::{DurableFileError, sync_directory};
 use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
-use crate::owner::{MAILBOX_MESSAGES, Mail, Owner};
+use crate::owner::{MAILBOX_MESSAGES, MAX_QUESTIONS, Mail, Owner, Question};
 use crate::recovery;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
@@ -154,6 +154,8 @@ fn sync_file(path: &Path) -> Result<(), DurableFileError> {
 pub struct Working {
     /// To its owner.
     pub mail: mpsc::Sender<Mail>,
+    /// To its owner, from readers of WAL that is not committed yet.
+    pub questions: mpsc::Sender<Question>,
     /// Room for WAL in flight, in bytes.
     pub room: Arc<Semaphore>,
     /// Its WAL on disk.
@@ -219,6 +221,7 @@ impl Timeline {
         let (flush, _) = acceptor.ends();
         tracing::info!(parent: &span, term = %acceptor.state().term, %flush, "timeline started");
         let (mail, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
+        let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         let view = Arc::new(watch::Sender::new(View::default()));
         let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
@@ -226,13 +229,14 @@ impl Timeline {
         let owner = Owner::new(
             (acceptor, intake),
             (files.clone(), disk),
-            mailbox,
+            (mailbox, asked),
             (view.clone(), shards.clone()),
             metrics.clone(),
         );
         let owner = tokio::spawn(owner.run(end.clone()).instrument(span));
         let working = Working {
             mail,
+            questions,
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
             decoded: DecodedWal::new(files.clone(), metrics.clone()),
             files,

@@ -1,24 +1,21 @@
 //! Between the schema and the domain: checked on the way in, plain on the way out.
 
-use std::collections::BTreeSet;
-
 use lakebed_proto::convert::{self, InvalidMessage};
+use lakebed_proto::quorum::{self, PROTOCOL_VERSION};
 use lakebed_proto::v1;
 use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Request};
-use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIdentity, Term};
+use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, Term};
 use lakebed_wal::page::{WAL_PAGE_BYTES, header_bytes};
 use tonic::Status;
 
 use crate::control_file::{MAX_HISTORY_ENTRIES, MAX_MEMBERS};
 use crate::data_dir::Name;
-use crate::owner::{Answer, Said};
+use crate::owner::Answer;
 use crate::timeline::POSTGRES_MAJORS;
 use crate::view::{Progress, Shards, View};
 
-/// Version of the consensus protocol that is spoken here.
-pub const PROTOCOL_VERSION: u32 = 1;
 /// Largest piece of WAL in one append.
 pub const MAX_APPEND_BYTES: usize = 4 << 20;
 
@@ -87,53 +84,22 @@ pub(crate) fn check_start(start: Lsn, segment_bytes: u32) -> Result<(), InvalidM
 }
 
 pub(crate) fn membership(wire: Option<&v1::Membership>) -> Result<Membership, InvalidMessage> {
-    let wire = wire.ok_or(InvalidMessage::Missing("membership"))?;
-    let set = |field, ids: &[u64]| -> Result<BTreeSet<NodeId>, InvalidMessage> {
-        let set: BTreeSet<_> = ids.iter().copied().map(NodeId).collect();
-        if set.len() != ids.len() || ids.len() > MAX_MEMBERS {
-            return Err(invalid(
-                field,
-                format!("a node twice, or more than {MAX_MEMBERS}"),
-            ));
-        }
-        Ok(set)
-    };
-    if wire.current.is_empty() {
-        return Err(invalid("membership.current", "it is empty"));
+    let named = wire.map_or(0, |wire| wire.current.len().max(wire.next.len()));
+    if named > MAX_MEMBERS {
+        return Err(invalid(
+            "membership",
+            format!("it names {named} nodes, at most {MAX_MEMBERS} are possible"),
+        ));
     }
-    let next = set("membership.next", &wire.next)?;
-    Ok(Membership {
-        generation: Generation(wire.generation),
-        old: set("membership.current", &wire.current)?,
-        new: (!next.is_empty()).then_some(next),
-    })
-}
-
-pub(crate) fn membership_to_wire(membership: &Membership) -> v1::Membership {
-    v1::Membership {
-        generation: membership.generation.0,
-        current: membership.old.iter().map(|node| node.0).collect(),
-        next: membership.new.iter().flatten().map(|node| node.0).collect(),
-    }
+    quorum::membership(wire)
 }
 
 fn history(wire: &[v1::TermStart]) -> Result<TermHistory, InvalidMessage> {
     if wire.len() > MAX_HISTORY_ENTRIES {
-        return Err(invalid(
-            "history",
-            format!("more than {MAX_HISTORY_ENTRIES} entries"),
-        ));
+        let reason = format!("more than {MAX_HISTORY_ENTRIES} entries");
+        return Err(invalid("history", reason));
     }
-    let entries = wire.iter().map(|entry| (Term(entry.term), Lsn(entry.start_lsn)));
-    TermHistory::new(entries.collect()).map_err(|error| invalid("history", error))
-}
-
-pub(crate) fn history_to_wire(history: &TermHistory) -> Vec<v1::TermStart> {
-    let entry = |&(term, start): &(Term, Lsn)| v1::TermStart {
-        term: term.0,
-        start_lsn: start.0,
-    };
-    history.entries().iter().map(entry).collect()
+    quorum::history(wire)
 }
 
 /// A shard that starts a feed.
@@ -249,60 +215,66 @@ pub(crate) fn request(wire: v1::ProposerMessage) -> Result<(Option<Name>, Reques
 /// An answer of the acceptor, for the wire. A refusal of whatever request is a `Refusal`.
 pub(crate) fn answer(answer: Answer, node_id: u64) -> v1::AcceptorMessage {
     use v1::acceptor_message::Message;
-    let (generation, term) = (answer.generation.0, answer.term.0);
-    let message = match answer.said {
-        Said::Greeted(state, flush) => Message::Greeting(v1::AcceptorGreeting {
+    let (generation, term) = (answer.response.generation.0, answer.response.term.0);
+    let message = match answer.response.body {
+        Body::Greeted {
+            history,
+            flush,
+            commit,
+            truncate,
+            timeline_start,
+        } => Message::Greeting(v1::AcceptorGreeting {
             protocol_version: PROTOCOL_VERSION,
             node_id,
-            membership: Some(membership_to_wire(&state.membership)),
+            membership: Some(quorum::membership_to_wire(&answer.membership)),
             term,
-            history: history_to_wire(&state.term_history),
+            history: quorum::history_to_wire(&history),
             flush_lsn: flush.0,
-            commit_lsn: answer.commit.0,
-            truncate_lsn: state.truncate.0,
-            start_lsn: state.timeline_start.0,
+            commit_lsn: commit.0,
+            truncate_lsn: truncate.0,
+            start_lsn: timeline_start.0,
         }),
-        Said::Core(Body::Voted {
+        Body::Voted {
             history,
             flush,
             truncate,
             timeline_start,
-        }) => Message::Vote(v1::VoteResponse {
+        } => Message::Vote(v1::VoteResponse {
             generation,
             term,
             granted: true,
-            history: history_to_wire(&history),
+            history: quorum::history_to_wire(&history),
             flush_lsn: flush.0,
             truncate_lsn: truncate.0,
             start_lsn: timeline_start.0,
             commit_lsn: answer.commit.0,
         }),
-        Said::Core(Body::Applied { flush }) => Message::Elected(v1::ElectedResponse {
+        Body::Applied { flush } => Message::Elected(v1::ElectedResponse {
             generation,
             term,
             flush_lsn: flush.0,
         }),
-        Said::Core(Body::Appended { flush, commit }) => Message::Append(v1::AppendResponse {
+        Body::Appended { flush, commit } => Message::Append(v1::AppendResponse {
             generation,
             term,
             flush_lsn: flush.0,
             commit_lsn: commit.0,
             slowest_shard: answer.slowest.map(progress_to_wire),
         }),
-        Said::Core(other) => refusal(generation, term, format!("{other:?}")),
-        Said::Refused(reason) => refusal(generation, term, reason),
+        Body::Refused(refusal) => {
+            let (kind, value) = quorum::refusal_to_wire(refusal);
+            Message::Refusal(v1::Refusal {
+                generation,
+                term,
+                reason: answer.reason.unwrap_or_else(|| refusal.to_string()),
+                kind: kind.into(),
+                value,
+            })
+        }
     };
     v1::AcceptorMessage {
         message: Some(message),
     }
-}
-
-fn refusal(generation: u64, term: u64, reason: String) -> v1::acceptor_message::Message {
-    v1::acceptor_message::Message::Refusal(v1::Refusal {
-        generation,
-        term,
-        reason,
-    })
 }
 
 /// A timeline's status, for the wire.
@@ -326,9 +298,9 @@ pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::Safekeeper
             postgres_major: state.pg_version,
             wal_segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
         });
-        status.membership = Some(membership_to_wire(&state.membership));
+        status.membership = Some(quorum::membership_to_wire(&state.membership));
         status.term = state.term.0;
-        status.history = history_to_wire(&state.term_history);
+        status.history = quorum::history_to_wire(&state.term_history);
         status.start_lsn = state.timeline_start.0;
         status.truncate_lsn = state.truncate.0;
         status.backup_lsn = state.backup.0;
