@@ -217,8 +217,10 @@ impl World {
     fn won(&mut self, host: usize, term: Term, start: Lsn, donor: NodeId) -> Checked {
         self.report.elections += 1;
         one_committer::on_election(&self.ledger, term)?;
-        let donor = self.nodes.iter().find(|n| n.id == donor);
-        let wal = donor.map(|n| n.disk.solid()).unwrap_or_default();
+        // As it was when the donor voted. A slow winner may learn of its votes when a later term has cut the donor's
+        // WAL and written it anew; such a winner never commits, and what it believes to have is still its log.
+        let wal = self.ledger.votes.get(&(term, donor));
+        let wal = wal.map(Vec::as_slice).unwrap_or_default();
         let log = wal.get(..offset(start)).unwrap_or(wal).to_vec();
         histories::on_election(&self.ledger, term, start, &log)?;
         self.ledger.logs.insert(term, log.clone());

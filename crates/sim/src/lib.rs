@@ -67,6 +67,38 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds another seed's counts.
+    pub fn add(&mut self, one: &Report) {
+        let Report {
+            events,
+            elections,
+            appends,
+            commits,
+            truncations,
+            crashes,
+            failed_flushes,
+            partitions,
+            losses,
+            fenced,
+            leases,
+            reconfigurations,
+            aborted_reconfigurations,
+        } = one;
+        self.events += events;
+        self.elections += elections;
+        self.appends += appends;
+        self.commits += commits;
+        self.truncations += truncations;
+        self.crashes += crashes;
+        self.failed_flushes += failed_flushes;
+        self.partitions += partitions;
+        self.losses += losses;
+        self.fenced += fenced;
+        self.leases += leases;
+        self.reconfigurations += reconfigurations;
+        self.aborted_reconfigurations += aborted_reconfigurations;
+    }
+
     /// Every counter with its name.
     pub fn counters(&self) -> [(&'static str, u64); 13] {
         [

@@ -5,31 +5,10 @@ use lakebed_sim::{Mutation, Options, run};
 /// A broken rule must be caught within so many seeds.
 const SEEDS: u64 = 10_000;
 
-const MUTATIONS: [Mutation; 18] = [
-    Mutation::VoteWithoutDurableTerm,
-    Mutation::VoteWithoutWalFlush,
-    Mutation::VoteTwice,
-    Mutation::DonorByFlushAlone,
-    Mutation::DonorByTermAlone,
-    Mutation::CountFlushFromVote,
-    Mutation::CommitBelowTermStart,
-    Mutation::AppendBeforeElected,
-    Mutation::HistoryBeforeTruncation,
-    Mutation::NoTruncation,
-    Mutation::TruncateBelowCommit,
-    Mutation::AckBeforeFlush,
-    Mutation::RetryFailedFsync,
-    Mutation::NewSetAlone,
-    Mutation::GenerationNotDurable,
-    Mutation::RemoveUnconsumed,
-    Mutation::DonorServesOldTerm,
-    Mutation::KeepAnswersOverTruncation,
-];
-
 #[test]
 fn every_broken_rule_is_caught() {
     let mut missed = Vec::new();
-    for mutation in MUTATIONS {
+    for mutation in Mutation::ALL {
         let options = Options {
             mutation: Some(mutation),
             ..Options::default()

@@ -5,22 +5,6 @@ use lakebed_sim::{Options, Report, run};
 const SEEDS: u64 = 1000;
 const MIN_EVENTS: u64 = 500;
 
-fn add(total: &mut Report, one: &Report) {
-    total.events += one.events;
-    total.elections += one.elections;
-    total.appends += one.appends;
-    total.commits += one.commits;
-    total.truncations += one.truncations;
-    total.crashes += one.crashes;
-    total.failed_flushes += one.failed_flushes;
-    total.partitions += one.partitions;
-    total.losses += one.losses;
-    total.fenced += one.fenced;
-    total.leases += one.leases;
-    total.reconfigurations += one.reconfigurations;
-    total.aborted_reconfigurations += one.aborted_reconfigurations;
-}
-
 #[test]
 fn every_invariant_holds_under_every_seed() {
     // For long runs by hand: SIM_SEEDS=1000000 SIM_FIRST=1000 cargo test -p lakebed-sim --test seeds -- --nocapture
@@ -40,7 +24,7 @@ fn every_invariant_holds_under_every_seed() {
             "seed {seed} had {} events",
             outcome.report.events
         );
-        add(&mut total, &outcome.report);
+        total.add(&outcome.report);
     }
     println!("seeds: {seeds}");
     for (name, count) in total.counters() {
