@@ -125,7 +125,7 @@ impl World {
             self.ledger.logs.insert(term, log);
         }
         let end = position(self.hosts[host].log.len());
-        let delay = self.rng.range(1, 60);
+        let delay = self.rng.range(1, self.faults.write_ms);
         self.after(delay, Event::Produce { host, life });
         self.host_input(host, Input::LocalWal { end })
     }
@@ -172,7 +172,7 @@ impl World {
                 let delay = if source == Source::Local {
                     self.rng.below(2)
                 } else {
-                    self.rng.range(2, 60)
+                    self.rng.range(2, self.faults.read_ms)
                 };
                 self.after(
                     delay,
