@@ -301,7 +301,11 @@ fn rule_5_a_donor_serves_each_term_the_bytes_of_its_own_log_only() {
         (4, 101, Err(Refusal::Gap(Lsn(100)))),
     ];
     for (term, end, expected) in table {
-        assert_eq!(a.may_serve(Term(term), Lsn(end)), expected, "term {term} to {end}");
+        assert_eq!(
+            a.may_serve(Term(term), Lsn(end)),
+            expected,
+            "term {term} to {end}"
+        );
     }
 }
 

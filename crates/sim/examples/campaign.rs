@@ -1,11 +1,10 @@
-//! Many seeds on many threads; every failing seed is printed, at the end how often things happened.
+//! Many seeds, or one with every step: every failing seed is printed, at the end how often things happened.
 
 use clap::Parser;
-use lakebed_sim::{Mutation, Options, Report, run};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use lakebed_sim::{Mutation, Options, campaign, run};
+use std::process::ExitCode;
 
-/// Runs many seeds of the quorum simulation.
+/// Runs seeds of the quorum simulation.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// First seed.
@@ -19,54 +18,41 @@ struct Arguments {
     events: u64,
     /// Threads.
     #[arg(long, default_value_t = 1)]
-    threads: u64,
+    threads: usize,
     /// Break this rule, by its name in `Mutation`; a failing seed is then what is wanted.
     #[arg(long)]
     mutation: Option<String>,
+    /// Print every step of the first seed, and run no other.
+    #[arg(long)]
+    trace: bool,
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let by_name = |name: &String| Mutation::ALL.into_iter().find(|m| format!("{m:?}") == *name);
     let mutation = arguments.mutation.as_ref().map(by_name);
     if mutation == Some(None) {
         eprintln!("no such rule; there are {:?}", Mutation::ALL);
-        return std::process::ExitCode::FAILURE;
+        return ExitCode::FAILURE;
     }
     let options = Options {
         events: arguments.events,
         mutation: mutation.flatten(),
-        ..Options::default()
+        keep_trace: arguments.trace,
     };
-    let next = AtomicU64::new(arguments.first);
-    let (total, failed) = (Mutex::new(Report::default()), AtomicU64::new(0));
-    let work = || {
-        let mut mine = Report::default();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed - arguments.first >= arguments.seeds {
-                break;
-            }
-            let outcome = run(seed, &options);
-            if let Some(violation) = outcome.violation {
-                failed.fetch_add(1, Ordering::Relaxed);
-                println!("seed {seed}: {}: {}", violation.invariant, violation.detail);
-            }
-            mine.add(&outcome.report);
-        }
-        if let Ok(mut total) = total.lock() {
-            total.add(&mine);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..arguments.threads {
-            scope.spawn(work);
-        }
+    if arguments.trace {
+        let outcome = run(arguments.first, &options);
+        outcome.trace.iter().for_each(|line| println!("{line}"));
+        println!("{:?}", outcome.violation);
+        return ExitCode::from(u8::from(outcome.violation.is_some()));
+    }
+    let (first, seeds, threads) = (arguments.first, arguments.seeds, arguments.threads);
+    let result = campaign(first, seeds, threads, &options, |seed, violation| {
+        println!("seed {seed}: {}: {}", violation.invariant, violation.detail);
     });
-    let failed = failed.load(Ordering::Relaxed);
-    println!("seeds: {}\nfailed: {failed}", arguments.seeds);
-    for (name, count) in total.into_inner().unwrap_or_default().counters() {
+    println!("seeds: {seeds}\nfailed: {}", result.failures.len());
+    for (name, count) in result.report.counters() {
         println!("{name}: {count}");
     }
-    u8::from(failed > 0).into()
+    ExitCode::from(u8::from(!result.failures.is_empty()))
 }

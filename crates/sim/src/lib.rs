@@ -10,8 +10,17 @@
 //!
 //! A simulator that finds nothing may be blind: with [`Options::mutation`] one rule of the protocol does not hold, and
 //! the tests demand that some invariant notices.
+//!
+//! `cargo test -p lakebed-sim` runs thousands of seeds and every broken rule. More, and one seed step by step:
+//!
+//! ```text
+//! cargo run -p lakebed-sim --example campaign -- --first 1000000 --seeds 1000000 --threads 8
+//! cargo run -p lakebed-sim --example campaign -- --events 10000 --seeds 20000
+//! cargo run -p lakebed-sim --example campaign -- --first 7 --trace
+//! ```
 #![forbid(unsafe_code)]
 
+mod campaign;
 mod chaos;
 mod disk;
 mod host;
@@ -23,6 +32,7 @@ mod rng;
 mod trace;
 mod world;
 
+pub use campaign::{Campaign, campaign};
 pub use invariants::Violation;
 pub use lakebed_quorum::mutation::Mutation;
 
