@@ -11,11 +11,14 @@
 //! * `service`: the gRPC service; `wire`: its messages from and to domain values.
 //! * `branch_point`: which position a new branch starts from, asked of safekeepers and pageservers.
 //! * `reconciler`: calls on nodes until they are what the state says. `nodes`: connections.
+//! * [`registration`]: how a daemon tells the controllers that it is there.
+//! * [`bootstrap`]: a client that makes the output of `initdb` a tenant.
 //!
 //! Nothing on the data path comes through here: computes, safekeepers and pageservers go on while every controller
 //! is down.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
 mod branch_point;
 pub mod config;
 pub mod metrics;
@@ -23,6 +26,7 @@ mod nodes;
 pub mod raft_node;
 mod random;
 mod reconciler;
+pub mod registration;
 pub mod server;
 mod service;
 mod wire;

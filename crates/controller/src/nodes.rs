@@ -111,7 +111,7 @@ impl Nodes {
 }
 
 /// The transport's own text is "transport error"; the reason lies below.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
