@@ -56,3 +56,30 @@ pub(crate) fn check(node: &Node, ledger: &Ledger) -> Checked {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_quorum::membership::Membership;
+    use lakebed_types::Generation;
+
+    #[test]
+    fn a_winner_needs_what_terms_before_it_committed_and_no_more() {
+        let mut ledger = Ledger::new(Membership {
+            generation: Generation(1),
+            old: [1, 2, 3].map(lakebed_types::NodeId).into(),
+            new: None,
+        });
+        // Term 1 committed two records, then term 3 two more; term 2 learns late that it was won in between.
+        let log = [7; 32];
+        ledger.committed = log.to_vec();
+        ledger.commits = [(Term(1), position(16)), (Term(3), position(32))].into();
+        let table = [(2, 16, true), (2, 8, false), (4, 32, true), (4, 16, false)];
+        for (term, end, holds) in table {
+            let checked = on_election(&ledger, Term(term), position(end), &log[..end]);
+            assert_eq!(checked.is_ok(), holds, "term {term} to {end}: {checked:?}");
+        }
+        // The log is as long as the winner says.
+        assert!(on_election(&ledger, Term(2), position(24), &log[..16]).is_err());
+    }
+}
