@@ -1,0 +1,196 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Storage for unmodified Postgres: WAL on a quorum of safekeepers, pages from pageservers, branches for free.
+#[derive(Debug, Parser)]
+#[command(name = "lakebed", version, propagate_version = true)]
+pub struct Cli {
+    /// Print JSON on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine: controller, safekeepers, pageservers and a compute.
+    Up(UpArgs),
+    /// Run a controller: names, placement, generations.
+    Controller(RoleArgs),
+    /// Run a safekeeper: a Paxos acceptor for WAL.
+    Safekeeper(RoleArgs),
+    /// Run a pageserver: pages at any LSN.
+    Pageserver(RoleArgs),
+    /// Run a compute on a branch, or manage those of `lakebed up`.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Compute(ComputeArgs),
+    /// Create, list and delete branches.
+    Branch(BranchArgs),
+    /// Show what runs and how far it is.
+    Status(ClientArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Directory of everything. Default: /var/lib/lakebed as root, else ./lakebed-data.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Port of the Postgres on branch `main`.
+    #[arg(long, default_value_t = 55432)]
+    pub pg_port: u16,
+    /// Directory of the programs of Postgres 15.
+    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+    pub pg_bin: PathBuf,
+    /// Number of safekeepers, at the first start.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub safekeepers: u8,
+    /// Number of pageserver shards, at the first start; each gets a process.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub shards: u8,
+    /// User that Postgres runs as when this is root.
+    #[arg(long, default_value = "postgres")]
+    pub run_as: String,
+    /// More settings of Postgres, as `name=value`; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    /// The library that is preloaded into Postgres. Default: beside this program.
+    #[arg(long)]
+    pub shim: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct RoleArgs {
+    /// TOML file; see deploy/ for an example of each role.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    pub stop_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    #[command(subcommand)]
+    pub command: Option<ComputeCommand>,
+    #[command(flatten)]
+    pub run: ComputeRunArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ComputeRunArgs {
+    /// The branch: lakebed://controller:port[,…]/TENANT/BRANCH
+    #[arg(long, required = true)]
+    pub connect: Option<String>,
+    /// Directory of this compute; emptied at each start. Default: ./lakebed-compute-PORT
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Directory of the programs of Postgres 15.
+    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+    pub pg_bin: PathBuf,
+    /// What Postgres listens on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub pg_listen: String,
+    /// Port of Postgres.
+    #[arg(long, default_value_t = 5432)]
+    pub pg_port: u16,
+    /// Address of the admin HTTP service; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub admin_listen: SocketAddr,
+    /// User that Postgres runs as when this is root.
+    #[arg(long, default_value = "postgres")]
+    pub run_as: String,
+    /// Milliseconds without a quorum after which Postgres is stopped.
+    #[arg(long, default_value_t = 10_000)]
+    pub lease_ms: u64,
+    /// More settings of Postgres, as `name=value`; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    /// The library that is preloaded into Postgres. Default: beside this program.
+    #[arg(long)]
+    pub shim: Option<PathBuf>,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    pub stop_with_parent: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ComputeCommand {
+    /// Start a compute on a branch and print its connection string.
+    Start {
+        /// Name of the branch.
+        branch: String,
+        /// Port of Postgres; default: the one that it had, or any free one.
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Stop the compute of a branch.
+    Stop {
+        /// Name of the branch.
+        branch: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show the compute of a branch, or of all.
+    Status {
+        /// Name of the branch.
+        branch: Option<String>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BranchArgs {
+    #[command(subcommand)]
+    pub command: BranchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BranchCommand {
+    /// Create a branch: at the head of another, at an LSN, or at a time. No page is copied.
+    Create {
+        /// Name of the new branch.
+        name: String,
+        /// Branch to start from.
+        #[arg(long, default_value = "main")]
+        from: String,
+        /// Start at this LSN, such as 0/1A2B3C8; moved down to the end of a record.
+        #[arg(long, conflicts_with = "at_time")]
+        at_lsn: Option<String>,
+        /// Start at the last commit at or before this time: RFC 3339, such as 2026-11-21T10:30:00Z.
+        #[arg(long)]
+        at_time: Option<String>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List the branches.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Delete a branch. Refused while others start from it.
+    Delete {
+        /// Name of the branch.
+        name: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// Which tier a client command is about.
+#[derive(Clone, Debug, Args)]
+pub struct ClientArgs {
+    /// Directory of a `lakebed up`. Default: as `lakebed up` itself.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// A tier elsewhere: lakebed://controller:port[,…]/TENANT
+    #[arg(long, env = "LAKEBED_CONNECT")]
+    pub connect: Option<String>,
+}

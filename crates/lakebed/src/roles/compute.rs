@@ -1,0 +1,187 @@
+//! `lakebed compute --connect …`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lakebed_admin::Health;
+use lakebed_admin::telemetry::{self, LogFormat};
+use lakebed_compute::branch::ShardAddress;
+use lakebed_compute::pages::Placement;
+use lakebed_compute::{Branch, ComputeConfig, Ended, Sidecar};
+use lakebed_proto::v1::controller_client::ControllerClient;
+use lakebed_proto::{connect, v1};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{say_ready, serve_admin, shutdown_on_signals};
+use crate::cli::ComputeRunArgs;
+use crate::connection::Connection;
+
+/// How long controllers may take at the start.
+const RESOLVE: Duration = Duration::from_secs(60);
+/// How long one controller may take.
+const ONE_CONTROLLER: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Where the preloaded library is, when nobody says: beside this program.
+pub fn default_shim() -> anyhow::Result<std::path::PathBuf> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let name = "liblakebed_compute_shim.so";
+    let directory = program.parent().context("finding this program's directory")?;
+    let places = [
+        directory.join(name),
+        directory.join("../lib").join(name),
+        directory.join("../lib/lakebed").join(name),
+    ];
+    match places.into_iter().find(|place| place.exists()) {
+        Some(place) => Ok(place),
+        None => bail!(
+            "{name} is not beside {}: give its place with --shim",
+            program.display()
+        ),
+    }
+}
+
+/// Runs until a signal, or until the compute ends by itself.
+pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
+    telemetry::init(LogFormat::Text, "info")?;
+    let shutdown = shutdown_on_signals()?;
+    let connect = args.connect.context("--connect is missing")?;
+    let connection: Connection = connect.parse()?;
+    let name = connection
+        .branch
+        .clone()
+        .with_context(|| format!("`{connect}` names no branch"))?;
+    let dir = match args.dir {
+        Some(dir) => dir,
+        None => std::env::current_dir()?.join(format!("lakebed-compute-{}", args.pg_port)),
+    };
+    let config = ComputeConfig {
+        dir: std::path::absolute(&dir)?,
+        pg_bin: args.pg_bin,
+        shim: match args.shim {
+            Some(shim) => shim,
+            None => default_shim()?,
+        },
+        pg_listen: args.pg_listen,
+        pg_port: args.pg_port,
+        admin_listen: args.admin_listen,
+        run_as: args.run_as,
+        lease_ms: args.lease_ms,
+        heartbeat_ms: 250,
+        local_wal_bytes: 256 << 20,
+        settings: args.settings,
+    };
+    let branch = tokio::select! {
+        branch = first_answer(&connection, &name) => branch?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let (tell, shards) = watch::channel(branch.shards.clone());
+    let stale = Arc::new(Notify::new());
+    let placement = Placement {
+        shards,
+        stale: stale.clone(),
+    };
+    tokio::spawn(follow_placement(connection, name, tell, stale, shutdown.clone()));
+    let admin = config.admin_listen;
+    let address = format!("{}:{}", config.pg_listen, config.pg_port);
+    let sidecar = tokio::select! {
+        sidecar = Sidecar::start(config, branch, placement) => sidecar?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let inspect = sidecar.inspect();
+    let mut registry = Registry::default();
+    inspect.register_metrics(&mut registry);
+    let status = inspect.clone();
+    let health = move || inspect.trouble().map_or(Health::Ok, Health::Unavailable);
+    let serving = CancellationToken::new();
+    let admin = serve_admin(
+        admin,
+        (health, move || status.status_json()),
+        registry,
+        serving.clone(),
+    )
+    .await?;
+    say_ready(address, admin);
+    let ended = sidecar.run(shutdown).await;
+    serving.cancel();
+    match ended {
+        Ended::Stopped => Ok(()),
+        Ended::Fenced(term) => bail!("fenced: another compute has this branch, in term {term}"),
+        Ended::LeaseExpired => bail!("no quorum of safekeepers for too long: Postgres was stopped"),
+        Ended::Postgres(status) => bail!("Postgres ended by itself: {status}"),
+        Ended::Wal(reason) => bail!("Postgres was stopped: {reason}"),
+    }
+}
+
+async fn first_answer(connection: &Connection, name: &str) -> anyhow::Result<Branch> {
+    let deadline = tokio::time::Instant::now() + RESOLVE;
+    loop {
+        match resolve(connection, name).await {
+            Ok(branch) => return Ok(branch),
+            Err((error, hopeless)) if hopeless || tokio::time::Instant::now() > deadline => {
+                return Err(error);
+            }
+            Err((error, _)) => tracing::info!(error = format!("{error:#}"), "branch not resolved yet"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Asks the controllers; the flag says that asking again cannot help.
+async fn resolve(connection: &Connection, name: &str) -> Result<Branch, (anyhow::Error, bool)> {
+    let mut last = (anyhow::anyhow!("no controller"), true);
+    for controller in &connection.controllers {
+        let ask = async {
+            let channel = connect(controller).await.map_err(|error| (error.into(), false))?;
+            let request = v1::ResolveBranchRequest {
+                tenant: connection.tenant.clone(),
+                branch: name.to_owned(),
+            };
+            let answer = ControllerClient::new(channel).resolve_branch(request).await;
+            let answer = answer.map_err(|status| {
+                let hopeless = matches!(
+                    status.code(),
+                    tonic::Code::NotFound | tonic::Code::InvalidArgument
+                );
+                (anyhow::anyhow!("{}", status.message()), hopeless)
+            })?;
+            Branch::from_wire(answer.get_ref()).map_err(|error| (error.into(), false))
+        };
+        last = match tokio::time::timeout(ONE_CONTROLLER, ask).await {
+            Ok(Ok(branch)) => return Ok(branch),
+            Ok(Err((error, hopeless))) => (error.context(format!("controller {controller}")), hopeless),
+            Err(_) => (anyhow::anyhow!("controller {controller} does not answer"), false),
+        };
+    }
+    Err(last)
+}
+
+/// Asks the controllers again when a shard is not where it was.
+async fn follow_placement(
+    connection: Connection,
+    name: String,
+    tell: watch::Sender<Vec<ShardAddress>>,
+    stale: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = stale.notified() => {}
+        }
+        match resolve(&connection, &name).await {
+            Ok(branch) => {
+                tell.send_if_modified(|shards| {
+                    let changed = *shards != branch.shards;
+                    *shards = branch.shards;
+                    changed
+                });
+            }
+            Err((error, _)) => tracing::info!(error = format!("{error:#}"), "placement not refreshed"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}

@@ -1,0 +1,51 @@
+//! `lakebed safekeeper`.
+
+use anyhow::Context;
+use lakebed_admin::{Health, telemetry};
+use lakebed_controller::registration::{Registration, keep_registered, stored_incarnation};
+use lakebed_proto::v1;
+use lakebed_safekeeper::{Safekeeper, SafekeeperConfig};
+use prometheus_client::registry::Registry;
+use tokio::sync::oneshot;
+
+use super::{any_local_port, read_config, say_ready, serve_admin, shutdown_on_signals};
+use crate::cli::RoleArgs;
+
+/// Runs until a signal.
+pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
+    let (node, config) = read_config::<SafekeeperConfig>(&args.config, "safekeeper")?;
+    telemetry::init(node.log_format, "info")?;
+    let shutdown = shutdown_on_signals()?;
+    let safekeeper = Safekeeper::open(config.clone()).await?;
+    let incarnation =
+        stored_incarnation(&config.data_dir.join("incarnation")).context("the data directory")?;
+    let mut registry = Registry::default();
+    safekeeper.register_metrics(&mut registry);
+    let status = safekeeper.clone();
+    let source = (|| Health::Ok, move || status.status_json());
+    let admin = config.admin_listen.unwrap_or_else(any_local_port);
+    let admin = serve_admin(admin, source, registry, shutdown.clone()).await?;
+    let (ready, listening) = oneshot::channel();
+    let mut serving = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));
+    let Ok(address) = listening.await else {
+        return serving.await.context("serving")?;
+    };
+    say_ready(address, admin);
+    if node.controllers.is_empty() {
+        return serving.await.context("serving")?;
+    }
+    let registration = Registration {
+        controllers: node.controllers,
+        node_id: config.node_id,
+        role: v1::NodeRole::Safekeeper,
+        address: node.advertise.unwrap_or_else(|| address.to_string()),
+        incarnation,
+    };
+    tokio::select! {
+        served = &mut serving => served.context("serving")?,
+        registered = keep_registered(registration, shutdown, || {}) => {
+            registered?;
+            serving.await.context("serving")?
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The computes of this machine, each a child process, and the service that starts and stops them.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lakebed_proto::v1::supervisor_server::Supervisor;
+use lakebed_proto::v1::{self, ComputeState};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status};
+
+use super::child::Recipe;
+use super::layout::check_free;
+use super::tenant::TENANT;
+
+/// What all computes have in common.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Address of the controller.
+    pub controller: String,
+    /// Parent of their directories.
+    pub directory: PathBuf,
+    /// Directory of their logs.
+    pub logs: PathBuf,
+    /// Programs of Postgres.
+    pub pg_bin: PathBuf,
+    /// User that Postgres runs as.
+    pub run_as: String,
+    /// The preloaded library.
+    pub shim: PathBuf,
+    /// More settings of Postgres.
+    pub settings: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Compute {
+    info: v1::ComputeInfo,
+    stop: CancellationToken,
+    ended: TaskTracker,
+}
+
+/// All computes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Computes {
+    common: Arc<Common>,
+    computes: Arc<Mutex<BTreeMap<String, Compute>>>,
+    /// One start or stop at a time, so that two starts of a branch do not fence each other.
+    changing: Arc<Mutex<()>>,
+}
+
+impl Computes {
+    /// None runs.
+    pub fn new(common: Common) -> Computes {
+        Computes {
+            common: Arc::new(common),
+            computes: Arc::default(),
+            changing: Arc::default(),
+        }
+    }
+
+    /// Starts a compute, or finds the one that runs.
+    pub async fn start(&self, branch: &str, port: u16) -> Result<v1::ComputeInfo, Status> {
+        check_name(branch)?;
+        let _one = self.changing.lock().await;
+        let known = self
+            .computes
+            .lock()
+            .await
+            .get(branch)
+            .map(|compute| compute.info.clone());
+        let port = match known {
+            Some(info) if info.state() == ComputeState::Running => {
+                if port != 0 && info.port != u32::from(port) {
+                    return Err(Status::failed_precondition(format!(
+                        "the compute of branch {branch} runs on port {}: stop it first",
+                        info.port
+                    )));
+                }
+                return Ok(info);
+            }
+            Some(info) if port == 0 => u16::try_from(info.port).unwrap_or_default(),
+            _ => port,
+        };
+        let port = if port == 0 { free_port()? } else { port };
+        check_free(port, &format!("branch {branch}"))
+            .map_err(|error| Status::failed_precondition(format!("{error:#}")))?;
+        let recipe = self.recipe(branch, port);
+        let stop = CancellationToken::new();
+        let ended = TaskTracker::new();
+        let mut info = v1::ComputeInfo {
+            branch: branch.to_owned(),
+            port: u32::from(port),
+            connection: connection(port),
+            ..Default::default()
+        };
+        info.set_state(ComputeState::Starting);
+        self.remember(&info, &stop, &ended).await;
+        let running = match recipe.start().await {
+            Ok(running) => running,
+            Err(error) => {
+                info.set_state(ComputeState::Failed);
+                info.message = format!("{error:#}");
+                self.remember(&info, &stop, &ended).await;
+                return Err(Status::unavailable(info.message));
+            }
+        };
+        info.set_state(ComputeState::Running);
+        info.admin = running.ready.admin.clone();
+        self.remember(&info, &stop, &ended).await;
+        let (computes, told, mut ending) = (self.computes.clone(), stop.clone(), info.clone());
+        ended.spawn(async move {
+            let mut running = running;
+            let message = tokio::select! {
+                () = told.cancelled() => {
+                    running.stop().await;
+                    None
+                }
+                ended = running.ended() => Some(ended),
+            };
+            if let Some(message) = &message {
+                eprintln!("the compute of branch {} ended: {message}", ending.branch);
+            }
+            ending.set_state(if message.is_some() {
+                ComputeState::Failed
+            } else {
+                ComputeState::Stopped
+            });
+            ending.message = message.unwrap_or_default();
+            ending.connection.clear();
+            ending.admin.clear();
+            if let Some(compute) = computes.lock().await.get_mut(&ending.branch) {
+                compute.info = ending;
+            }
+        });
+        ended.close();
+        Ok(info)
+    }
+
+    async fn remember(&self, info: &v1::ComputeInfo, stop: &CancellationToken, ended: &TaskTracker) {
+        let compute = Compute {
+            info: info.clone(),
+            stop: stop.clone(),
+            ended: ended.clone(),
+        };
+        self.computes.lock().await.insert(info.branch.clone(), compute);
+    }
+
+    fn recipe(&self, branch: &str, port: u16) -> Recipe {
+        let common = &self.common;
+        let mut arguments = vec![
+            "compute".to_owned(),
+            format!("--connect=lakebed://{}/{TENANT}/{branch}", common.controller),
+            format!("--dir={}", common.directory.join(branch).display()),
+            format!("--pg-bin={}", common.pg_bin.display()),
+            format!("--pg-port={port}"),
+            format!("--run-as={}", common.run_as),
+            format!("--shim={}", common.shim.display()),
+        ];
+        arguments.extend(common.settings.iter().map(|setting| format!("--set={setting}")));
+        let name = format!("compute-{branch}");
+        Recipe {
+            log: common.logs.join(format!("{name}.log")),
+            name: format!("the compute of branch {branch}"),
+            arguments,
+        }
+    }
+
+    /// Stops a compute in order; none if it is not known.
+    pub async fn stop(&self, branch: &str) -> Option<v1::ComputeInfo> {
+        let _one = self.changing.lock().await;
+        let ended = {
+            let computes = self.computes.lock().await;
+            let compute = computes.get(branch)?;
+            compute.stop.cancel();
+            compute.ended.clone()
+        };
+        ended.close();
+        ended.wait().await;
+        self.computes
+            .lock()
+            .await
+            .get(branch)
+            .map(|compute| compute.info.clone())
+    }
+
+    /// Stops all.
+    pub async fn stop_all(&self) {
+        let branches: Vec<String> = self.computes.lock().await.keys().cloned().collect();
+        for branch in branches {
+            self.stop(&branch).await;
+        }
+    }
+
+    /// By branch.
+    pub async fn list(&self) -> Vec<v1::ComputeInfo> {
+        self.computes
+            .lock()
+            .await
+            .values()
+            .map(|compute| compute.info.clone())
+            .collect()
+    }
+}
+
+fn connection(port: u16) -> String {
+    format!("postgresql://postgres@127.0.0.1:{port}/postgres")
+}
+
+fn free_port() -> Result<u16, Status> {
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    port.map(|address| address.port())
+        .map_err(|error| Status::internal(format!("no free port: {error}")))
+}
+
+/// A name becomes part of a path.
+fn check_name(branch: &str) -> Result<(), Status> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if branch.is_empty() || branch.starts_with('.') || !branch.chars().all(plain) {
+        return Err(Status::invalid_argument(format!(
+            "`{branch}` is no name of a branch"
+        )));
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl Supervisor for Computes {
+    async fn start_compute(
+        &self,
+        request: Request<v1::StartComputeRequest>,
+    ) -> Result<Response<v1::ComputeInfo>, Status> {
+        let request = request.into_inner();
+        let port = u16::try_from(request.port);
+        let port = port.map_err(|_| Status::invalid_argument(format!("{} is no port", request.port)))?;
+        // Goes on when the client goes away: a half-started compute would be nobody's.
+        let (computes, branch) = (self.clone(), request.branch);
+        let started = tokio::spawn(async move { computes.start(&branch, port).await });
+        let started = started
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        started.map(Response::new)
+    }
+
+    async fn stop_compute(
+        &self,
+        request: Request<v1::StopComputeRequest>,
+    ) -> Result<Response<v1::ComputeInfo>, Status> {
+        let branch = request.into_inner().branch;
+        let info = self.stop(&branch).await;
+        let stopped = || v1::ComputeInfo {
+            branch,
+            state: ComputeState::Stopped.into(),
+            ..Default::default()
+        };
+        Ok(Response::new(info.unwrap_or_else(stopped)))
+    }
+
+    async fn list_computes(
+        &self,
+        _request: Request<v1::ListComputesRequest>,
+    ) -> Result<Response<v1::ListComputesResponse>, Status> {
+        let computes = self.list().await;
+        Ok(Response::new(v1::ListComputesResponse { computes }))
+    }
+}

@@ -1,0 +1,270 @@
+//! `lakebed up`: every role of one machine as a child process, wired together.
+//!
+//! Nothing here is known to the roles: each gets the TOML file or the arguments that it would get from systemd. A
+//! child that dies is started again, except a compute, whose branch another compute may have.
+
+mod child;
+mod computes;
+pub mod layout;
+mod progress;
+pub mod tenant;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lakebed_proto::v1::supervisor_server::SupervisorServer;
+use serde_json::json;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::UpArgs;
+use crate::roles::compute::default_shim;
+use crate::roles::shutdown_on_signals;
+use child::Recipe;
+use computes::{Common, Computes};
+use layout::{UpDirectory, check_free, local};
+use progress::Step;
+
+/// How long streams of clients may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs until a signal.
+pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
+    for program in ["postgres", "initdb"] {
+        let path = args.pg_bin.join(program);
+        if !path.exists() {
+            bail!(
+                "there is no {}: install Postgres 15 (on Debian 12: apt-get install postgresql-15), or give the \
+                 directory of its programs with --pg-bin",
+                path.display()
+            );
+        }
+    }
+    let shim = match args.shim {
+        Some(shim) => shim,
+        None => default_shim()?,
+    };
+    let owner = postgres_user(&args.run_as)?;
+    check_free(args.pg_port, "Postgres (choose another with --pg-port)")?;
+    let directory = UpDirectory::take(
+        layout::directory(args.dir.as_deref())?,
+        args.safekeepers,
+        args.shards,
+    )?;
+    if owner.is_some() {
+        directory.check_others_may_enter(&args.run_as)?;
+    }
+    let shutdown = shutdown_on_signals()?;
+    let layout = directory.layout.clone();
+    let daemons = Daemons::default();
+    let computes = Computes::new(Common {
+        controller: layout.controller(),
+        directory: directory.path.join("computes"),
+        logs: directory.path.join("log"),
+        pg_bin: args.pg_bin.clone(),
+        run_as: args.run_as.clone(),
+        shim,
+        settings: args.settings.clone(),
+    });
+    let service = serve_supervisor(&layout, computes.clone()).await?;
+    let started = async {
+        start_daemons(&directory, &daemons).await?;
+        let counts = (
+            layout.pageserver_ports.len() as u32,
+            layout.safekeeper_ports.len() as u32,
+        );
+        let step = directory
+            .fresh
+            .then(|| Step::begin("making the first branch from initdb"));
+        tenant::ensure(&directory, &args.pg_bin, owner, counts.0, counts.1).await?;
+        drop(step);
+        let _step = Step::begin("starting Postgres on branch main");
+        let compute = computes.start(tenant::BRANCH, args.pg_port).await;
+        compute.map_err(|status| anyhow::anyhow!("{}", status.message()))
+    };
+    let result = tokio::select! {
+        result = started => result.map(Some),
+        () = shutdown.cancelled() => Ok(None),
+    };
+    if let Ok(Some(compute)) = &result {
+        if as_json {
+            let tier = format!("lakebed://{}/{}", layout.controller(), tenant::TENANT);
+            println!(
+                "{}",
+                json!({ "connection": compute.connection, "tier": tier, "dir": directory.path })
+            );
+        } else {
+            println!("connection: {}", compute.connection);
+        }
+        shutdown.cancelled().await;
+        eprintln!("stopping");
+    }
+    // In order: what writes WAL, then what reads it, then what keeps it.
+    computes.stop_all().await;
+    daemons.stop().await;
+    service.cancel();
+    result.map(|_| ())
+}
+
+/// Who Postgres runs as, when this is root.
+fn postgres_user(name: &str) -> anyhow::Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
+    let user = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next()? == name;
+        let ids = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        found.then_some(ids)
+    });
+    match user {
+        Some(ids) => Ok(Some(ids)),
+        None => {
+            bail!("Postgres refuses to run as root and there is no user `{name}`: create it, or use --run-as")
+        }
+    }
+}
+
+async fn serve_supervisor(layout: &layout::Layout, computes: Computes) -> anyhow::Result<CancellationToken> {
+    let listener = tokio::net::TcpListener::bind(layout.supervisor()).await;
+    let listener = listener.with_context(|| format!("listening on {}", layout.supervisor()))?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        let serving = tonic::transport::Server::builder()
+            .add_service(SupervisorServer::new(computes))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                eprintln!("the service for client commands ended: {error}");
+            },
+            () = stopped.cancelled() => {}
+        }
+    });
+    Ok(stop)
+}
+
+/// Children in groups that are stopped one after the other.
+#[derive(Debug, Default)]
+struct Daemons {
+    controller: Group,
+    pageservers: Group,
+    safekeepers: Group,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Group {
+    async fn start(&self, recipes: Vec<Recipe>) -> anyhow::Result<()> {
+        let mut starting = tokio::task::JoinSet::new();
+        for recipe in recipes {
+            starting.spawn(async move { (recipe.start().await, recipe) });
+        }
+        let mut failure = None;
+        while let Some(started) = starting.join_next().await {
+            let (running, recipe) = started.context("starting a daemon")?;
+            match running {
+                Ok(running) => {
+                    self.tasks.spawn(recipe.keep(running, self.stop.clone()));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Daemons {
+    async fn stop(&self) {
+        self.pageservers.stop().await;
+        self.safekeepers.stop().await;
+        let _ = tokio::time::timeout(DRAIN, std::future::ready(())).await;
+        self.controller.stop().await;
+    }
+}
+
+async fn start_daemons(directory: &UpDirectory, daemons: &Daemons) -> anyhow::Result<()> {
+    let _step = Step::begin("starting controller, safekeepers and pageservers");
+    let layout = &directory.layout;
+    let mut admin = layout.admin_ports.iter().map(|port| local(*port));
+    let mut next_admin = || admin.next().context("lakebed.json: too few admin ports");
+    let node = json!({ "controllers": [layout.controller()] });
+    let controller = json!({
+        "node": {},
+        "controller": {
+            "node_id": 1,
+            "data_dir": directory.path.join("controller"),
+            "listen": layout.controller(),
+            "admin_listen": next_admin()?,
+        },
+    });
+    daemons
+        .controller
+        .start(vec![recipe(directory, "controller", "controller", &controller)?])
+        .await?;
+    let mut safekeepers = Vec::new();
+    for (number, port) in (1u64..).zip(&layout.safekeeper_ports) {
+        let name = format!("safekeeper-{number}");
+        let config = json!({
+            "node": node,
+            "safekeeper": {
+                "node_id": number,
+                "data_dir": directory.path.join(&name),
+                "listen": local(*port),
+                "admin_listen": next_admin()?,
+            },
+        });
+        safekeepers.push(recipe(directory, "safekeeper", &name, &config)?);
+    }
+    daemons.safekeepers.start(safekeepers).await?;
+    let mut pageservers = Vec::new();
+    for (number, port) in (1u64..).zip(&layout.pageserver_ports) {
+        let name = format!("pageserver-{number}");
+        let config = json!({
+            "node": node,
+            "pageserver": {
+                "node_id": 100 + number,
+                "data_dir": directory.path.join(&name),
+                "listen": local(*port),
+                "admin_listen": next_admin()?,
+                "store": format!("file://{}", directory.path.join("objects").display()),
+            },
+        });
+        pageservers.push(recipe(directory, "pageserver", &name, &config)?);
+    }
+    daemons.pageservers.start(pageservers).await
+}
+
+/// Writes a role's TOML file; returns how to start the role with it.
+fn recipe(
+    directory: &UpDirectory,
+    role: &str,
+    name: &str,
+    config: &serde_json::Value,
+) -> anyhow::Result<Recipe> {
+    let path = directory.config(name);
+    let text = toml::to_string(config).with_context(|| format!("the configuration of {name}"))?;
+    write(&path, &text)?;
+    Ok(Recipe {
+        name: name.to_owned(),
+        arguments: vec![role.to_owned(), format!("--config={}", path.display())],
+        log: directory.log(name),
+    })
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
