@@ -144,7 +144,7 @@ async fn branches_start_at_the_head_at_a_boundary_and_at_a_time_and_outlive_a_re
 
     // Nothing is lost with the controller, and the pageservers do not need it.
     let names = tier.branch_names("acme").await;
-    assert_eq!(names.len(), 9, "{names:?}");
+    assert_eq!(names.len(), 10, "{names:?}");
     tier.stop("controller").await;
     let owner = head.shards[0].node.as_ref().unwrap().node_id;
     let question = v1::GetLsnByTimeRequest {
@@ -229,7 +229,7 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
     // Two safekeepers have everything, and were told of less.
     let told = wal.records[wal.records.len() / 2].1;
     for id in 1..=2 {
-        wal.propose(&tier, id, &main, told).await;
+        wal.propose(&tier, id, &main, 1, told).await;
     }
     let refusal = tier.branch("acme", "head", None).await;
     refused(
@@ -244,7 +244,7 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
         .unwrap();
     assert_eq!(known.start_lsn, told.0);
     // Then a compute says it.
-    wal.propose(&tier, 1, &main, wal.end()).await;
+    wal.propose(&tier, 1, &main, 2, wal.end()).await;
     assert_eq!(
         tier.branch("acme", "head", None).await.unwrap().start_lsn,
         wal.end().0

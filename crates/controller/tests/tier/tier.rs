@@ -56,6 +56,19 @@ pub fn fresh_cluster() -> PathBuf {
     CLUSTER.get_or_init(Cluster::init).data_dir()
 }
 
+/// Opens a directory that another test's child process may hold for a moment: between fork and exec it has all of our
+/// file handles, and the locks with them.
+async fn unlocked<T, F: Future<Output = anyhow::Result<T>>>(open: impl Fn() -> F) -> T {
+    until("a directory to be free", || async {
+        match open().await {
+            Ok(opened) => Some(opened),
+            Err(error) if format!("{error:#}").contains("in use") => None,
+            Err(error) => panic!("{error:#}"),
+        }
+    })
+    .await
+}
+
 struct Daemon {
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -128,7 +141,7 @@ impl Tier {
             wait_ms: self.wait_ms,
         };
         let (stop, (ready, address)) = (CancellationToken::new(), oneshot::channel());
-        let controller = Controller::open(config).unwrap();
+        let controller = unlocked(|| async { Controller::open(config.clone()) }).await;
         let serving = controller.serve(stop.clone(), ready);
         let task = tokio::spawn(async move { serving.await.unwrap() });
         let address = soon("the controller", address).await.unwrap();
@@ -145,7 +158,7 @@ impl Tier {
             admin_listen: None,
         };
         let (stop, (ready, address)) = (CancellationToken::new(), oneshot::channel());
-        let safekeeper = Safekeeper::open(config).await.unwrap();
+        let safekeeper = unlocked(|| Safekeeper::open(config.clone())).await;
         let serving = safekeeper.serve(stop.clone(), ready);
         let task = tokio::spawn(async move { serving.await.unwrap() });
         let address = soon("a safekeeper", address).await.unwrap();
@@ -170,9 +183,9 @@ impl Tier {
             image_deltas: 24,
         };
         let stop = CancellationToken::new();
-        let pageserver = Pageserver::start(config, &mut Registry::default(), stop.clone())
-            .await
-            .unwrap();
+        let start =
+            || async { Pageserver::start(config.clone(), &mut Registry::default(), stop.clone()).await };
+        let pageserver = unlocked(start).await;
         let address = pageserver.address().unwrap();
         let task = tokio::spawn(async move { pageserver.serve().await.unwrap() });
         self.started(&name, address, stop, task);

@@ -58,8 +58,17 @@ impl Wal {
         self.records.last().unwrap().1
     }
 
-    /// Puts it on one safekeeper as the proposer of term 1, and says that all is committed up to `commit`.
-    pub async fn propose(&self, tier: &Tier, safekeeper: u64, branch: &v1::BranchInfo, commit: Lsn) {
+    /// Puts it on one safekeeper as the proposer of term 1, or takes over in term 2 one that has it all; says that
+    /// all is committed up to `commit`.
+    pub async fn propose(
+        &self,
+        tier: &Tier,
+        safekeeper: u64,
+        branch: &v1::BranchInfo,
+        term: u64,
+        commit: Lsn,
+    ) {
+        let takes_over = term > 1;
         let mut client = tier.safekeeper(safekeeper).await;
         let (sender, messages) = mpsc::channel(64);
         let send = async |message| {
@@ -76,16 +85,18 @@ impl Wal {
             membership: branch.membership.clone(),
         }))
         .await;
-        send(Message::Vote(v1::VoteRequest { generation, term: 1 })).await;
-        let history = [0, 1].map(|term| v1::TermStart {
+        send(Message::Vote(v1::VoteRequest { generation, term })).await;
+        let entry = |term, at: Lsn| v1::TermStart {
             term,
-            start_lsn: self.start.0,
-        });
+            start_lsn: at.0,
+        };
+        let mut history = vec![entry(0, self.start), entry(1, self.start)];
+        history.extend(takes_over.then(|| entry(term, self.end())));
         send(Message::Elected(v1::Elected {
             generation,
-            term: 1,
-            history: history.into(),
-            common_lsn: self.start.0,
+            term,
+            history,
+            common_lsn: if takes_over { self.end().0 } else { self.start.0 },
         }))
         .await;
         let mut answers = soon(
@@ -95,30 +106,40 @@ impl Wal {
         .await
         .unwrap()
         .into_inner();
-        let mut begin = self.start;
-        let pieces = self.records.chunks(200).map(|records| records.last().unwrap().1);
-        // The last message tells what is committed, once all is flushed.
-        for end in pieces.chain([self.end()]) {
+        let append = |begin: Lsn, end: Lsn| {
             let range = (begin.0 - self.start.0) as usize..(end.0 - self.start.0) as usize;
-            send(Message::Append(v1::Append {
+            Message::Append(v1::Append {
                 generation,
-                term: 1,
+                term,
                 begin_lsn: begin.0,
                 wal: self.bytes[range].to_vec().into(),
                 commit_lsn: commit.min(end).0,
                 truncate_lsn: self.start.0,
-            }))
-            .await;
+            })
+        };
+        let mut begin = self.start;
+        for records in self.records.chunks(200).filter(|_| !takes_over) {
+            let end = records.last().unwrap().1;
+            send(append(begin, end)).await;
             begin = end;
         }
+        if takes_over {
+            begin = self.end();
+            send(append(begin, begin)).await;
+        }
         let done = async {
+            let mut asked = false;
             loop {
                 let answer = answers.message().await.unwrap().unwrap().message.unwrap();
                 match answer {
-                    v1::acceptor_message::Message::Append(told)
-                        if told.flush_lsn == self.end().0 && told.commit_lsn == commit.0 =>
-                    {
-                        return;
+                    v1::acceptor_message::Message::Append(told) if told.flush_lsn == self.end().0 => {
+                        if told.commit_lsn == commit.0 {
+                            return;
+                        }
+                        // Once all is flushed, an empty append tells what is committed.
+                        assert!(!asked, "{told:?}");
+                        send(append(begin, begin)).await;
+                        asked = true;
                     }
                     v1::acceptor_message::Message::Refusal(refusal) => panic!("{refusal:?}"),
                     _ => {}
@@ -131,7 +152,7 @@ impl Wal {
     /// On safekeepers 1 to 3, all committed.
     pub async fn commit(&self, tier: &Tier, branch: &v1::BranchInfo) {
         for id in 1..=3 {
-            self.propose(tier, id, branch, self.end()).await;
+            self.propose(tier, id, branch, 1, self.end()).await;
         }
     }
 }
