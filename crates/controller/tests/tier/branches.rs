@@ -244,7 +244,9 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
         .unwrap();
     assert_eq!(known.start_lsn, told.0);
     // Then a compute says it.
-    wal.propose(&tier, 1, &main, 2, wal.end()).await;
+    for id in 1..=2 {
+        wal.propose(&tier, id, &main, 2, wal.end()).await;
+    }
     assert_eq!(
         tier.branch("acme", "head", None).await.unwrap().start_lsn,
         wal.end().0
