@@ -59,6 +59,10 @@ impl Acks {
 
     /// Writes that wait.
     pub fn waiting(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting
+            .len()
     }
 }

@@ -121,7 +121,10 @@ fn shards(wire: &[v1::ShardLocation]) -> Result<Vec<ShardAddress>, InvalidMessag
             return Err(invalid("shards", "they are not all there, in order"));
         }
         let shard = ShardIdentity::new(index, count).ok_or_else(|| invalid("shards", "index"))?;
-        let node = location.node.as_ref().ok_or(InvalidMessage::Missing("shards.node"))?;
+        let node = location
+            .node
+            .as_ref()
+            .ok_or(InvalidMessage::Missing("shards.node"))?;
         shards.push(ShardAddress {
             shard,
             address: node.address.clone(),

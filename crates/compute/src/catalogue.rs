@@ -70,7 +70,8 @@ impl CatalogueClient {
         let address = self.shards.borrow().first().map(|shard| shard.address.clone());
         let address = address.ok_or_else(|| Status::internal("no shard"))?;
         let connected = connect(&address).await;
-        let connected = connected.map_err(|error| Status::unavailable(format!("pageserver {address}: {error:?}")))?;
+        let connected =
+            connected.map_err(|error| Status::unavailable(format!("pageserver {address}: {error:?}")))?;
         let client = PageserverClient::new(connected).max_decoding_message_size(MAX_MESSAGE_BYTES);
         *channel = Some(client.clone());
         Ok(client)
@@ -99,7 +100,11 @@ impl CatalogueClient {
                 return Err(status);
             }
             if !complained {
-                tracing::warn!(what, error = status.message(), "shard 0 does not answer; asking again");
+                tracing::warn!(
+                    what,
+                    error = status.message(),
+                    "shard 0 does not answer; asking again"
+                );
                 complained = true;
             }
             *self.channel.lock().await = None;
@@ -182,7 +187,10 @@ impl CatalogueClient {
     ///
     /// # Errors
     /// Asking again cannot help.
-    pub async fn basebackup(&self, last_record_start: Lsn) -> Result<tonic::Streaming<v1::FileChunk>, Status> {
+    pub async fn basebackup(
+        &self,
+        last_record_start: Lsn,
+    ) -> Result<tonic::Streaming<v1::FileChunk>, Status> {
         let request = v1::BasebackupRequest {
             timeline: self.timeline(),
             lsn: self.at.0,

@@ -88,12 +88,14 @@ pub async fn receive(
                 make_directories(directory, owner).with_context(failed)?;
             }
             let file = File::create(&path).with_context(failed)?;
-            file.set_permissions(Permissions::from_mode(0o600)).with_context(failed)?;
+            file.set_permissions(Permissions::from_mode(0o600))
+                .with_context(failed)?;
             give(&path, owner).with_context(failed)?;
             open = Some((path.clone(), file));
         }
         if let Some((_, file)) = &open {
-            file.write_all_at(&chunk.data, chunk.offset).with_context(failed)?;
+            file.write_all_at(&chunk.data, chunk.offset)
+                .with_context(failed)?;
             if chunk.last && chunk.file_bytes > 0 {
                 file.set_len(chunk.file_bytes).with_context(failed)?;
             }

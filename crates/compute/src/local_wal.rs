@@ -99,7 +99,10 @@ impl LocalWal {
                 _ if out.is_empty() => *chunk.ends.iter().find(|lsn| **lsn > at)?,
                 _ => break,
             };
-            let (from, to) = ((at.0 - chunk.begin.0) as usize, (until.0 - chunk.begin.0) as usize);
+            let (from, to) = (
+                (at.0 - chunk.begin.0) as usize,
+                (until.0 - chunk.begin.0) as usize,
+            );
             let piece = chunk.bytes.slice(from..to);
             let whole = until == chunk.end();
             if out.is_empty() && (!whole || until >= end) {

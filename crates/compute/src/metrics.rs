@@ -40,13 +40,37 @@ impl Collector for Metrics {
         let files = self.files.counters();
         let pages = self.files.pages().counters();
         let counters = [
-            ("blocks_waited_for", "Blocks that Postgres waited for", &shim.blocks_filled),
-            ("block_wait_us", "Microseconds that Postgres waited for blocks", &shim.fill_wait_us),
+            (
+                "blocks_waited_for",
+                "Blocks that Postgres waited for",
+                &shim.blocks_filled,
+            ),
+            (
+                "block_wait_us",
+                "Microseconds that Postgres waited for blocks",
+                &shim.fill_wait_us,
+            ),
             ("file_opens", "Relation files opened", &shim.opens),
-            ("reads_repeated", "Reads done again because a block changed its state", &shim.reads_repeated),
-            ("flush_waits", "WAL flushes that waited for the quorum", &shim.flush_waits),
-            ("flush_wait_us", "Microseconds that WAL flushes waited for the quorum", &shim.flush_wait_us),
-            ("wal_ring_full", "WAL writes that found the ring full", &shim.ring_full),
+            (
+                "reads_repeated",
+                "Reads done again because a block changed its state",
+                &shim.reads_repeated,
+            ),
+            (
+                "flush_waits",
+                "WAL flushes that waited for the quorum",
+                &shim.flush_waits,
+            ),
+            (
+                "flush_wait_us",
+                "Microseconds that WAL flushes waited for the quorum",
+                &shim.flush_wait_us,
+            ),
+            (
+                "wal_ring_full",
+                "WAL writes that found the ring full",
+                &shim.ring_full,
+            ),
             ("pages_filled", "Pages written into local files", &files.filled),
             ("pages_prefetched", "Pages fetched ahead", &files.prefetched),
             ("files_whole", "Files fetched whole", &files.whole),
@@ -62,11 +86,31 @@ impl Collector for Metrics {
         let standing = self.standing.borrow().clone();
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let gauges = [
-            ("term", "Term of this compute", standing.won.map_or(0, |won| number(won.term.0))),
-            ("commit_lsn", "Position below which WAL is on a quorum", number(standing.commit.0)),
-            ("local_wal_bytes", "WAL in memory", number(self.local.bytes() as u64)),
-            ("flushes_waiting", "WAL writes that wait for the quorum", number(self.acks.waiting() as u64)),
-            ("files_with_state", "Files whose blocks come on demand", number(self.files.slots_given() as u64)),
+            (
+                "term",
+                "Term of this compute",
+                standing.won.map_or(0, |won| number(won.term.0)),
+            ),
+            (
+                "commit_lsn",
+                "Position below which WAL is on a quorum",
+                number(standing.commit.0),
+            ),
+            (
+                "local_wal_bytes",
+                "WAL in memory",
+                number(self.local.bytes() as u64),
+            ),
+            (
+                "flushes_waiting",
+                "WAL writes that wait for the quorum",
+                number(self.acks.waiting() as u64),
+            ),
+            (
+                "files_with_state",
+                "Files whose blocks come on demand",
+                number(self.files.slots_given() as u64),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);

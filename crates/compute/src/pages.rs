@@ -77,7 +77,12 @@ pub struct PageClient {
 
 impl PageClient {
     /// Starts a task for each shard; they end with `stop`. All pages are read as of `at`.
-    pub fn start(branch: &Branch, at: Lsn, placement: &Placement, stop: &CancellationToken) -> Option<PageClient> {
+    pub fn start(
+        branch: &Branch,
+        at: Lsn,
+        placement: &Placement,
+        stop: &CancellationToken,
+    ) -> Option<PageClient> {
         let counters = Arc::new(PageCounters::default());
         let count = branch.shards.first()?.shard.count();
         let mut asks = Vec::new();
@@ -97,7 +102,11 @@ impl PageClient {
             };
             tokio::spawn(stop.clone().run_until_cancelled_owned(stream.run()));
         }
-        Some(PageClient { asks, count, counters })
+        Some(PageClient {
+            asks,
+            count,
+            counters,
+        })
     }
 
     /// What was counted.
@@ -124,7 +133,10 @@ impl PageClient {
         while !under_way.is_empty() {
             let mut replies = Vec::new();
             for (shard, places) in under_way {
-                let wanted: Vec<PageKey> = places.iter().filter_map(|place| keys.get(*place).copied()).collect();
+                let wanted: Vec<PageKey> = places
+                    .iter()
+                    .filter_map(|place| keys.get(*place).copied())
+                    .collect();
                 replies.push((shard, places, self.ask(shard, wanted).await?));
             }
             under_way = Vec::new();
@@ -145,20 +157,33 @@ impl PageClient {
                 tokio::time::sleep(RETRY).await;
             }
         }
-        self.counters.pages.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        self.counters
+            .pages
+            .fetch_add(keys.len() as u64, Ordering::Relaxed);
         Ok(pages)
     }
 
-    async fn ask(&self, shard: u8, keys: Vec<PageKey>) -> Result<oneshot::Receiver<Vec<v1::PageResult>>, PageError> {
+    async fn ask(
+        &self,
+        shard: u8,
+        keys: Vec<PageKey>,
+    ) -> Result<oneshot::Receiver<Vec<v1::PageResult>>, PageError> {
         let (reply, receiver) = oneshot::channel();
         let asks = self.asks.get(usize::from(shard)).ok_or(PageError::Stopping)?;
-        asks.send(Ask { keys, reply }).await.map_err(|_| PageError::Stopping)?;
+        asks.send(Ask { keys, reply })
+            .await
+            .map_err(|_| PageError::Stopping)?;
         Ok(receiver)
     }
 }
 
 /// Puts a result in its place. True if it has to be asked again.
-fn take(keys: &[PageKey], pages: &mut [Bytes], place: usize, result: v1::PageResult) -> Result<bool, PageError> {
+fn take(
+    keys: &[PageKey],
+    pages: &mut [Bytes],
+    place: usize,
+    result: v1::PageResult,
+) -> Result<bool, PageError> {
     let (Some(key), Some(page)) = (keys.get(place), pages.get_mut(place)) else {
         return Ok(false);
     };
@@ -195,7 +220,9 @@ impl ShardStream {
         loop {
             let address = {
                 let shards = self.shards.borrow();
-                shards.get(usize::from(self.shard.index())).map(|shard| shard.address.clone())
+                shards
+                    .get(usize::from(self.shard.index()))
+                    .map(|shard| shard.address.clone())
             };
             let Some(address) = address else { return };
             match self.follow(&address).await {
@@ -234,7 +261,10 @@ impl ShardStream {
         let mut client = PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         // Room for everything that may be pending: sending never waits, so answers are always read.
         let (requests, outgoing) = mpsc::channel(PENDING + 1);
-        let mut answers = client.get_pages(ReceiverStream::new(outgoing)).await?.into_inner();
+        let mut answers = client
+            .get_pages(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
         self.pending.retain(|_, ask| !ask.reply.is_closed());
         for (id, ask) in &self.pending {
             requests.send(self.message(*id, &ask.keys)).await?;

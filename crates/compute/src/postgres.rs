@@ -72,7 +72,10 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
         );
     }
     if !config.shim.exists() {
-        bail!("there is no library {}: set `shim` to liblakebed_shim.so", config.shim.display());
+        bail!(
+            "there is no library {}: set `shim` to liblakebed_shim.so",
+            config.shim.display()
+        );
     }
     let data = config.data_dir();
     let mut command = Command::new(program);
@@ -97,7 +100,10 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
         command.arg("-c").arg(setting);
     }
     command.env("LD_PRELOAD", &config.shim);
-    command.env(ENV_SHM, shm).env(ENV_SOCKET, config.shim_socket()).env(ENV_DATA, &data);
+    command
+        .env(ENV_SHM, shm)
+        .env(ENV_SOCKET, config.shim_socket())
+        .env(ENV_DATA, &data);
     if let Some((uid, gid)) = owner {
         command.uid(uid).gid(gid);
     }
@@ -133,8 +139,14 @@ impl Postgres {
             }
         };
         thread.spawn(body).context("starting a thread")?;
-        let pid = start.await.context("starting Postgres")?.context("executing postgres")?;
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")?;
+        let pid = start
+            .await
+            .context("starting Postgres")?
+            .context("executing postgres")?;
+        let pid = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("no process id")?;
         Ok(Postgres { pid, exited })
     }
 
@@ -158,10 +170,17 @@ impl Postgres {
                 return Ok(());
             }
             if let Some(status) = self.has_exited() {
-                bail!("Postgres ended at its start ({status}); its log {} says: {}", log.display(), tail(&log));
+                bail!(
+                    "Postgres ended at its start ({status}); its log {} says: {}",
+                    log.display(),
+                    tail(&log)
+                );
             }
             if Instant::now() > deadline {
-                bail!("Postgres does not accept connections after {START:?}; see {}", log.display());
+                bail!(
+                    "Postgres does not accept connections after {START:?}; see {}",
+                    log.display()
+                );
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -227,11 +246,16 @@ fn tail(path: &Path) -> String {
 /// It does not end.
 pub async fn wait_for_predecessor(data: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
-    let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
+    let pid = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok())
+        .and_then(Pid::from_raw);
     let Some(pid) = pid else { return Ok(()) };
     let is_postgres = || {
         let command = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
-        test_kill_process(pid).is_ok() && command.is_ok_and(|command| command.contains(&*data.to_string_lossy()))
+        test_kill_process(pid).is_ok()
+            && command.is_ok_and(|command| command.contains(&*data.to_string_lossy()))
     };
     let deadline = Instant::now() + PREDECESSOR;
     while is_postgres() {

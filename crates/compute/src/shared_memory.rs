@@ -36,7 +36,11 @@ impl SharedMemory {
         let layout = Layout::new(SLOTS, RING_ENTRIES).map_err(|_| io::Error::other("bad layout"))?;
         let path = Path::new("/dev/shm").join(name);
         let _ = fs::remove_file(&path);
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         file.set_len(layout.total_bytes() as u64)?;
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::chown(&path, Some(uid), Some(gid))?;

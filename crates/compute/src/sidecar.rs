@@ -82,7 +82,11 @@ impl Sidecar {
     /// # Errors
     /// The directory is in use, the quorum does not answer, shard 0 cannot serve, Postgres does not start: what was
     /// begun is ended.
-    pub async fn start(config: ComputeConfig, branch: Branch, placement: Placement) -> anyhow::Result<Sidecar> {
+    pub async fn start(
+        config: ComputeConfig,
+        branch: Branch,
+        placement: Placement,
+    ) -> anyhow::Result<Sidecar> {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let sidecar = boot(config, branch, placement, stop).await?;
@@ -151,13 +155,15 @@ async fn boot(
 ) -> anyhow::Result<Sidecar> {
     let began = Instant::now();
     let owner = postgres::owner(&config)?;
-    data_dir::make_directories(&config.dir, owner).with_context(|| format!("creating {}", config.dir.display()))?;
+    data_dir::make_directories(&config.dir, owner)
+        .with_context(|| format!("creating {}", config.dir.display()))?;
     let lock = lock(&config)?;
     let data = config.data_dir();
     postgres::wait_for_predecessor(&data).await?;
     remove(&data)?;
     remove(&config.dir.join("tablespaces"))?;
-    let memory = SharedMemory::create(&memory_name(&config), owner).context("making the shared memory in /dev/shm")?;
+    let memory =
+        SharedMemory::create(&memory_name(&config), owner).context("making the shared memory in /dev/shm")?;
     let region = memory.region();
     let local = Arc::new(LocalWal::new(config.local_wal_bytes));
     let acks = Arc::new(Acks::new(region));
@@ -177,12 +183,22 @@ async fn boot(
     let previous = last_record_start(&branch, won.start).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
     let chunks = catalogue.basebackup(previous).await;
-    let chunks = chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
+    let chunks =
+        chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
     data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
-    let pages = PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
-    let files = Arc::new(Files::new(data.clone(), owner, won.term, region, pages, catalogue));
+    let pages =
+        PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
+    let files = Arc::new(Files::new(
+        data.clone(),
+        owner,
+        won.term,
+        region,
+        pages,
+        catalogue,
+    ));
     let socket = config.shim_socket();
-    let listener = server::bind(&socket, owner).with_context(|| format!("listening on {}", socket.display()))?;
+    let listener =
+        server::bind(&socket, owner).with_context(|| format!("listening on {}", socket.display()))?;
     let connected = Arc::new(Notify::new());
     tokio::spawn(server::serve(listener, files.clone(), connected, stop.clone()));
     let source_stop = Arc::new(AtomicBool::new(false));
@@ -266,7 +282,11 @@ fn remove(directory: &std::path::Path) -> anyhow::Result<()> {
 fn memory_name(config: &ComputeConfig) -> String {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    config.dir.canonicalize().unwrap_or_else(|_| config.dir.clone()).hash(&mut hasher);
+    config
+        .dir
+        .canonicalize()
+        .unwrap_or_else(|_| config.dir.clone())
+        .hash(&mut hasher);
     format!("lakebed-{:016x}", hasher.finish())
 }
 
@@ -279,8 +299,14 @@ async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
     let waited = tokio::time::timeout(ELECTION, standing.wait_for(usable)).await;
     let Ok(result) = waited.map(|result| result.map(|standing| standing.clone())) else {
         let peers = standing.borrow().peers.clone();
-        let trouble: Vec<_> = peers.values().map(|peer| format!("{}: {}", peer.address, peer.trouble)).collect();
-        bail!("no quorum of safekeepers within {ELECTION:?}: {}", trouble.join("; "));
+        let trouble: Vec<_> = peers
+            .values()
+            .map(|peer| format!("{}: {}", peer.address, peer.trouble))
+            .collect();
+        bail!(
+            "no quorum of safekeepers within {ELECTION:?}: {}",
+            trouble.join("; ")
+        );
     };
     let standing = result.context("the quorum's driver ended")?;
     match (standing.won, &standing.lost) {
@@ -301,7 +327,10 @@ async fn last_record_start(branch: &Branch, at: Lsn) -> anyhow::Result<Lsn> {
             Err(error) => trouble.push(format!("{address}: {error:#}")),
         }
     }
-    bail!("no safekeeper knows the record that ends at {at}: {}", trouble.join("; "))
+    bail!(
+        "no safekeeper knows the record that ends at {at}: {}",
+        trouble.join("; ")
+    )
 }
 
 async fn find_boundary(branch: &Branch, address: &str, at: Lsn) -> anyhow::Result<Lsn> {
@@ -310,7 +339,9 @@ async fn find_boundary(branch: &Branch, address: &str, at: Lsn) -> anyhow::Resul
         timeline: Some(convert::timeline_ref(branch.tenant, branch.timeline)),
         at_or_below: at.0,
     };
-    let found = tokio::time::timeout(ELECTION, client.find_boundary(request)).await??.into_inner();
+    let found = tokio::time::timeout(ELECTION, client.find_boundary(request))
+        .await??
+        .into_inner();
     if Lsn(found.boundary_lsn) != at || found.last_record_start == 0 {
         bail!("its last boundary is {}", Lsn(found.boundary_lsn));
     }

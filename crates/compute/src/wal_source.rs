@@ -152,7 +152,10 @@ impl WalSource {
         let mut bytes = Vec::new();
         self.read(reader, self.start, until, &mut bytes)?;
         reader.decoder.feed(&bytes);
-        let record = reader.decoder.next_raw()?.ok_or(SourceError::NoBootRecord(self.start))?;
+        let record = reader
+            .decoder
+            .next_raw()?
+            .ok_or(SourceError::NoBootRecord(self.start))?;
         reader.decoder.rewind();
         bytes.truncate((record.end.0 - self.start.0) as usize);
         reader.written = Lsn(record.end.0.next_multiple_of(WAL_PAGE_BYTES));
@@ -191,7 +194,10 @@ impl WalSource {
             ends.push(record.end);
         }
         let at = first_record_position(decoder.position(), self.format.segment_bytes);
-        let header = at.0.checked_sub(begin.0).map(|at| at as usize).unwrap_or(usize::MAX);
+        let header =
+            at.0.checked_sub(begin.0)
+                .map(|at| at as usize)
+                .unwrap_or(usize::MAX);
         if bytes[..final_bytes].get(header..header.saturating_add(4)) == Some(&[0; 4]) {
             return Err(SourceError::Zeros(at));
         }
@@ -247,5 +253,10 @@ impl WalSource {
 /// File name of a WAL segment (`XLogFileName`).
 pub fn segment_name(format: WalFormat, number: u64) -> String {
     let per_log = 0x1_0000_0000 / u64::from(format.segment_bytes);
-    format!("{:08X}{:08X}{:08X}", format.timeline, number / per_log, number % per_log)
+    format!(
+        "{:08X}{:08X}{:08X}",
+        format.timeline,
+        number / per_log,
+        number % per_log
+    )
 }

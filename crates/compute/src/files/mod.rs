@@ -202,7 +202,8 @@ impl Files {
             }
         };
         let found = self.catalogue.relation(rel).await;
-        let found = found.map_err(|status| FileError::Catalogue(rel.to_string(), status.message().to_owned()))?;
+        let found =
+            found.map_err(|status| FileError::Catalogue(rel.to_string(), status.message().to_owned()))?;
         if found.unlogged {
             return self.reset_unlogged(path, rel, segment).await;
         }
@@ -212,7 +213,13 @@ impl Files {
         }
     }
 
-    async fn attach(&self, path: &str, rel: RelTag, segment: u32, blocks: u32) -> Result<PathState, FileError> {
+    async fn attach(
+        &self,
+        path: &str,
+        rel: RelTag,
+        segment: u32,
+        blocks: u32,
+    ) -> Result<PathState, FileError> {
         let file = self.create(path, u64::from(blocks) * PAGE_SIZE as u64)?;
         if blocks == 0 {
             return Ok(PathState::Local);
@@ -256,7 +263,9 @@ impl Files {
             }
         }
         self.counters.whole.fetch_add(1, Ordering::Relaxed);
-        self.counters.filled.fetch_add(u64::from(blocks), Ordering::Relaxed);
+        self.counters
+            .filled
+            .fetch_add(u64::from(blocks), Ordering::Relaxed);
         Ok(())
     }
 
@@ -268,7 +277,8 @@ impl Files {
         }
         let init = rel.with_fork(ForkNumber::Init);
         let found = self.catalogue.relation(init).await;
-        let found = found.map_err(|status| FileError::Catalogue(init.to_string(), status.message().to_owned()))?;
+        let found =
+            found.map_err(|status| FileError::Catalogue(init.to_string(), status.message().to_owned()))?;
         let blocks = found.blocks.unwrap_or(0);
         let file = self.create(path, u64::from(blocks) * PAGE_SIZE as u64)?;
         self.fetch_whole(path, init, 0, blocks, &file).await?;
@@ -334,8 +344,9 @@ impl Files {
                 // Its pages are not wanted any more.
                 FileKind::Relation { rel, segment } => {
                     let found = self.catalogue.relation(rel).await;
-                    let found = found
-                        .map_err(|status| FileError::Catalogue(rel.to_string(), status.message().to_owned()))?;
+                    let found = found.map_err(|status| {
+                        FileError::Catalogue(rel.to_string(), status.message().to_owned())
+                    })?;
                     let unlogged = found.unlogged && rel.fork == ForkNumber::Main && segment == 0;
                     match segment_blocks(found.blocks, segment) {
                         Some(_) => PathState::Local,
@@ -426,7 +437,9 @@ impl Files {
                 source,
             })?;
         }
-        self.counters.filled.fetch_add(pages.len() as u64, Ordering::Relaxed);
+        self.counters
+            .filled
+            .fetch_add(pages.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -451,7 +464,10 @@ impl Files {
                 };
                 let fetched = files.fetch(&file, first, count).await;
                 if fetched.is_ok() {
-                    files.counters.prefetched.fetch_add(u64::from(count), Ordering::Relaxed);
+                    files
+                        .counters
+                        .prefetched
+                        .fetch_add(u64::from(count), Ordering::Relaxed);
                 }
                 for block in run {
                     files.slots.release(blocks.of, *block, fetched.is_ok());
@@ -507,7 +523,11 @@ mod tests {
             ((Some(1), u32::MAX), None),
         ];
         for ((blocks, segment), expected) in table {
-            assert_eq!(segment_blocks(blocks, segment), expected, "{blocks:?} segment {segment}");
+            assert_eq!(
+                segment_blocks(blocks, segment),
+                expected,
+                "{blocks:?} segment {segment}"
+            );
         }
     }
 

@@ -34,7 +34,12 @@ pub fn bind(path: &Path, owner: Owner) -> io::Result<UnixListener> {
 }
 
 /// Answers until stopped. `connected` is rung at each connection.
-pub async fn serve(listener: UnixListener, files: Arc<Files>, connected: Arc<Notify>, stop: CancellationToken) {
+pub async fn serve(
+    listener: UnixListener,
+    files: Arc<Files>,
+    connected: Arc<Notify>,
+    stop: CancellationToken,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -69,7 +74,8 @@ async fn receive(stream: &mut UnixStream, body: &mut Vec<u8>) -> io::Result<Opti
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
         Err(error) => return Err(error),
     }
-    let header = Header::decode(&header).map_err(|error| io::Error::other(format!("a bad frame: {error:?}")))?;
+    let header =
+        Header::decode(&header).map_err(|error| io::Error::other(format!("a bad frame: {error:?}")))?;
     body.resize(header.body_bytes, 0);
     stream.read_exact(body).await?;
     Ok(Some(header))

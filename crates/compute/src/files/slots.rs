@@ -60,7 +60,9 @@ impl Slots {
         let slot = u32::try_from(files.len()).ok()?;
         let header = self.region.slot(slot)?;
         for block in 0..file.blocks {
-            self.region.word(slot, block).store(Word::ABSENT.bits(), Ordering::Relaxed);
+            self.region
+                .word(slot, block)
+                .store(Word::ABSENT.bits(), Ordering::Relaxed);
         }
         header.generation.store(GIVEN, Ordering::Release);
         files.push(Arc::new(file));

@@ -64,7 +64,9 @@ async fn follow(
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<bool, (String, bool)> {
     let never = |error: String| (error, false);
-    let channel = connect(address).await.map_err(|error| never(format!("{error:?}")))?;
+    let channel = connect(address)
+        .await
+        .map_err(|error| never(format!("{error:?}")))?;
     let mut client = SafekeeperClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -78,7 +80,9 @@ async fn follow(
         return Ok(false);
     }
     let response = client.propose(ReceiverStream::new(outgoing)).await;
-    let mut answers = response.map_err(|status| never(status.message().to_owned()))?.into_inner();
+    let mut answers = response
+        .map_err(|status| never(status.message().to_owned()))?
+        .into_inner();
     let mut worked = false;
     loop {
         let answer = answers.message().await;
@@ -87,7 +91,11 @@ async fn follow(
         };
         let response = quorum::response(answer).map_err(|error| (error.to_string(), worked))?;
         worked = true;
-        if events.send(event(LinkEventKind::Received(Box::new(response)))).await.is_err() {
+        if events
+            .send(event(LinkEventKind::Received(Box::new(response))))
+            .await
+            .is_err()
+        {
             return Ok(true);
         }
     }

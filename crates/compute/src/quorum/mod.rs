@@ -163,7 +163,10 @@ impl Driver {
         match &lost {
             Lost::Fenced(term) => tracing::error!(term = term.0, "fenced: another compute has this branch"),
             Lost::LeaseExpired => {
-                tracing::error!(lease_ms = self.config.lease_ms, "no quorum of safekeepers: the lease is over");
+                tracing::error!(
+                    lease_ms = self.config.lease_ms,
+                    "no quorum of safekeepers: the lease is over"
+                );
             }
             Lost::Stopped => {}
         }
@@ -234,13 +237,23 @@ impl Driver {
         let LinkEvent { node, stream, kind } = event;
         match kind {
             LinkEventKind::Open { messages, client } => {
-                core.links.insert(node, Link { stream, messages, client });
+                core.links.insert(
+                    node,
+                    Link {
+                        stream,
+                        messages,
+                        client,
+                    },
+                );
                 core.trouble.remove(&node);
                 Some(Input::Connected(node))
             }
             LinkEventKind::Received(msg) => {
                 let current = core.links.get(&node).is_some_and(|link| link.stream == stream);
-                current.then_some(Input::Received { from: node, msg: *msg })
+                current.then_some(Input::Received {
+                    from: node,
+                    msg: *msg,
+                })
             }
             LinkEventKind::Closed(error) => {
                 if core.trouble.get(&node) != Some(&error) {
@@ -270,7 +283,10 @@ impl Driver {
         match command {
             Command::Send { to, msg } => {
                 let message = wire::request_to_wire(msg, self.branch.tenant, self.branch.timeline);
-                let sent = core.links.get(&to).is_some_and(|link| link.messages.try_send(message).is_ok());
+                let sent = core
+                    .links
+                    .get(&to)
+                    .is_some_and(|link| link.messages.try_send(message).is_ok());
                 if !sent && core.links.remove(&to).is_some() {
                     // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one
                     // is opened.
@@ -278,7 +294,13 @@ impl Driver {
                     return Some(Input::Disconnected(to));
                 }
             }
-            Command::ReadWal { acceptor, source, term, begin, end } => {
+            Command::ReadWal {
+                acceptor,
+                source,
+                term,
+                begin,
+                end,
+            } => {
                 return self.read_wal(core, acceptor, source, term, (begin, end));
             }
             Command::ElectionWon { term, start, donor } => {
@@ -320,7 +342,11 @@ impl Driver {
         let failed = Input::WalReadFailed { acceptor, begin };
         match source {
             Source::Local => Some(match self.local.read(begin, end) {
-                Some(bytes) => Input::WalRead { acceptor, begin, bytes },
+                Some(bytes) => Input::WalRead {
+                    acceptor,
+                    begin,
+                    bytes,
+                },
                 None => failed,
             }),
             Source::Acceptor(donor) => {

@@ -28,7 +28,9 @@ pub(super) async fn read(
     let mut range = end.0.saturating_sub(begin.0);
     loop {
         let read = read_range(client.clone(), branch, term, begin, Lsn(begin.0 + range));
-        let bytes = tokio::time::timeout(PATIENCE, read).await.context("no answer in time")??;
+        let bytes = tokio::time::timeout(PATIENCE, read)
+            .await
+            .context("no answer in time")??;
         let mut decoder = WalDecoder::new(branch.format(), begin, Lsn::INVALID);
         decoder.feed(&bytes);
         while decoder.next_raw().context("a donor's WAL")?.is_some() {}
@@ -61,7 +63,11 @@ async fn read_range(
     let mut bytes = BytesMut::new();
     while let Some(chunk) = chunks.message().await? {
         if chunk.begin_lsn != begin.0 + bytes.len() as u64 {
-            bail!("a chunk at {} where {} was due", Lsn(chunk.begin_lsn), Lsn(begin.0 + bytes.len() as u64));
+            bail!(
+                "a chunk at {} where {} was due",
+                Lsn(chunk.begin_lsn),
+                Lsn(begin.0 + bytes.len() as u64)
+            );
         }
         bytes.extend_from_slice(&chunk.wal);
     }

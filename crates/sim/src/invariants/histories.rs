@@ -11,7 +11,7 @@ use lakebed_types::{Lsn, Term};
 
 const NAME: &str = "histories";
 
-/// A proposer wins `term`, which starts at `start`, with the donor's log `log` below.
+/// A proposer wins `term`, which starts at `start`, with the donor's log `log` below: as it was in the donor's vote.
 pub(crate) fn on_election(ledger: &Ledger, term: Term, start: Lsn, log: &[u8]) -> Checked {
     ensure(log.len() == offset(start), NAME, || {
         format!(
@@ -19,7 +19,8 @@ pub(crate) fn on_election(ledger: &Ledger, term: Term, start: Lsn, log: &[u8]) -
             position(log.len())
         )
     })?;
-    // A slow winner may learn of its votes when a later term has committed already: it will never commit.
+    // Not everything that was acknowledged: a slow winner may learn of its votes when a later term has committed
+    // already. It will never commit; what matters is what the terms before it did.
     ensure(log.starts_with(ledger.committed_before(term)), NAME, || {
         format!(
             "term {term} starts at {start} without what earlier terms committed: {:?}",
@@ -54,4 +55,31 @@ pub(crate) fn check(node: &Node, ledger: &Ledger) -> Checked {
             position(differs)
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_quorum::membership::Membership;
+    use lakebed_types::Generation;
+
+    #[test]
+    fn a_winner_needs_what_terms_before_it_committed_and_no_more() {
+        let mut ledger = Ledger::new(Membership {
+            generation: Generation(1),
+            old: [1, 2, 3].map(lakebed_types::NodeId).into(),
+            new: None,
+        });
+        // Term 1 committed two records, then term 3 two more; term 2 learns late that it was won in between.
+        let log = [7; 32];
+        ledger.committed = log.to_vec();
+        ledger.commits = [(Term(1), position(16)), (Term(3), position(32))].into();
+        let table = [(2, 16, true), (2, 8, false), (4, 32, true), (4, 16, false)];
+        for (term, end, holds) in table {
+            let checked = on_election(&ledger, Term(term), position(end), &log[..end]);
+            assert_eq!(checked.is_ok(), holds, "term {term} to {end}: {checked:?}");
+        }
+        // The log is as long as the winner says.
+        assert!(on_election(&ledger, Term(2), position(24), &log[..16]).is_err());
+    }
 }
