@@ -2,6 +2,7 @@
 
 mod branches;
 mod nodes;
+mod operator;
 mod requests;
 mod tenants;
 mod tier;
