@@ -196,10 +196,13 @@ impl Run<'_> {
         branch: &v1::BranchInfo,
     ) -> Result<v1::BranchInfo, BootstrapError> {
         let timeline = branch.timeline.clone().unwrap_or_default().timeline;
-        let uploads = tenant
+        // Owned by its upload each: a future that borrows them here would not be `Send`.
+        let uploads: Vec<_> = tenant
             .shards
             .iter()
-            .map(|shard| upload::import_shard(&self.directory, id, shard, timeline.clone()));
+            .cloned()
+            .map(|shard| upload::import_shard(self.directory.clone(), id, shard, timeline.clone()))
+            .collect();
         let imported: Vec<v1::ImportResponse> = stream::iter(uploads)
             .buffer_unordered(UPLOADS_AT_A_TIME)
             .try_collect()

@@ -88,7 +88,7 @@ fn history_start(tenant: &Tenant) -> Lsn {
     root.map_or(Lsn::INVALID, |root| root.start_lsn)
 }
 
-fn get<'a>(tenant: &'a Tenant, timeline: TimelineId) -> Result<&'a Timeline, BranchPointError> {
+fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointError> {
     tenant
         .timelines
         .get(&timeline)

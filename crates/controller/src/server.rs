@@ -32,6 +32,9 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// How long a proposal may take, an election included.
 pub(crate) const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a call waits for a leader.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Serves until `shutdown`; tells the address once requests are answered.
 pub async fn run(
     config: ControllerConfig,
@@ -203,8 +206,34 @@ impl Controller {
         }
     }
 
+    /// Who leads, once somebody does and, if that is this member, it is up to date: right after a start an election
+    /// is under way.
+    pub(crate) async fn leader(&self) -> Result<u64, Status> {
+        let own = self.config.node_id;
+        let mut status = self.raft.status();
+        let settled = |status: &RaftStatus| {
+            status.failed.is_some() || (status.leader != 0 && (status.leader != own || status.in_charge))
+        };
+        let settled = tokio::time::timeout(LEADER_TIMEOUT, status.wait_for(settled));
+        let status = match settled.await {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) => self.raft_status(),
+            Err(_) => {
+                let text = "the controllers have no leader at the moment; try again";
+                return Err(Status::unavailable(text));
+            }
+        };
+        match status.failed {
+            Some(reason) => Err(Status::unavailable(format!(
+                "the controller's raft member stopped: {reason}"
+            ))),
+            None => Ok(status.leader),
+        }
+    }
+
     /// Everything committed before the call is applied afterwards.
     pub(crate) async fn read_barrier(&self) -> Result<(), Status> {
+        self.leader().await?;
         let read = self.raft.read_barrier(PROPOSE_TIMEOUT).await;
         read.map_err(|error| Status::unavailable(format!("{error}; try again")))
     }

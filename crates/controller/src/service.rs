@@ -25,6 +25,7 @@ impl Service {
     }
 
     async fn propose(&self, command: Command) -> Result<Outcome, Status> {
+        self.0.leader().await?;
         let proposed = self.0.raft.propose(command, PROPOSE_TIMEOUT).await;
         proposed.map_err(wire::not_proposed)
     }
@@ -36,16 +37,13 @@ impl Service {
     }
 
     /// Calls that wait for nodes are for the member that drives them.
-    fn in_charge(&self) -> Result<(), Status> {
-        let status = self.0.raft_status();
-        if status.in_charge {
-            return Ok(());
+    async fn in_charge(&self) -> Result<(), Status> {
+        match self.0.leader().await? {
+            leader if leader == self.0.config.node_id => Ok(()),
+            leader => Err(Status::unavailable(format!(
+                "controller {leader} is in charge; ask that one"
+            ))),
         }
-        let whom = match status.leader {
-            0 => "the controllers have no leader at the moment; try again".to_owned(),
-            leader => format!("controller {leader} is in charge; ask that one"),
-        };
-        Err(Status::unavailable(whom))
     }
 }
 

@@ -198,7 +198,8 @@ mod tests {
     fn a_file_is_sent_in_pieces_without_its_zeros() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let rows: [(usize, usize, &[(u64, usize, u64, bool)]); 4] = [
+        type Piece = (u64, usize, u64, bool);
+        let rows: [(usize, usize, &[Piece]); 4] = [
             // (ones, then zeros) -> (offset, bytes sent, final size, last)
             (0, 0, &[(0, 0, 0, true)]),
             (10, 0, &[(0, 10, 10, true)]),

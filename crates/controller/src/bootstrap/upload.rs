@@ -17,12 +17,12 @@ const PIECES_AHEAD: usize = 4;
 
 /// Sends the directory to the shard's owner and waits until it is stored.
 pub async fn import_shard(
-    directory: &DataDirectory,
+    directory: DataDirectory,
     tenant: TenantId,
-    shard: &v1::ShardLocation,
+    shard: v1::ShardLocation,
     timeline: Bytes,
 ) -> Result<v1::ImportResponse, BootstrapError> {
-    let address = shard.node.clone().unwrap_or_default().address;
+    let address = shard.node.unwrap_or_default().address;
     let refused = |status: Status| BootstrapError::Pageserver {
         shard: shard.index,
         address: address.clone(),
@@ -41,7 +41,6 @@ pub async fn import_shard(
         .await
         .map_err(|error| BootstrapError::connect(&address, &error))?;
     let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
-    let directory = directory.clone();
     let reading = tokio::task::spawn_blocking(move || {
         let message = |message| v1::ImportMessage {
             message: Some(message),

@@ -102,11 +102,13 @@ fn decode(content: &[u8]) -> Result<Snapshot, String> {
             .map(|_| number(&mut rest))
             .collect()
     };
-    let mut conf = ConfState::default();
-    conf.voters = list()?;
-    conf.learners = list()?;
-    conf.voters_outgoing = list()?;
-    conf.learners_next = list()?;
+    let mut conf = ConfState {
+        voters: list()?,
+        learners: list()?,
+        voters_outgoing: list()?,
+        learners_next: list()?,
+        ..ConfState::default()
+    };
     let (auto_leave, data) = rest.split_first().ok_or_else(short)?;
     conf.auto_leave = *auto_leave != 0;
     metadata.set_conf_state(conf);
@@ -123,8 +125,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
         assert_eq!(read(&path).unwrap(), None);
-        let mut snapshot = Snapshot::default();
-        snapshot.data = b"state".to_vec().into();
+        let mut snapshot = Snapshot {
+            data: b"state".to_vec().into(),
+            ..Snapshot::default()
+        };
         snapshot.mut_metadata().index = 7;
         snapshot.mut_metadata().term = 3;
         let mut conf = ConfState::from((vec![1, 2, 3], vec![4]));

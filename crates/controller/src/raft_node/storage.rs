@@ -123,8 +123,10 @@ impl DurableLog {
 
     /// A snapshot of the state as of an applied entry.
     pub fn make_snapshot(&self, index: u64, conf: ConfState, data: Vec<u8>) -> raft::Result<Snapshot> {
-        let mut snapshot = Snapshot::default();
-        snapshot.data = data.into();
+        let mut snapshot = Snapshot {
+            data: data.into(),
+            ..Snapshot::default()
+        };
         let term = self.term(index)?;
         let metadata = snapshot.mut_metadata();
         metadata.index = index;
@@ -150,8 +152,10 @@ impl DurableLog {
 
 /// Index and term 1, so that a member that has it differs from one that never had anything.
 fn first_snapshot(voters: &[u64]) -> Result<Snapshot, serde_json::Error> {
-    let mut snapshot = Snapshot::default();
-    snapshot.data = State::default().encode()?.into();
+    let mut snapshot = Snapshot {
+        data: State::default().encode()?.into(),
+        ..Snapshot::default()
+    };
     let metadata = snapshot.mut_metadata();
     metadata.index = 1;
     metadata.term = 1;

@@ -23,7 +23,7 @@ impl Service {
             Some(WireAt::AtLsn(lsn)) => At::Lsn(Lsn(lsn)),
             Some(WireAt::AtUnixMicros(micros)) => At::Time(micros),
         };
-        self.in_charge()?;
+        self.in_charge().await?;
         // Asked of a copy, so that the log goes on while nodes answer; what changes meanwhile is checked when the
         // command is applied.
         let (state, id, parent) = self

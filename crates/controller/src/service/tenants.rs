@@ -29,7 +29,7 @@ impl Service {
             0 => usize::from(self.0.config.default_safekeepers),
             safekeepers => usize::try_from(safekeepers).unwrap_or(usize::MAX),
         };
-        self.in_charge()?;
+        self.in_charge().await?;
         let chosen = self.look(|state| {
             if state.find_tenant(name.as_str()).is_some() {
                 return Ok(None);
@@ -74,7 +74,7 @@ impl Service {
         request: v1::FinishImportRequest,
     ) -> Result<v1::TenantInfo, Status> {
         let cluster = wire::cluster(request.cluster.as_ref())?;
-        self.in_charge()?;
+        self.in_charge().await?;
         let tenant = self
             .look(|state| Ok(wire::tenant(state, &request.tenant)?.0))
             .await?;
