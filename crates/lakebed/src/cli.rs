@@ -29,6 +29,8 @@ pub enum Command {
     /// Run a compute on a branch, or manage those of `lakebed up`.
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Compute(ComputeArgs),
+    /// Create, list and delete tenants, each a Postgres cluster with its branches.
+    Tenant(TenantArgs),
     /// Create, list and delete branches.
     Branch(BranchArgs),
     /// Show what runs and how far it is.
@@ -147,6 +149,53 @@ pub enum ComputeCommand {
 }
 
 #[derive(Debug, Args)]
+pub struct TenantArgs {
+    #[command(subcommand)]
+    pub command: TenantCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Create a tenant from a fresh `initdb`, or from a data directory that was shut down cleanly.
+    Create {
+        /// Name of the tenant.
+        name: String,
+        /// Name of its first branch.
+        #[arg(long, default_value = "main")]
+        branch: String,
+        /// Number of shards; 0: as the controller is configured.
+        #[arg(long, default_value_t = 0)]
+        shards: u32,
+        /// Number of safekeepers; 0: as the controller is configured.
+        #[arg(long, default_value_t = 0)]
+        safekeepers: u32,
+        /// A data directory to import instead of running initdb.
+        #[arg(long)]
+        from: Option<PathBuf>,
+        /// Directory of the programs of Postgres 15.
+        #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+        pg_bin: PathBuf,
+        /// User that initdb runs as when this is root.
+        #[arg(long, default_value = "postgres")]
+        run_as: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// List the tenants.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Delete a tenant with all its branches.
+    Delete {
+        /// Name of the tenant.
+        name: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
 pub struct BranchArgs {
     #[command(subcommand)]
     pub command: BranchCommand,
@@ -190,7 +239,7 @@ pub struct ClientArgs {
     /// Directory of a `lakebed up`. Default: as `lakebed up` itself.
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// A tier elsewhere: lakebed://controller:port[,…]/TENANT
+    /// A tier elsewhere: lakebed://controller:port[,…][/TENANT]
     #[arg(long, env = "LAKEBED_CONNECT")]
     pub connect: Option<String>,
 }

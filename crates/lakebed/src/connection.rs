@@ -1,4 +1,4 @@
-//! Connection strings: `lakebed://controller:port[,…]/TENANT[/BRANCH]`.
+//! Connection strings: `lakebed://controller:port[,…][/TENANT[/BRANCH]]`.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ pub struct Connection {
     /// Addresses of controllers, `host:port`.
     pub controllers: Vec<String>,
     /// Name or id of a tenant.
-    pub tenant: String,
+    pub tenant: Option<String>,
     /// Name of a branch.
     pub branch: Option<String>,
 }
@@ -37,12 +37,15 @@ impl FromStr for Connection {
                 bail!("`{address}` in `{text}` is not host:port; {form}");
             }
         }
-        let tenant = parts.next().unwrap_or_default().to_owned();
+        let tenant = parts
+            .next()
+            .filter(|tenant| !tenant.is_empty())
+            .map(str::to_owned);
         let branch = parts
             .next()
             .filter(|branch| !branch.is_empty())
             .map(str::to_owned);
-        if tenant.is_empty() || parts.next().is_some() {
+        if (tenant.is_none() && branch.is_some()) || parts.next().is_some() {
             bail!("`{text}`: {form}");
         }
         Ok(Connection {
@@ -71,7 +74,7 @@ mod tests {
             "postgresql://a:7000/acme/main",
             "lakebed://a/acme/main",
             "lakebed://:7000/acme/main",
-            "lakebed://a:7000",
+            "lakebed://a",
             "lakebed://a:7000//main",
             "lakebed://a:7000/acme/main/more",
             "lakebed://a:99999/acme/main",

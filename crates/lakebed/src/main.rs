@@ -7,6 +7,7 @@
 mod cli;
 mod client;
 mod connection;
+mod initdb;
 mod roles;
 mod up;
 
@@ -58,6 +59,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
                 roles::compute::run(args.run).await
             }
         },
+        Command::Tenant(args) => client::tenant::run(args.command, cli.json).await,
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,
     }

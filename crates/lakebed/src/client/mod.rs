@@ -3,6 +3,7 @@
 pub mod branch;
 pub mod compute;
 pub mod status;
+pub mod tenant;
 
 use anyhow::Context;
 use lakebed_proto::connect;
@@ -12,9 +13,10 @@ use tonic::transport::Channel;
 
 use crate::cli::ClientArgs;
 use crate::connection::Connection;
-use crate::up::{layout, tenant};
+use crate::up::layout;
+use crate::up::tenant as tenant_of_up;
 
-/// The tier that a command is about.
+/// The tenant that a command is about.
 pub struct Tier {
     /// A client of its controller.
     pub controller: ControllerClient<Channel>,
@@ -22,37 +24,41 @@ pub struct Tier {
     pub tenant: String,
 }
 
-/// Connects to the controller of a tier.
-pub async fn tier(args: &ClientArgs) -> anyhow::Result<Tier> {
-    let connection = match &args.connect {
-        Some(text) => text.parse()?,
+/// Where the controllers are, and the tenant if one is named.
+fn addresses(args: &ClientArgs) -> anyhow::Result<(Vec<String>, Option<String>)> {
+    match &args.connect {
+        Some(text) => {
+            let connection: Connection = text.parse()?;
+            Ok((connection.controllers, connection.tenant))
+        }
         None => {
             let layout = layout::read(&layout::directory(args.dir.as_deref())?)?;
-            Connection {
-                controllers: vec![layout.controller()],
-                tenant: tenant::TENANT.to_owned(),
-                branch: None,
-            }
+            Ok((vec![layout.controller()], Some(tenant_of_up::TENANT.to_owned())))
         }
-    };
+    }
+}
+
+/// Connects to a controller; returns its address as well.
+pub async fn controller(args: &ClientArgs) -> anyhow::Result<(String, ControllerClient<Channel>)> {
     let mut last = None;
-    for address in &connection.controllers {
-        match connect(address).await {
-            Ok(channel) => {
-                return Ok(Tier {
-                    controller: ControllerClient::new(channel),
-                    tenant: connection.tenant,
-                });
-            }
+    for address in addresses(args)?.0 {
+        match connect(&address).await {
+            Ok(channel) => return Ok((address, ControllerClient::new(channel))),
             Err(error) => {
-                last = Some(
-                    anyhow::Error::from(error)
-                        .context(format!("controller {address} does not answer: does it run?")),
-                )
+                let what = format!("controller {address} does not answer: does it run?");
+                last = Some(anyhow::Error::from(error).context(what));
             }
         }
     }
     Err(last.context("no controller is given")?)
+}
+
+/// Connects to the controller of a tenant.
+pub async fn tier(args: &ClientArgs) -> anyhow::Result<Tier> {
+    let tenant = addresses(args)?.1;
+    let tenant = tenant.context("--connect names no tenant: lakebed://controller:port/TENANT")?;
+    let (_, controller) = controller(args).await?;
+    Ok(Tier { controller, tenant })
 }
 
 /// A status as an error for people.

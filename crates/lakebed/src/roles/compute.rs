@@ -44,6 +44,14 @@ pub fn default_shim() -> anyhow::Result<std::path::PathBuf> {
     }
 }
 
+/// A branch by name.
+#[derive(Clone, Debug)]
+struct Named {
+    controllers: Vec<String>,
+    tenant: String,
+    name: String,
+}
+
 /// Runs until a signal, or until the compute ends by itself.
 pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
     telemetry::init(LogFormat::Text, "info")?;
@@ -54,6 +62,11 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         .branch
         .clone()
         .with_context(|| format!("`{connect}` names no branch"))?;
+    let named = Named {
+        controllers: connection.controllers,
+        tenant,
+        name,
+    };
     let dir = match args.dir {
         Some(dir) => dir,
         None => std::env::current_dir()?.join(format!("lakebed-compute-{}", args.pg_port)),
@@ -75,7 +88,7 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         settings: args.settings,
     };
     let branch = tokio::select! {
-        branch = first_answer(&connection, &name) => branch?,
+        branch = first_answer(&named) => branch?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let (tell, shards) = watch::channel(branch.shards.clone());
@@ -84,7 +97,7 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         shards,
         stale: stale.clone(),
     };
-    tokio::spawn(follow_placement(connection, name, tell, stale, shutdown.clone()));
+    tokio::spawn(follow_placement(named, tell, stale, shutdown.clone()));
     let admin = config.admin_listen;
     let address = format!("{}:{}", config.pg_listen, config.pg_port);
     let sidecar = tokio::select! {
@@ -116,10 +129,10 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
     }
 }
 
-async fn first_answer(connection: &Connection, name: &str) -> anyhow::Result<Branch> {
+async fn first_answer(branch: &Named) -> anyhow::Result<Branch> {
     let deadline = tokio::time::Instant::now() + RESOLVE;
     loop {
-        match resolve(connection, name).await {
+        match resolve(branch).await {
             Ok(branch) => return Ok(branch),
             Err((error, hopeless)) if hopeless || tokio::time::Instant::now() > deadline => {
                 return Err(error);
@@ -131,14 +144,14 @@ async fn first_answer(connection: &Connection, name: &str) -> anyhow::Result<Bra
 }
 
 /// Asks the controllers; the flag says that asking again cannot help.
-async fn resolve(connection: &Connection, name: &str) -> Result<Branch, (anyhow::Error, bool)> {
+async fn resolve(branch: &Named) -> Result<Branch, (anyhow::Error, bool)> {
     let mut last = (anyhow::anyhow!("no controller"), true);
-    for controller in &connection.controllers {
+    for controller in &branch.controllers {
         let ask = async {
             let channel = connect(controller).await.map_err(|error| (error.into(), false))?;
             let request = v1::ResolveBranchRequest {
-                tenant: connection.tenant.clone(),
-                branch: name.to_owned(),
+                tenant: branch.tenant.clone(),
+                branch: branch.name.clone(),
             };
             let answer = ControllerClient::new(channel).resolve_branch(request).await;
             let answer = answer.map_err(|status| {
@@ -161,8 +174,7 @@ async fn resolve(connection: &Connection, name: &str) -> Result<Branch, (anyhow:
 
 /// Asks the controllers again when a shard is not where it was.
 async fn follow_placement(
-    connection: Connection,
-    name: String,
+    branch: Named,
     tell: watch::Sender<Vec<ShardAddress>>,
     stale: Arc<Notify>,
     stop: CancellationToken,
@@ -172,7 +184,7 @@ async fn follow_placement(
             () = stop.cancelled() => return,
             () = stale.notified() => {}
         }
-        match resolve(&connection, &name).await {
+        match resolve(&branch).await {
             Ok(branch) => {
                 tell.send_if_modified(|shards| {
                     let changed = *shards != branch.shards;

@@ -12,7 +12,7 @@ pub mod tenant;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use lakebed_proto::v1::supervisor_server::SupervisorServer;
 use serde_json::json;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::UpArgs;
+use crate::initdb;
 use crate::roles::compute::default_shim;
 use crate::roles::shutdown_on_signals;
 use child::Recipe;
@@ -32,27 +33,18 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// Runs until a signal.
 pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
-    for program in ["postgres", "initdb"] {
-        let path = args.pg_bin.join(program);
-        if !path.exists() {
-            bail!(
-                "there is no {}: install Postgres 15 (on Debian 12: apt-get install postgresql-15), or give the \
-                 directory of its programs with --pg-bin",
-                path.display()
-            );
-        }
-    }
+    initdb::check_programs(&args.pg_bin)?;
     let shim = match args.shim {
         Some(shim) => shim,
         None => default_shim()?,
     };
-    let owner = postgres_user(&args.run_as)?;
-    check_free(args.pg_port, "Postgres (choose another with --pg-port)")?;
+    let owner = initdb::postgres_user(&args.run_as)?;
     let directory = UpDirectory::take(
         layout::directory(args.dir.as_deref())?,
         args.safekeepers,
         args.shards,
     )?;
+    check_free(args.pg_port, "Postgres (choose another with --pg-port)")?;
     if owner.is_some() {
         directory.check_others_may_enter(&args.run_as)?;
     }
@@ -71,14 +63,10 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
     let service = serve_supervisor(&layout, computes.clone()).await?;
     let started = async {
         start_daemons(&directory, &daemons).await?;
-        let counts = (
-            layout.pageserver_ports.len() as u32,
-            layout.safekeeper_ports.len() as u32,
-        );
         let step = directory
             .fresh
             .then(|| Step::begin("making the first branch from initdb"));
-        tenant::ensure(&directory, &args.pg_bin, owner, counts.0, counts.1).await?;
+        tenant::ensure(&directory, &args.pg_bin, owner).await?;
         drop(step);
         let _step = Step::begin("starting Postgres on branch main");
         let compute = computes.start(tenant::BRANCH, args.pg_port).await;
@@ -106,26 +94,6 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
     daemons.stop().await;
     service.cancel();
     result.map(|_| ())
-}
-
-/// Who Postgres runs as, when this is root.
-fn postgres_user(name: &str) -> anyhow::Result<Option<(u32, u32)>> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let passwd = std::fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let user = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let found = fields.next()? == name;
-        let ids = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        found.then_some(ids)
-    });
-    match user {
-        Some(ids) => Ok(Some(ids)),
-        None => {
-            bail!("Postgres refuses to run as root and there is no user `{name}`: create it, or use --run-as")
-        }
-    }
 }
 
 async fn serve_supervisor(layout: &layout::Layout, computes: Computes) -> anyhow::Result<CancellationToken> {
