@@ -58,6 +58,8 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
     let connect = args.connect.context("--connect is missing")?;
     let connection: Connection = connect.parse()?;
+    let tenant = connection.tenant.clone();
+    let tenant = tenant.with_context(|| format!("`{connect}` names no tenant"))?;
     let name = connection
         .branch
         .clone()
