@@ -1,0 +1,217 @@
+//! A whole tier of real processes for one test.
+//!
+//! Each role is the program `lakebed` with a TOML file, on private ports and directories; a test kills and restarts
+//! them by name. Everything ends, and is removed, with the [`Tier`]. Build the programs first: `./test` does, or
+//! `cargo build`.
+//!
+//! This crate is for tests alone: what goes wrong is a panic that says what failed and shows the logs' ends.
+#![forbid(unsafe_code)]
+
+mod compute;
+mod http;
+mod process;
+pub mod recorder;
+
+pub use compute::{Compute, process_exists};
+pub use process::Process;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lakebed_pgtest::{run, temp_dir};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Directory of the programs under test.
+pub fn build_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let directory = test.ancestors().nth(2).expect("the build directory").to_owned();
+    for name in ["lakebed", "liblakebed_compute_shim.so"] {
+        assert!(
+            directory.join(name).exists(),
+            "{name} is not in {}: run `cargo build` with the same profile first",
+            directory.display()
+        );
+    }
+    directory
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// The program under test, run to its end; what it printed on stdout.
+pub fn lakebed(arguments: &[&str]) -> String {
+    run(Command::new(build_dir().join("lakebed")).args(arguments))
+        .trim_end()
+        .to_owned()
+}
+
+/// How a tier is made.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Number of safekeepers.
+    pub safekeepers: usize,
+    /// Number of pageservers, one shard each.
+    pub shards: usize,
+    /// Bytes of WAL in a pageserver's memory that make a layer; small in tests, so that layers are made.
+    pub flush_bytes: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape {
+            safekeepers: 3,
+            shards: 2,
+            flush_bytes: 8 << 20,
+        }
+    }
+}
+
+/// One role: how it is started, and its process while it runs.
+#[derive(Debug)]
+struct Role {
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+/// A running tier with a tenant `test` and its branch `main`.
+#[derive(Debug)]
+pub struct Tier {
+    home: TempDir,
+    controller: String,
+    roles: BTreeMap<String, Role>,
+}
+
+impl Tier {
+    /// Starts all roles and imports a fresh `initdb`.
+    pub fn start(shape: &Shape) -> Tier {
+        let home = temp_dir();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
+        let controller = format!("127.0.0.1:{}", free_port());
+        let mut tier = Tier {
+            home,
+            controller: controller.clone(),
+            roles: BTreeMap::new(),
+        };
+        let path = |name: &str| tier.home.path().join(name).display().to_string();
+        let mut roles = vec![(
+            "controller".to_owned(),
+            "controller",
+            format!(
+                "[controller]\nnode_id = 1\ndata_dir = '{}'\nlisten = '{controller}'\n",
+                path("controller")
+            ),
+        )];
+        let node = format!("[node]\ncontrollers = ['{controller}']\n");
+        for number in 1..=shape.safekeepers {
+            let name = format!("safekeeper-{number}");
+            let text = format!(
+                "{node}[safekeeper]\nnode_id = {number}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n",
+                path(&name),
+                free_port()
+            );
+            roles.push((name, "safekeeper", text));
+        }
+        for number in 1..=shape.shards {
+            let name = format!("pageserver-{number}");
+            let text = format!(
+                "{node}[pageserver]\nnode_id = {}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n\
+                 admin_listen = '127.0.0.1:0'\nstore = 'file://{}'\nflush_bytes = {}\n",
+                100 + number,
+                path(&name),
+                free_port(),
+                path("objects"),
+                shape.flush_bytes
+            );
+            roles.push((name, "pageserver", text));
+        }
+        for (name, role, text) in roles {
+            let config = tier.home.path().join(format!("{name}.toml"));
+            fs::write(&config, text).expect("a configuration");
+            let arguments = vec![role.to_owned(), format!("--config={}", config.display())];
+            let process = None;
+            tier.roles.insert(name.clone(), Role { arguments, process });
+            tier.start_role(&name);
+        }
+        let (connect, shards) = (
+            format!("--connect=lakebed://{controller}"),
+            format!("--shards={}", shape.shards),
+        );
+        let safekeepers = format!("--safekeepers={}", shape.safekeepers);
+        lakebed(&["tenant", "create", "test", &connect, &shards, &safekeepers]);
+        tier
+    }
+
+    /// Directory of everything.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Names of the roles that start with `prefix`.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        self.roles
+            .keys()
+            .filter(|name| name.starts_with(prefix))
+            .cloned()
+            .collect()
+    }
+
+    /// Starts a role again.
+    pub fn start_role(&mut self, name: &str) {
+        let log = self.home.path().join(format!("{name}.log"));
+        let role = self
+            .roles
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no role {name}"));
+        assert!(role.process.is_none(), "{name} runs already");
+        role.process = Some(Process::start(name, &role.arguments, &log));
+    }
+
+    /// Kills a role as `kill -9` does.
+    pub fn kill_role(&mut self, name: &str) {
+        let role = self
+            .roles
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("no role {name}"));
+        role.process
+            .take()
+            .unwrap_or_else(|| panic!("{name} does not run"))
+            .kill();
+    }
+
+    /// What a role's `/v1/status` tells.
+    pub fn status(&self, name: &str) -> Value {
+        let process = self.roles.get(name).and_then(|role| role.process.as_ref());
+        process.unwrap_or_else(|| panic!("{name} does not run")).status()
+    }
+
+    /// Connection string of a branch.
+    pub fn connect(&self, branch: &str) -> String {
+        format!("lakebed://{}/test/{branch}", self.controller)
+    }
+
+    /// A client command about this tier; what it printed.
+    pub fn client(&self, arguments: &[&str]) -> String {
+        let connect = format!("--connect=lakebed://{}/test", self.controller);
+        let mut all = arguments.to_vec();
+        all.push(&connect);
+        lakebed(&all)
+    }
+
+    /// Starts a compute on a branch in a directory of its own below [`Tier::home`].
+    pub fn compute(&self, branch: &str, directory: &str) -> Compute {
+        self.compute_with(branch, directory, &[])
+    }
+
+    /// As [`Tier::compute`], with more arguments.
+    pub fn compute_with(&self, branch: &str, directory: &str, more: &[&str]) -> Compute {
+        Compute::start(&self.connect(branch), &self.home.path().join(directory), more)
+    }
+}

@@ -1,0 +1,144 @@
+//! A process of the program under test.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use lakebed_pgtest::wait_until;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{build_dir, http};
+
+/// Killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    /// Address of its service.
+    pub address: String,
+    /// Address of its admin pages.
+    pub admin: String,
+}
+
+impl Process {
+    /// Starts `lakebed` and waits until it says that it serves.
+    pub fn start(name: &str, arguments: &[String], log: &Path) -> Process {
+        match Process::try_start(name, arguments, log) {
+            Ok(process) => process,
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    /// As [`Process::start`]; how it ended and its log's end when it does not come to serve.
+    pub fn try_start(name: &str, arguments: &[String], log: &Path) -> Result<Process, String> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log file");
+        let mut command = Command::new(build_dir().join("lakebed"));
+        command.args(arguments).arg("--stop-with-parent");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let out = child.stdout.take().expect("its output");
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line).expect("a line");
+        let Ok(ready) = serde_json::from_str::<Value>(&line) else {
+            let status = child.wait().expect("its end");
+            return Err(format!("{name} ended at its start: {status}\n{}", tail(log)));
+        };
+        let text = |key: &str| ready[key].as_str().expect("an address").to_owned();
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+            address: text("address"),
+            admin: text("admin"),
+        })
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a signal");
+    }
+
+    /// `kill -9`, and waits for its end.
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("its end");
+    }
+
+    /// Stops it in order.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Freezes it, as an overloaded machine would.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Thaws it.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let what = format!("{} to end\n{}", self.name, tail(&self.log));
+        let mut status = None;
+        wait_until(&what, || {
+            status = self.child.try_wait().expect("its state");
+            status.is_some()
+        });
+        status.expect("its end")
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What its `/v1/status` tells.
+    pub fn status(&self) -> Value {
+        let body = http::get(&self.admin, "/v1/status");
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{}: {error}: {body}", self.name))
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> String {
+        http::get(&self.admin, "/metrics")
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- end of the log of {}\n{}", self.name, tail(&self.log));
+        }
+    }
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
