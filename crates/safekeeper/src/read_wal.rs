@@ -112,6 +112,10 @@ async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Resul
     if !committed {
         may_serve(timeline, working, term, end).await?;
     }
+    if at < working.files.start() {
+        let reason = format!("WAL at {at} was removed here meanwhile: read it from object storage");
+        return Err(Status::out_of_range(reason));
+    }
     let wal = read
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|error| Status::data_loss(error.to_string()))?;

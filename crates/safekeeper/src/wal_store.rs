@@ -177,6 +177,38 @@ impl WalStore {
         Ok(())
     }
 
+    /// Removes the segments that lie below `lsn` as a whole, oldest first, so that a crash in between leaves no gap.
+    pub fn remove_below(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        if lsn > self.write {
+            return Err(WalStoreError::OutOfRange {
+                lsn,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        let first = lsn.segment_number(self.segment_bytes);
+        let removed = self.start.segment_number(self.segment_bytes)..first;
+        self.start = self.start.max(lsn);
+        if removed.is_empty() {
+            return Ok(());
+        }
+        self.stopped = true;
+        for number in removed {
+            let path = self.segment_path(number);
+            self.dirty.remove(&number);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(WalStoreError::io(&path)(error));
+                }
+                _ => {}
+            }
+        }
+        sync_directory(&self.directory)?;
+        self.stopped = false;
+        Ok(())
+    }
+
     /// Places bytes below `start` in the first segment, durably: the page headers that make the segment readable for
     /// Postgres's own tools although its WAL begins in the middle.
     pub fn write_preamble(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), WalStoreError> {

@@ -1,10 +1,12 @@
 //! Safekeepers as daemons: real gRPC on real ports, real disks, and the WAL of a real cluster.
 
+mod acknowledge;
 mod driver;
 mod durability;
 mod feeding;
 mod fencing;
 mod hostile;
 mod node;
+mod removal;
 mod sample;
 mod stream;
