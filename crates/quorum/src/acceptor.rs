@@ -228,18 +228,25 @@ impl Acceptor {
 
     /// Whether WAL up to `end` may be read here on behalf of the proposer of `term`, as its donor (rule 5).
     ///
-    /// Ask *after* the bytes were read. Below commit all histories agree. Above, the bytes are those of the term's
-    /// history only until a higher term is promised, because then they may be cut and written anew; labelled with
-    /// the old term elsewhere, they would be a fork that no history shows.
+    /// Ask *after* the bytes were read. They go elsewhere under that term's history, so they must be its bytes; any
+    /// others would be a fork that no history shows. Three cases:
+    ///
+    /// * A higher term was promised here: no. WAL may have been cut and written anew, and not even what is committed
+    ///   is for certain that of the lower term: a later one may have committed past the point where the two part.
+    /// * The same term: its proposer names as donors those who voted with this log, or applied its history.
+    /// * A lower one: this acceptor is new, or has lost its disk, and another proposer may have filled it. Only what is
+    ///   committed is then in the log of every later term.
     pub fn may_serve(&self, term: Term, end: Lsn) -> Result<(), Refusal> {
-        if end <= self.state.commit {
-            return Ok(());
-        }
         if term < self.state.term && !self.broken.is(Mutation::DonorServesOldTerm) {
             return Err(Refusal::Term(self.state.term));
         }
-        if end > self.flush {
-            return Err(Refusal::Gap(self.flush));
+        let reach = if term > self.state.term {
+            self.state.commit
+        } else {
+            self.flush
+        };
+        if end > reach {
+            return Err(Refusal::Gap(reach));
         }
         Ok(())
     }

@@ -23,7 +23,7 @@
 //!    where the written WAL ends. `FlushDone` names the end of what the fsync covered, not what was written since.
 //! 3. `TruncateWal` waits for a flush under way, cuts, and fsyncs the cut before anything behind it starts.
 //!    When it is *queued*, every reply whose condition [waits for WAL](acceptor::When::waits_for_wal) is dropped:
-//!    the flush that it would see is one of other bytes.
+//!    the flush that it would see is one of other bytes. Its stream may live on: the proposer asks again.
 //! 4. A `Reply` is kept until [`is_met`](acceptor::Acceptor::is_met), asked after every completion, and then sent on
 //!    the stream that the request came by. When that stream is gone the reply is dropped, never sent on a newer one.
 //! 5. A failed or short write, a failed fsync, a full disk: `IoFailed`, never a second try. After `StopTimeline` all
@@ -39,7 +39,7 @@
 //!    delivers, then `Disconnected`. It ticks several times in a heartbeat, with a monotonic clock.
 //! 2. `ReadWal` is answered with `WalRead` of the same `begin`, ending at a record boundary at or below `end`; if the
 //!    first record is longer than that, with that one record. When the source cannot: `WalReadFailed`. A donor's
-//!    answer counts only if it passed rule 7 above. Nothing but the core composes an `Append`.
+//!    answer counts only if it passed rule 7 above, committed WAL included. Nothing but the core composes an `Append`.
 //! 3. Between `ElectionWon` and the first `CommitAdvanced` Postgres does not run. What Postgres writes is reported as
 //!    `LocalWal` at record boundaries, from `start` on. `CommitAdvanced` releases waiting flushes of Postgres.
 //! 4. `Fenced`, `LeaseExpired` and `ElectionLost` end this proposer. For the first two Postgres is stopped *before*

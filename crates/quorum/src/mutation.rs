@@ -45,6 +45,30 @@ pub enum Mutation {
     KeepAnswersOverTruncation,
 }
 
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Mutation; 18] = [
+        Mutation::VoteWithoutDurableTerm,
+        Mutation::VoteWithoutWalFlush,
+        Mutation::VoteTwice,
+        Mutation::DonorByFlushAlone,
+        Mutation::DonorByTermAlone,
+        Mutation::CountFlushFromVote,
+        Mutation::CommitBelowTermStart,
+        Mutation::AppendBeforeElected,
+        Mutation::HistoryBeforeTruncation,
+        Mutation::NoTruncation,
+        Mutation::TruncateBelowCommit,
+        Mutation::AckBeforeFlush,
+        Mutation::RetryFailedFsync,
+        Mutation::NewSetAlone,
+        Mutation::GenerationNotDurable,
+        Mutation::RemoveUnconsumed,
+        Mutation::DonorServesOldTerm,
+        Mutation::KeepAnswersOverTruncation,
+    ];
+}
+
 /// The rule that is broken in this core: none, unless a mutation test says so.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Broken(#[cfg(feature = "mutants")] pub(crate) Option<Mutation>);

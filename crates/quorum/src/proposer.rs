@@ -42,7 +42,8 @@ pub struct Config {
     pub lease_ms: u64,
     /// An acceptor that was sent nothing for this long is sent an empty append.
     pub heartbeat_ms: u64,
-    /// An election, or the recovery up to the term's start, that makes no progress for this long is lost.
+    /// An election, or the recovery up to the term's start, that makes no progress for this long is lost. An acceptor
+    /// that does not answer for this long, on a stream that lives, is greeted again.
     pub election_ms: u64,
     /// WAL asked for in one read.
     pub chunk_bytes: u64,
@@ -378,8 +379,14 @@ impl Proposer {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Vec::new();
         };
-        let silent = self.now_ms.saturating_sub(peer.sent_ms) >= self.config.heartbeat_ms;
+        let quiet_ms = self.now_ms.saturating_sub(peer.sent_ms);
+        let silent = quiet_ms >= self.config.heartbeat_ms;
+        let unanswered = quiet_ms >= self.config.election_ms;
         match &mut peer.link {
+            // An acceptor that cuts its WAL drops the answers that waited for it, on a stream that lives on: nobody
+            // else would ever ask again. An answer that is only late is passed over.
+            Link::Greeting | Link::Announced if unanswered => self.greet(id).into_iter().collect(),
+            Link::Voting if unanswered && self.won.is_some() => self.greet(id).into_iter().collect(),
             Link::Stale if silent => self.greet(id).into_iter().collect(),
             Link::Following(following) => {
                 following.failed = false;

@@ -256,6 +256,50 @@ fn rule_6_appends_are_contiguous_and_resume_after_a_reconnect() {
 }
 
 #[test]
+fn an_answer_that_was_dropped_is_asked_for_again() {
+    type Step = fn(&mut Bench);
+    let connect: Step = |b| {
+        b.core.handle(Input::Connected(NodeId(3)));
+    };
+    let join: Step = |b| {
+        b.joins(3, 1, &[(0, 50)], 90);
+    };
+    let nothing: Step = |_| {};
+    // What 3 is asked before and after the election; it never answers that.
+    let table = [
+        ("greeting", nothing, connect, Phase::Greeting),
+        ("vote", join, nothing, Phase::Voting),
+        ("elected", nothing, join, Phase::Elected),
+    ];
+    for (name, before, after, phase) in table {
+        let mut b = Bench::new();
+        let log = [(0, 50)];
+        b.joins(1, 4, &log, 200);
+        b.joins(2, 4, &log, 200);
+        before(&mut b);
+        b.votes(1, 5, &log, 200);
+        b.votes(2, 5, &log, 200);
+        b.applies(1, 200);
+        b.applies(2, 200);
+        after(&mut b);
+        assert_eq!(b.core.progress(NodeId(3)), Some((phase, None)), "{name}");
+        let mut greeted = Vec::new();
+        for now_ms in (100..=3000).step_by(100) {
+            let commands = b.core.handle(Input::Tick { now_ms });
+            greeted.extend(sent(&commands).into_iter().filter_map(|(to, msg)| {
+                let greeting = matches!(msg, Request::Greeting { .. });
+                greeting.then_some((to, now_ms))
+            }));
+            b.appends(1, 200);
+            b.appends(2, 200);
+        }
+        assert_eq!(greeted, [(3, 3000)], "{name}");
+        let elected = sent(&b.greets(3, 1, &log, 90));
+        assert!(matches!(elected[..], [(3, Request::Elected { .. })]), "{name}");
+    }
+}
+
+#[test]
 fn rule_13_more_wal_than_was_written_is_not_believed() {
     let mut b = Bench::won();
     let rejected = Command::Rejected {

@@ -24,6 +24,10 @@ pub(crate) struct Faults {
     pub(crate) away_ms: u64,
     /// The mean pause between faults, in milliseconds.
     pause_ms: u64,
+    /// The longest pause of Postgres between writes, in milliseconds. Long ones leave room for more elections.
+    pub(crate) write_ms: u64,
+    /// The longest that a read from another acceptor takes, in milliseconds. In a long one terms come and go.
+    pub(crate) read_ms: u64,
 }
 
 impl Faults {
@@ -35,6 +39,8 @@ impl Faults {
             reconfigures: rng.chance(500),
             away_ms: [200, 800, 4000][rng.index(3)],
             pause_ms: [60, 150, 400][rng.index(3)],
+            write_ms: [60, 60, 400][rng.index(3)],
+            read_ms: [60, 60, 800][rng.index(3)],
         }
     }
 }
@@ -242,6 +248,7 @@ impl World {
         self.faults.healed = true;
         self.faults.blocked.clear();
         self.faults.loss_permille = 0;
+        (self.faults.write_ms, self.faults.read_ms) = (60, 60);
         for n in 0..self.nodes.len() {
             self.nodes[n].disk.failing = false;
             self.nodes[n].disk.slow_until = 0;

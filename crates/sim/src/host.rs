@@ -125,7 +125,7 @@ impl World {
             self.ledger.logs.insert(term, log);
         }
         let end = position(self.hosts[host].log.len());
-        let delay = self.rng.range(1, 60);
+        let delay = self.rng.range(1, self.faults.write_ms);
         self.after(delay, Event::Produce { host, life });
         self.host_input(host, Input::LocalWal { end })
     }
@@ -172,7 +172,7 @@ impl World {
                 let delay = if source == Source::Local {
                     self.rng.below(2)
                 } else {
-                    self.rng.range(2, 60)
+                    self.rng.range(2, self.faults.read_ms)
                 };
                 self.after(
                     delay,
@@ -217,8 +217,10 @@ impl World {
     fn won(&mut self, host: usize, term: Term, start: Lsn, donor: NodeId) -> Checked {
         self.report.elections += 1;
         one_committer::on_election(&self.ledger, term)?;
-        let donor = self.nodes.iter().find(|n| n.id == donor);
-        let wal = donor.map(|n| n.disk.solid()).unwrap_or_default();
+        // As it was when the donor voted. A slow winner may learn of its votes when a later term has cut the donor's
+        // WAL and written it anew; such a winner never commits, and what it believes to have is still its log.
+        let wal = self.ledger.votes.get(&(term, donor));
+        let wal = wal.map(Vec::as_slice).unwrap_or_default();
         let log = wal.get(..offset(start)).unwrap_or(wal).to_vec();
         histories::on_election(&self.ledger, term, start, &log)?;
         self.ledger.logs.insert(term, log.clone());

@@ -2,7 +2,7 @@
 
 use crate::disk::{offset, position};
 use lakebed_quorum::membership::Membership;
-use lakebed_types::{Lsn, Term};
+use lakebed_types::{Lsn, NodeId, Term};
 use std::collections::BTreeMap;
 
 /// Knowledge from outside.
@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 pub(crate) struct Ledger {
     /// For every term that was won, the whole log of its winner, from the timeline's start on.
     pub(crate) logs: BTreeMap<Term, Vec<u8>>,
+    /// The WAL on an acceptor's disk when its vote for a term left it: what a winner may call its donor's.
+    pub(crate) votes: BTreeMap<(Term, NodeId), Vec<u8>>,
     /// Everything that was ever acknowledged.
     pub(crate) committed: Vec<u8>,
     /// How far each term has committed.
@@ -28,6 +30,7 @@ impl Ledger {
     pub(crate) fn new(config: Membership) -> Ledger {
         Ledger {
             logs: BTreeMap::new(),
+            votes: BTreeMap::new(),
             committed: Vec::new(),
             commits: BTreeMap::new(),
             config,

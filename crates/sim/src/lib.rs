@@ -10,8 +10,17 @@
 //!
 //! A simulator that finds nothing may be blind: with [`Options::mutation`] one rule of the protocol does not hold, and
 //! the tests demand that some invariant notices.
+//!
+//! `cargo test -p lakebed-sim` runs thousands of seeds and every broken rule. More, and one seed step by step:
+//!
+//! ```text
+//! cargo run -p lakebed-sim --example campaign -- --first 1000000 --seeds 1000000 --threads 8
+//! cargo run -p lakebed-sim --example campaign -- --events 10000 --seeds 20000
+//! cargo run -p lakebed-sim --example campaign -- --first 7 --trace
+//! ```
 #![forbid(unsafe_code)]
 
+mod campaign;
 mod chaos;
 mod disk;
 mod host;
@@ -23,6 +32,7 @@ mod rng;
 mod trace;
 mod world;
 
+pub use campaign::{Campaign, campaign};
 pub use invariants::Violation;
 pub use lakebed_quorum::mutation::Mutation;
 
@@ -67,6 +77,38 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds another seed's counts.
+    pub fn add(&mut self, one: &Report) {
+        let Report {
+            events,
+            elections,
+            appends,
+            commits,
+            truncations,
+            crashes,
+            failed_flushes,
+            partitions,
+            losses,
+            fenced,
+            leases,
+            reconfigurations,
+            aborted_reconfigurations,
+        } = one;
+        self.events += events;
+        self.elections += elections;
+        self.appends += appends;
+        self.commits += commits;
+        self.truncations += truncations;
+        self.crashes += crashes;
+        self.failed_flushes += failed_flushes;
+        self.partitions += partitions;
+        self.losses += losses;
+        self.fenced += fenced;
+        self.leases += leases;
+        self.reconfigurations += reconfigurations;
+        self.aborted_reconfigurations += aborted_reconfigurations;
+    }
+
     /// Every counter with its name.
     pub fn counters(&self) -> [(&'static str, u64); 13] {
         [

@@ -5,7 +5,7 @@
 //! now and then an old request arrives twice, which is more than TCP allows.
 
 use crate::disk::{offset, position};
-use crate::invariants::Checked;
+use crate::invariants::{Checked, Violation, promises};
 use crate::world::{Event, World};
 use bytes::Bytes;
 use lakebed_quorum::message::{Request, Response};
@@ -181,7 +181,7 @@ impl World {
         }
         let found = match source {
             Source::Local => self.hosts[host].log.get(offset(begin)..offset(end)),
-            Source::Acceptor(id) => self.read_from_donor(host, id, term, begin, end),
+            Source::Acceptor(id) => self.read_from_donor(host, id, term, begin, end)?,
         };
         let bytes = found
             .map(Bytes::copy_from_slice)
@@ -198,19 +198,32 @@ impl World {
         self.host_input(host, input)
     }
 
-    fn read_from_donor(&self, host: usize, id: NodeId, term: Term, begin: Lsn, end: Lsn) -> Option<&[u8]> {
-        let n = self.nodes.iter().position(|n| n.id == id)?;
+    fn read_from_donor(
+        &self,
+        host: usize,
+        id: NodeId,
+        term: Term,
+        begin: Lsn,
+        end: Lsn,
+    ) -> Result<Option<&[u8]>, Violation> {
+        let Some(n) = self.nodes.iter().position(|n| n.id == id) else {
+            return Ok(None);
+        };
         let node = &self.nodes[n];
         // Reads go by connections of their own.
         let reachable = !self.blocked(host, n, TO_PROPOSER);
         let end = end.min(position(node.disk.wal.len()));
         match &node.acceptor {
             Some(donor) if reachable && donor.state().truncate <= begin => {
-                donor.may_serve(term, end).ok()?;
-                node.disk.wal.get(offset(begin)..offset(end))
+                let bytes = node.disk.wal.get(offset(begin)..offset(end));
+                let Some(bytes) = bytes.filter(|_| donor.may_serve(term, end).is_ok()) else {
+                    return Ok(None);
+                };
+                promises::on_read(&self.ledger, id, term, begin, bytes)?;
+                Ok(Some(bytes))
             }
             // A donor that does not have it any more uploaded it.
-            _ => Some(self.ledger.stored(begin, end)),
+            _ => Ok(Some(self.ledger.stored(begin, end))),
         }
     }
 }

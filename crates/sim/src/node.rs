@@ -9,7 +9,7 @@ use crate::invariants::{
 };
 use crate::world::{Event, World, empty_acceptor};
 use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
-use lakebed_quorum::message::{Request, Response};
+use lakebed_quorum::message::{Body, Request, Response};
 use lakebed_quorum::mutation::Mutation;
 use lakebed_types::NodeId;
 
@@ -104,7 +104,12 @@ impl World {
             .partition(|(_, _, when)| acceptor.is_met(*when));
         node.waiting = waiting;
         for (stream, msg, _) in due {
-            promises::on_answer(&self.nodes[n], &self.ledger, &msg)?;
+            let node = &self.nodes[n];
+            promises::on_answer(node, &self.ledger, &msg)?;
+            if let Body::Voted { .. } = msg.body {
+                let wal = node.disk.solid().to_vec();
+                self.ledger.votes.insert((msg.term, node.id), wal);
+            }
             if let Some(stream) = stream {
                 self.send_to_proposer(stream, msg);
             }

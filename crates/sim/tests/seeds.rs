@@ -1,53 +1,26 @@
 //! The unbroken core under many seeds, and the determinism of a seed.
 
-use lakebed_sim::{Options, Report, run};
+use lakebed_sim::{Options, campaign, run};
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 10_000;
 const MIN_EVENTS: u64 = 500;
-
-fn add(total: &mut Report, one: &Report) {
-    total.events += one.events;
-    total.elections += one.elections;
-    total.appends += one.appends;
-    total.commits += one.commits;
-    total.truncations += one.truncations;
-    total.crashes += one.crashes;
-    total.failed_flushes += one.failed_flushes;
-    total.partitions += one.partitions;
-    total.losses += one.losses;
-    total.fenced += one.fenced;
-    total.leases += one.leases;
-    total.reconfigurations += one.reconfigurations;
-    total.aborted_reconfigurations += one.aborted_reconfigurations;
-}
 
 #[test]
 fn every_invariant_holds_under_every_seed() {
-    // For long runs by hand: SIM_SEEDS=1000000 SIM_FIRST=1000 cargo test -p lakebed-sim --test seeds -- --nocapture
-    let number = |name: &str, default| {
-        std::env::var(name)
-            .ok()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(default)
-    };
-    let (first, seeds) = (number("SIM_FIRST", 0), number("SIM_SEEDS", SEEDS));
-    let mut total = Report::default();
-    for seed in first..first + seeds {
-        let outcome = run(seed, &Options::default());
-        assert_eq!(outcome.violation, None, "seed {seed}");
-        assert!(
-            outcome.report.events >= MIN_EVENTS,
-            "seed {seed} had {} events",
-            outcome.report.events
-        );
-        add(&mut total, &outcome.report);
-    }
-    println!("seeds: {seeds}");
-    for (name, count) in total.counters() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let result = campaign(0, SEEDS, threads, &Options::default(), |_, _| {});
+    assert_eq!(result.failures, []);
+    assert!(
+        result.fewest_events >= Some(MIN_EVENTS),
+        "a seed had {:?} events",
+        result.fewest_events
+    );
+    println!("seeds: {SEEDS}");
+    for (name, count) in result.report.counters() {
         println!("{name}: {count}");
         assert!(
             count > 0,
-            "no {name} in {seeds} seeds: the simulation does not reach them"
+            "no {name} in {SEEDS} seeds: the simulation does not reach them"
         );
     }
 }
@@ -65,23 +38,4 @@ fn the_same_seed_gives_the_same_trace() {
     assert_ne!(one.trace_hash, other.trace_hash);
     // Keeping the text changes nothing.
     assert_eq!(one.trace_hash, run(7, &Options::default()).trace_hash);
-}
-
-/// Prints one seed's steps: `SIM_SEED=7 cargo test -p lakebed-sim --test seeds -- --ignored --nocapture`.
-#[test]
-#[ignore = "for reading a failure by hand"]
-fn print_one_seed() {
-    let seed = std::env::var("SIM_SEED")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
-    let outcome = run(
-        seed,
-        &Options {
-            keep_trace: true,
-            ..Options::default()
-        },
-    );
-    outcome.trace.iter().for_each(|line| println!("{line}"));
-    println!("{:?}", outcome.violation);
 }

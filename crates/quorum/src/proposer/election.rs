@@ -47,6 +47,7 @@ impl Proposer {
     fn ask_vote(&mut self, to: NodeId, term: Term) -> Vec<Command> {
         if let Some(peer) = self.peers.get_mut(&to) {
             peer.link = Link::Voting;
+            peer.sent_ms = self.now_ms;
         }
         let generation = self.config.membership.generation;
         let msg = Request::Vote { generation, term };

@@ -11,7 +11,7 @@ use lakebed_types::{Lsn, Term};
 
 const NAME: &str = "histories";
 
-/// A proposer wins `term`, which starts at `start`, with the donor's log `log` below.
+/// A proposer wins `term`, which starts at `start`, with the donor's log `log` below: as it was in the donor's vote.
 pub(crate) fn on_election(ledger: &Ledger, term: Term, start: Lsn, log: &[u8]) -> Checked {
     ensure(log.len() == offset(start), NAME, || {
         format!(
@@ -19,7 +19,8 @@ pub(crate) fn on_election(ledger: &Ledger, term: Term, start: Lsn, log: &[u8]) -
             position(log.len())
         )
     })?;
-    // A slow winner may learn of its votes when a later term has committed already: it will never commit.
+    // Not everything that was acknowledged: a slow winner may learn of its votes when a later term has committed
+    // already. It will never commit; what matters is what the terms before it did.
     ensure(log.starts_with(ledger.committed_before(term)), NAME, || {
         format!(
             "term {term} starts at {start} without what earlier terms committed: {:?}",

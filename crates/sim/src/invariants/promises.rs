@@ -1,10 +1,12 @@
-//! What an acceptor says is on its disk when the answer leaves: term, generation, history and WAL.
+//! What an acceptor says is on its disk when the answer leaves: term, generation, history and WAL. What it serves as a
+//! donor is the log of the term on whose behalf it was asked.
 
 use super::{Checked, ensure};
 use crate::disk::{offset, position};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use lakebed_quorum::message::{Body, Response};
+use lakebed_types::{Lsn, NodeId, Term};
 
 const NAME: &str = "promises";
 
@@ -52,5 +54,13 @@ pub(crate) fn on_answer(node: &Node, ledger: &Ledger, msg: &Response) -> Checked
     let same = history.is_none_or(|h| *h == control.term_history || moved);
     ensure(same, NAME, || {
         format!("node {id} names a history that its disk does not have")
+    })
+}
+
+/// `donor` serves WAL from `begin` on to the winner of `term`, who will send it on under its own history.
+pub(crate) fn on_read(ledger: &Ledger, donor: NodeId, term: Term, begin: Lsn, bytes: &[u8]) -> Checked {
+    let log = ledger.logs.get(&term).and_then(|log| log.get(offset(begin)..));
+    ensure(log.is_some_and(|log| log.starts_with(bytes)), NAME, || {
+        format!("node {donor} serves WAL at {begin} to the winner of term {term}, who had other WAL there")
     })
 }

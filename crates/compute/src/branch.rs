@@ -1,0 +1,134 @@
+//! What a compute has to know of its branch, checked.
+
+use std::collections::BTreeMap;
+
+use lakebed_proto::convert::{self, InvalidMessage};
+use lakebed_proto::{quorum, v1};
+use lakebed_quorum::membership::Membership;
+use lakebed_types::{Lsn, NodeId, ShardCount, ShardIdentity, TenantId, TimelineId};
+use lakebed_wal::page::{MAGIC_15, WalFormat};
+
+/// Where one shard's pages are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardAddress {
+    /// Which shard.
+    pub shard: ShardIdentity,
+    /// `host:port` of its pageserver.
+    pub address: String,
+}
+
+/// A branch as the controller knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// Name of tenant and branch, for people.
+    pub name: String,
+    /// Where its own WAL begins.
+    pub start: Lsn,
+    /// Start of the record that ends there.
+    pub last_record_start: Lsn,
+    /// Postgres system identifier.
+    pub system_id: u64,
+    /// WAL segment size in bytes.
+    pub segment_bytes: u32,
+    /// Who must agree.
+    pub membership: Membership,
+    /// `host:port` of each safekeeper.
+    pub safekeepers: BTreeMap<NodeId, String>,
+    /// All shards, by index.
+    pub shards: Vec<ShardAddress>,
+}
+
+/// Major version of Postgres that computes run.
+pub const POSTGRES_MAJOR: u32 = 15;
+
+fn invalid(field: &'static str, reason: impl ToString) -> InvalidMessage {
+    InvalidMessage::Field {
+        field,
+        reason: reason.to_string(),
+    }
+}
+
+impl Branch {
+    /// Checks what the controller answered.
+    ///
+    /// # Errors
+    /// The branch is not ready, or the answer is not consistent.
+    pub fn from_wire(wire: &v1::BranchInfo) -> Result<Branch, InvalidMessage> {
+        if wire.state() != v1::BranchState::Active {
+            return Err(invalid(
+                "state",
+                format!("branch {} is not active yet", wire.name),
+            ));
+        }
+        let (tenant, timeline) = convert::timeline(wire.timeline.as_ref())?;
+        let cluster = wire.cluster.as_ref().ok_or(InvalidMessage::Missing("cluster"))?;
+        if cluster.postgres_major != POSTGRES_MAJOR {
+            return Err(invalid(
+                "cluster.postgres_major",
+                format!(
+                    "the branch was made by Postgres {}; this build runs {POSTGRES_MAJOR}",
+                    cluster.postgres_major
+                ),
+            ));
+        }
+        let membership = quorum::membership(wire.membership.as_ref())?;
+        let located = |location: &v1::NodeLocation| (NodeId(location.node_id), location.address.clone());
+        let safekeepers: BTreeMap<NodeId, String> = wire.safekeepers.iter().map(located).collect();
+        let members = membership.old.iter().chain(membership.new.iter().flatten());
+        for member in members {
+            if !safekeepers.contains_key(member) {
+                return Err(invalid(
+                    "safekeepers",
+                    format!("no address of safekeeper {}", member.0),
+                ));
+            }
+        }
+        Ok(Branch {
+            tenant,
+            timeline,
+            name: format!("{}/{}", wire.tenant_name, wire.name),
+            start: Lsn(wire.start_lsn),
+            last_record_start: Lsn(wire.last_record_start),
+            system_id: cluster.system_identifier,
+            segment_bytes: cluster.wal_segment_bytes,
+            membership,
+            safekeepers,
+            shards: shards(&wire.shards)?,
+        })
+    }
+
+    /// The form of its WAL.
+    pub fn format(&self) -> WalFormat {
+        WalFormat {
+            magic: MAGIC_15,
+            timeline: 1,
+            system_identifier: self.system_id,
+            segment_bytes: self.segment_bytes,
+        }
+    }
+}
+
+fn shards(wire: &[v1::ShardLocation]) -> Result<Vec<ShardAddress>, InvalidMessage> {
+    let count = u8::try_from(wire.len()).ok().and_then(ShardCount::new);
+    let count = count.ok_or_else(|| invalid("shards", format!("{} shards", wire.len())))?;
+    let mut shards = Vec::with_capacity(wire.len());
+    for (index, location) in (0u8..).zip(wire) {
+        if location.index != u32::from(index) || location.count != u32::from(count.get()) {
+            return Err(invalid("shards", "they are not all there, in order"));
+        }
+        let shard = ShardIdentity::new(index, count).ok_or_else(|| invalid("shards", "index"))?;
+        let node = location
+            .node
+            .as_ref()
+            .ok_or(InvalidMessage::Missing("shards.node"))?;
+        shards.push(ShardAddress {
+            shard,
+            address: node.address.clone(),
+        });
+    }
+    Ok(shards)
+}

@@ -1,0 +1,78 @@
+//! A compute's configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that a compute is told at its start, except the branch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComputeConfig {
+    /// Directory of this compute: data directory, sockets, log of Postgres. Nothing in it outlives the process that
+    /// made it; it is built anew at each start.
+    pub dir: PathBuf,
+    /// Directory of the programs of Postgres 15.
+    pub pg_bin: PathBuf,
+    /// The library `liblakebed_shim.so`.
+    pub shim: PathBuf,
+    /// What Postgres listens on (`listen_addresses`).
+    #[serde(default = "default_pg_listen")]
+    pub pg_listen: String,
+    /// Port of Postgres.
+    pub pg_port: u16,
+    /// Address of the admin HTTP service.
+    pub admin_listen: SocketAddr,
+    /// Who Postgres runs as when this process is root, which Postgres refuses.
+    #[serde(default = "default_run_as")]
+    pub run_as: String,
+    /// Without a quorum for this long Postgres is stopped, in milliseconds.
+    #[serde(default = "default_lease_ms")]
+    pub lease_ms: u64,
+    /// A safekeeper hears from this compute at least this often, in milliseconds.
+    #[serde(default = "default_heartbeat_ms")]
+    pub heartbeat_ms: u64,
+    /// WAL kept in memory for safekeepers that lag, in bytes. Once the quorum itself lags this far, Postgres waits.
+    #[serde(default = "default_local_wal_bytes")]
+    pub local_wal_bytes: usize,
+    /// More settings of Postgres, as on its command line: `shared_buffers=1GB`. Those that safety needs are refused.
+    #[serde(default)]
+    pub settings: Vec<String>,
+}
+
+fn default_pg_listen() -> String {
+    "127.0.0.1".to_owned()
+}
+
+fn default_run_as() -> String {
+    "postgres".to_owned()
+}
+
+fn default_lease_ms() -> u64 {
+    10_000
+}
+
+fn default_heartbeat_ms() -> u64 {
+    250
+}
+
+fn default_local_wal_bytes() -> usize {
+    256 << 20
+}
+
+impl ComputeConfig {
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// The sidecar's socket, where the shim asks.
+    pub fn shim_socket(&self) -> PathBuf {
+        self.dir.join("shim.sock")
+    }
+
+    /// The log of Postgres.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("postgres.log")
+    }
+}

@@ -1,0 +1,122 @@
+//! A fresh data directory, from the basebackup.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use lakebed_proto::v1;
+use tonic::Streaming;
+
+/// Settings that the sidecar owns but that may be switched while Postgres runs; everything else that safety needs is
+/// on the command line.
+pub const OWN_CONFIG: &str = "lakebed.conf";
+const INCLUDE: &str = "include_if_exists = 'lakebed.conf'";
+/// Torn pages cannot exist: pages are rebuilt from WAL, and the local ones are dropped with the compute.
+const OWN_SETTINGS: &str = "# Written at each start.\nfull_page_writes = off\n";
+
+/// Whose files are written, when this process is root.
+pub type Owner = Option<(u32, u32)>;
+
+/// Gives a path to its owner.
+///
+/// # Errors
+/// The path is gone.
+pub fn give(path: &Path, owner: Owner) -> io::Result<()> {
+    match owner {
+        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    }
+}
+
+/// Makes a directory and its missing parents, each given to the owner.
+///
+/// # Errors
+/// The disk is full, or something that is no directory is in the way.
+pub fn make_directories(path: &Path, owner: Owner) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
+    for directory in missing.into_iter().rev() {
+        match fs::create_dir(directory) {
+            Ok(()) => {
+                fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+                give(directory, owner)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Receives a basebackup into `data`, which must not exist. Tablespaces become directories below `tablespaces`.
+///
+/// # Errors
+/// The stream breaks, the disk is full, or a path leads elsewhere.
+pub async fn receive(
+    mut chunks: Streaming<v1::FileChunk>,
+    data: &Path,
+    tablespaces: &Path,
+    owner: Owner,
+) -> anyhow::Result<()> {
+    make_directories(data, owner).with_context(|| format!("creating {}", data.display()))?;
+    let mut open: Option<(PathBuf, File)> = None;
+    while let Some(chunk) = chunks.message().await.context("receiving the basebackup")? {
+        let relative = chunk.path.trim_end_matches('/');
+        let inside = !relative.is_empty() && relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        if !inside {
+            bail!("the basebackup has a file `{}`, which is outside", chunk.path);
+        }
+        let path = data.join(relative);
+        let failed = || format!("writing {}", path.display());
+        if !chunk.link_target.is_empty() {
+            let name = path.file_name().unwrap_or_default();
+            let target = tablespaces.join(name);
+            make_directories(&target, owner).with_context(failed)?;
+            symlink(&target, &path).with_context(failed)?;
+            let from = String::from_utf8_lossy(&chunk.link_target).into_owned();
+            tracing::info!(tablespace = %String::from_utf8_lossy(name.as_bytes()), from, to = %target.display(), "tablespace");
+            continue;
+        }
+        if chunk.path.ends_with('/') {
+            make_directories(&path, owner).with_context(failed)?;
+            continue;
+        }
+        if open.as_ref().is_none_or(|(open, _)| *open != path) {
+            if let Some(directory) = path.parent() {
+                make_directories(directory, owner).with_context(failed)?;
+            }
+            let file = File::create(&path).with_context(failed)?;
+            file.set_permissions(Permissions::from_mode(0o600))
+                .with_context(failed)?;
+            give(&path, owner).with_context(failed)?;
+            open = Some((path.clone(), file));
+        }
+        if let Some((_, file)) = &open {
+            file.write_all_at(&chunk.data, chunk.offset)
+                .with_context(failed)?;
+            if chunk.last && chunk.file_bytes > 0 {
+                file.set_len(chunk.file_bytes).with_context(failed)?;
+            }
+        }
+        if chunk.last {
+            open = None;
+        }
+    }
+    configure(data, owner).context("writing the configuration")
+}
+
+fn configure(data: &Path, owner: Owner) -> io::Result<()> {
+    let own = data.join(OWN_CONFIG);
+    fs::write(&own, OWN_SETTINGS)?;
+    give(&own, owner)?;
+    let main = data.join("postgresql.conf");
+    let text = fs::read_to_string(&main).unwrap_or_default();
+    if !text.lines().any(|line| line.trim() == INCLUDE) {
+        let mut file = File::options().create(true).append(true).open(&main)?;
+        writeln!(file, "\n{INCLUDE}")?;
+        give(&main, owner)?;
+    }
+    Ok(())
+}

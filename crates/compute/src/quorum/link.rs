@@ -1,0 +1,102 @@
+//! The stream to one safekeeper: opened, reopened, and told about.
+
+use std::time::Duration;
+
+use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
+use lakebed_proto::{connect, quorum, v1};
+use lakebed_quorum::message::Response;
+use lakebed_types::NodeId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// Messages on their way to one safekeeper. A safekeeper that is further behind than this gets a new stream, and then
+/// larger messages.
+const MESSAGES: usize = 8192;
+/// Largest message: a WAL record may be up to a gibibyte, a greeting is small.
+pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Pause before a stream is opened again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// What happened to a stream.
+pub(super) struct LinkEvent {
+    /// With whom.
+    pub(super) node: NodeId,
+    /// Which stream: rising.
+    pub(super) stream: u64,
+    /// What.
+    pub(super) kind: LinkEventKind,
+}
+
+pub(super) enum LinkEventKind {
+    /// It is open.
+    Open {
+        messages: mpsc::Sender<v1::ProposerMessage>,
+        client: SafekeeperClient<Channel>,
+    },
+    /// An answer.
+    Received(Box<Response>),
+    /// It broke.
+    Closed(String),
+}
+
+/// Keeps a stream open until the receiver of events is gone.
+pub(super) async fn keep(node: NodeId, address: String, events: mpsc::Sender<LinkEvent>) {
+    let mut pause = RETRY.0;
+    for stream in 1.. {
+        let event = |kind| LinkEvent { node, stream, kind };
+        let (error, worked) = match follow(&address, &event, &events).await {
+            Ok(worked) => ("the safekeeper ended the stream".to_owned(), worked),
+            Err((error, worked)) => (error, worked),
+        };
+        if events.send(event(LinkEventKind::Closed(error))).await.is_err() {
+            return;
+        }
+        pause = if worked { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// One stream, from its opening to its end; tells also whether anything was received.
+async fn follow(
+    address: &str,
+    event: &impl Fn(LinkEventKind) -> LinkEvent,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Result<bool, (String, bool)> {
+    let never = |error: String| (error, false);
+    let channel = connect(address)
+        .await
+        .map_err(|error| never(format!("{error:?}")))?;
+    let mut client = SafekeeperClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (messages, outgoing) = mpsc::channel(MESSAGES);
+    let open = LinkEventKind::Open {
+        messages,
+        client: client.clone(),
+    };
+    // The server may answer only once it has read a message, so ours go on their way first.
+    if events.send(event(open)).await.is_err() {
+        return Ok(false);
+    }
+    let response = client.propose(ReceiverStream::new(outgoing)).await;
+    let mut answers = response
+        .map_err(|status| never(status.message().to_owned()))?
+        .into_inner();
+    let mut worked = false;
+    loop {
+        let answer = answers.message().await;
+        let Some(answer) = answer.map_err(|status| (status.message().to_owned(), worked))? else {
+            return Ok(worked);
+        };
+        let response = quorum::response(answer).map_err(|error| (error.to_string(), worked))?;
+        worked = true;
+        if events
+            .send(event(LinkEventKind::Received(Box::new(response))))
+            .await
+            .is_err()
+        {
+            return Ok(true);
+        }
+    }
+}

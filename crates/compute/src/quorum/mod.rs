@@ -1,0 +1,391 @@
+//! Drives the proposer core: streams to the safekeepers, a clock, and the WAL.
+//!
+//! One task owns the core. It is given what happens, one thing at a time, and does what the core says before the
+//! next. A lost election is tried again after a random pause, in a higher term, with new streams. Being fenced and
+//! losing the lease are final: they are told at once, and the owner of Postgres stops it.
+
+mod link;
+mod read_wal;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lakebed_proto::quorum as wire;
+use lakebed_proto::v1;
+use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
+use lakebed_quorum::message::Refusal;
+use lakebed_quorum::proposer::{Command, Config, Input, Phase, Proposer, Source};
+use lakebed_types::{Lsn, NodeId, Term};
+use rand::{Rng, SeedableRng};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::acks::Acks;
+use crate::branch::Branch;
+use crate::config::ComputeConfig;
+use crate::local_wal::LocalWal;
+use link::{LinkEvent, LinkEventKind};
+
+/// The core's clock.
+const TICK: Duration = Duration::from_millis(50);
+/// An election without progress for this long is lost.
+const ELECTION: Duration = Duration::from_secs(5);
+/// Pause after a lost election, at least and at most.
+const ELECTION_PAUSE_MS: std::ops::Range<u64> = 50..400;
+/// WAL in one message.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// WAL on its way to one safekeeper.
+const IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// Events that wait for the task.
+const EVENTS: usize = 1024;
+
+/// A term that was won.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Won {
+    /// The term.
+    pub term: Term,
+    /// Its first position: the compute boots here.
+    pub start: Lsn,
+}
+
+/// Why the quorum is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Another compute has this higher term.
+    Fenced(Term),
+    /// No quorum for the length of the lease.
+    LeaseExpired,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// One safekeeper as the driver sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// Where it is.
+    pub address: String,
+    /// Where it stands.
+    pub phase: Option<Phase>,
+    /// End of its WAL that counts.
+    pub flush: Option<Lsn>,
+    /// What was wrong last; empty while it works.
+    pub trouble: String,
+}
+
+/// Where the quorum stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The term, once won.
+    pub won: Option<Won>,
+    /// Everything below is on a quorum; zero until the term's start is.
+    pub commit: Lsn,
+    /// Why it ended.
+    pub lost: Option<Lost>,
+    /// By node.
+    pub peers: BTreeMap<u64, PeerView>,
+    /// Elections lost so far.
+    pub elections_lost: u64,
+}
+
+/// What the driver works with.
+#[derive(Debug)]
+pub struct Driver {
+    /// The branch.
+    pub branch: Branch,
+    /// Lease and heartbeat.
+    pub config: ComputeConfig,
+    /// This compute's WAL.
+    pub local: Arc<LocalWal>,
+    /// Flushes that wait for it.
+    pub acks: Arc<Acks>,
+    /// End of this compute's WAL.
+    pub written: watch::Receiver<Lsn>,
+    /// Where it tells.
+    pub standing: watch::Sender<Standing>,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+/// How one attempt at a term ended.
+enum Attempt {
+    /// Try above this term.
+    Again(Term),
+    Lost(Lost),
+}
+
+struct Link {
+    stream: u64,
+    messages: mpsc::Sender<v1::ProposerMessage>,
+    client: SafekeeperClient<Channel>,
+}
+
+/// Answer of a donor.
+struct DonorRead {
+    acceptor: NodeId,
+    begin: Lsn,
+    bytes: Option<Bytes>,
+}
+
+struct Core {
+    proposer: Proposer,
+    links: BTreeMap<NodeId, Link>,
+    trouble: BTreeMap<NodeId, String>,
+    reads: JoinSet<DonorRead>,
+    ended: Option<Attempt>,
+    won: Option<Won>,
+}
+
+impl Driver {
+    /// Works until stopped, fenced or without a quorum for too long.
+    pub async fn run(mut self) {
+        let began = Instant::now();
+        let (mut floor, stop) = (Term(0), self.stop.clone());
+        let lost = loop {
+            let attempt = tokio::select! {
+                attempt = self.attempt(floor, began) => attempt,
+                () = stop.cancelled() => Attempt::Lost(Lost::Stopped),
+            };
+            match attempt {
+                Attempt::Lost(lost) => break lost,
+                Attempt::Again(term) => {
+                    tracing::info!(term = term.0, "election lost; trying again");
+                    self.standing.send_modify(|standing| standing.elections_lost += 1);
+                    floor = floor.max(term);
+                    let pause = rand::rngs::StdRng::from_os_rng().random_range(ELECTION_PAUSE_MS);
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+            }
+        };
+        match &lost {
+            Lost::Fenced(term) => tracing::error!(term = term.0, "fenced: another compute has this branch"),
+            Lost::LeaseExpired => {
+                tracing::error!(
+                    lease_ms = self.config.lease_ms,
+                    "no quorum of safekeepers: the lease is over"
+                );
+            }
+            Lost::Stopped => {}
+        }
+        self.local.close();
+        self.standing.send_modify(|standing| standing.lost = Some(lost));
+    }
+
+    async fn attempt(&mut self, floor: Term, began: Instant) -> Attempt {
+        let now = || u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let config = Config {
+            membership: self.branch.membership.clone(),
+            system_id: self.branch.system_id,
+            pg_version: crate::branch::POSTGRES_MAJOR,
+            segment_bytes: u64::from(self.branch.segment_bytes),
+            lease_ms: self.config.lease_ms,
+            heartbeat_ms: self.config.heartbeat_ms,
+            election_ms: ELECTION.as_millis() as u64,
+            chunk_bytes: CHUNK_BYTES,
+            in_flight_bytes: IN_FLIGHT_BYTES,
+        };
+        let mut core = Core {
+            proposer: Proposer::new(config, floor, now()),
+            links: BTreeMap::new(),
+            trouble: BTreeMap::new(),
+            reads: JoinSet::new(),
+            ended: None,
+            won: None,
+        };
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        // Ends with this attempt: a proposer never hears what was said to another.
+        let mut links = JoinSet::new();
+        for (node, address) in &self.branch.safekeepers {
+            links.spawn(link::keep(*node, address.clone(), sender.clone()));
+        }
+        let mut clock = tokio::time::interval(TICK);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.written.mark_changed();
+        loop {
+            let input = tokio::select! {
+                biased;
+                _ = clock.tick() => {
+                    let input = Input::Tick { now_ms: now() };
+                    self.handle(&mut core, input);
+                    self.publish(&core);
+                    None
+                }
+                Some(event) = events.recv() => self.link_event(&mut core, event),
+                changed = self.written.changed() => match changed {
+                    Ok(()) => Some(Input::LocalWal { end: *self.written.borrow_and_update() }),
+                    Err(_) => return Attempt::Lost(Lost::Stopped),
+                },
+                Some(read) = core.reads.join_next() => read.ok().map(|read| match read.bytes {
+                    Some(bytes) => Input::WalRead { acceptor: read.acceptor, begin: read.begin, bytes },
+                    None => Input::WalReadFailed { acceptor: read.acceptor, begin: read.begin },
+                }),
+            };
+            if let Some(input) = input {
+                self.handle(&mut core, input);
+            }
+            if let Some(ended) = core.ended.take() {
+                self.publish(&core);
+                return ended;
+            }
+        }
+    }
+
+    fn link_event(&self, core: &mut Core, event: LinkEvent) -> Option<Input> {
+        let LinkEvent { node, stream, kind } = event;
+        match kind {
+            LinkEventKind::Open { messages, client } => {
+                core.links.insert(
+                    node,
+                    Link {
+                        stream,
+                        messages,
+                        client,
+                    },
+                );
+                core.trouble.remove(&node);
+                Some(Input::Connected(node))
+            }
+            LinkEventKind::Received(msg) => {
+                let current = core.links.get(&node).is_some_and(|link| link.stream == stream);
+                current.then_some(Input::Received {
+                    from: node,
+                    msg: *msg,
+                })
+            }
+            LinkEventKind::Closed(error) => {
+                if core.trouble.get(&node) != Some(&error) {
+                    tracing::warn!(safekeeper = node.0, error, "stream to safekeeper broke");
+                }
+                core.trouble.insert(node, error);
+                let known = core.links.get(&node).is_some_and(|link| link.stream == stream);
+                if known {
+                    core.links.remove(&node);
+                }
+                known.then_some(Input::Disconnected(node))
+            }
+        }
+    }
+
+    /// Gives the core an input and does what it says, and what follows from that.
+    fn handle(&self, core: &mut Core, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            for command in core.proposer.handle(input) {
+                inputs.extend(self.execute(core, command));
+            }
+        }
+    }
+
+    fn execute(&self, core: &mut Core, command: Command) -> Option<Input> {
+        match command {
+            Command::Send { to, msg } => {
+                let message = wire::request_to_wire(msg, self.branch.tenant, self.branch.timeline);
+                let sent = core
+                    .links
+                    .get(&to)
+                    .is_some_and(|link| link.messages.try_send(message).is_ok());
+                if !sent && core.links.remove(&to).is_some() {
+                    // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one
+                    // is opened.
+                    core.trouble.insert(to, "too far behind".to_owned());
+                    return Some(Input::Disconnected(to));
+                }
+            }
+            Command::ReadWal {
+                acceptor,
+                source,
+                term,
+                begin,
+                end,
+            } => {
+                return self.read_wal(core, acceptor, source, term, (begin, end));
+            }
+            Command::ElectionWon { term, start, donor } => {
+                tracing::info!(term = term.0, %start, donor = donor.0, "election won");
+                let won = Won { term, start };
+                core.won = Some(won);
+                self.standing.send_modify(|standing| standing.won = Some(won));
+            }
+            Command::CommitAdvanced(commit) => {
+                self.acks.committed(commit);
+                self.standing.send_modify(|standing| standing.commit = commit);
+                let kept = self.local.trim(core.proposer.needed_from(), commit);
+                return kept.map(|start| Input::LocalTrimmed { start });
+            }
+            Command::Settled(_) => {}
+            Command::Rejected { acceptor, refusal } => {
+                tracing::error!(safekeeper = acceptor.0, %refusal, "safekeeper cannot take part");
+                core.trouble.insert(acceptor, refusal.to_string());
+            }
+            Command::StaleMembership(generation) => {
+                let refusal = Refusal::Generation(generation);
+                tracing::error!(%refusal, "the safekeepers of this branch have changed; start the compute again");
+            }
+            Command::ElectionLost(term) => core.ended = Some(Attempt::Again(term)),
+            Command::Fenced(term) => core.ended = Some(Attempt::Lost(Lost::Fenced(term))),
+            Command::LeaseExpired => core.ended = Some(Attempt::Lost(Lost::LeaseExpired)),
+        }
+        None
+    }
+
+    fn read_wal(
+        &self,
+        core: &mut Core,
+        acceptor: NodeId,
+        source: Source,
+        term: Term,
+        (begin, end): (Lsn, Lsn),
+    ) -> Option<Input> {
+        let failed = Input::WalReadFailed { acceptor, begin };
+        match source {
+            Source::Local => Some(match self.local.read(begin, end) {
+                Some(bytes) => Input::WalRead {
+                    acceptor,
+                    begin,
+                    bytes,
+                },
+                None => failed,
+            }),
+            Source::Acceptor(donor) => {
+                let Some(link) = core.links.get(&donor) else {
+                    return Some(failed);
+                };
+                let (client, branch) = (link.client.clone(), self.branch.clone());
+                core.reads.spawn(async move {
+                    let bytes = read_wal::read(client, &branch, term, begin, end).await;
+                    if let Err(error) = &bytes {
+                        tracing::warn!(donor = donor.0, %begin, error = format!("{error:#}"), "donor does not give WAL");
+                    }
+                    DonorRead {
+                        acceptor,
+                        begin,
+                        bytes: bytes.ok(),
+                    }
+                });
+                None
+            }
+        }
+    }
+
+    fn publish(&self, core: &Core) {
+        let view = |(node, address): (&NodeId, &String)| {
+            let progress = core.proposer.progress(*node);
+            let view = PeerView {
+                address: address.clone(),
+                phase: progress.map(|(phase, _)| phase),
+                flush: progress.and_then(|(_, flush)| flush),
+                trouble: core.trouble.get(node).cloned().unwrap_or_default(),
+            };
+            (node.0, view)
+        };
+        let peers: BTreeMap<u64, PeerView> = self.branch.safekeepers.iter().map(view).collect();
+        self.standing.send_if_modified(|standing| {
+            let changed = standing.peers != peers;
+            standing.peers = peers;
+            changed
+        });
+    }
+}

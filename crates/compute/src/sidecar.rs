@@ -1,0 +1,397 @@
+//! The stages of a compute: from nothing to a Postgres that accepts connections, and to its end.
+
+use std::fs::{self, File};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
+use lakebed_proto::{connect, convert, v1};
+use lakebed_shim_abi::region::Life;
+use lakebed_types::Lsn;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::acks::Acks;
+use crate::branch::Branch;
+use crate::catalogue::CatalogueClient;
+use crate::config::ComputeConfig;
+use crate::data_dir;
+use crate::files::{Files, server};
+use crate::local_wal::LocalWal;
+use crate::metrics::Metrics;
+use crate::pages::{PageClient, Placement};
+use crate::postgres::{self, Postgres};
+use crate::quorum::{Driver, Lost, Standing, Won};
+use crate::shared_memory::SharedMemory;
+use crate::wal_source::{SourceError, WalSource};
+
+/// How long the quorum may take to give this compute its term.
+const ELECTION: Duration = Duration::from_secs(60);
+/// How long a fenced Postgres may take to end before it is killed.
+const FENCED_PATIENCE: Duration = Duration::from_secs(1);
+/// How long Postgres may take to stop in order.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a compute ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Another compute has the branch.
+    Fenced(u64),
+    /// No quorum for too long.
+    LeaseExpired,
+    /// Postgres ended by itself.
+    Postgres(String),
+    /// Its WAL could not be shipped.
+    Wal(String),
+}
+
+/// What a running compute can be asked for.
+#[derive(Clone, Debug)]
+pub struct Inspect {
+    branch: Branch,
+    config: ComputeConfig,
+    standing: watch::Receiver<Standing>,
+    metrics: Metrics,
+    pid: i32,
+    boot: Duration,
+}
+
+/// A compute whose Postgres accepts connections.
+#[derive(Debug)]
+pub struct Sidecar {
+    config: ComputeConfig,
+    postgres: Postgres,
+    memory: SharedMemory,
+    standing: watch::Receiver<Standing>,
+    source: oneshot::Receiver<Result<(), SourceError>>,
+    source_stop: Arc<AtomicBool>,
+    stop: CancellationToken,
+    inspect: Inspect,
+    _lock: File,
+}
+
+impl Sidecar {
+    /// Boots a compute on a branch.
+    ///
+    /// # Errors
+    /// The directory is in use, the quorum does not answer, shard 0 cannot serve, Postgres does not start: what was
+    /// begun is ended.
+    pub async fn start(
+        config: ComputeConfig,
+        branch: Branch,
+        placement: Placement,
+    ) -> anyhow::Result<Sidecar> {
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let sidecar = boot(config, branch, placement, stop).await?;
+        guard.disarm();
+        Ok(sidecar)
+    }
+
+    /// For status pages and metrics.
+    pub fn inspect(&self) -> Inspect {
+        self.inspect.clone()
+    }
+
+    /// Serves until something ends it, and returns when Postgres is gone.
+    pub async fn run(self, shutdown: CancellationToken) -> Ended {
+        let mut standing = self.standing.clone();
+        let mut source = self.source;
+        let ended = tokio::select! {
+            lost = standing.wait_for(|standing| standing.lost.is_some()) => {
+                match lost.map(|standing| standing.lost.clone()) {
+                    Ok(Some(Lost::Fenced(term))) => Ended::Fenced(term.0),
+                    Ok(Some(Lost::LeaseExpired)) => Ended::LeaseExpired,
+                    Ok(Some(Lost::Stopped) | None) | Err(_) => Ended::Wal("the quorum's driver ended".to_owned()),
+                }
+            }
+            status = self.postgres.exited() => Ended::Postgres(status),
+            result = &mut source => Ended::Wal(match result {
+                Ok(Err(error)) => error.to_string(),
+                Ok(Ok(())) | Err(_) => "the reader of WAL ended".to_owned(),
+            }),
+            () = shutdown.cancelled() => Ended::Stopped,
+        };
+        match &ended {
+            Ended::Stopped => {
+                tracing::info!("stopping Postgres");
+                // The tier goes on serving it meanwhile; should it be lost now, Postgres must not wait for it.
+                tokio::select! {
+                    () = self.postgres.stop(STOP_PATIENCE) => {}
+                    _ = standing.wait_for(|standing| standing.lost.is_some()) => {}
+                }
+                self.postgres.stop_now(FENCED_PATIENCE).await;
+            }
+            Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) => {
+                tracing::error!(?ended, "stopping Postgres at once");
+                self.memory.region().set_life(Life::Fenced);
+                self.postgres.stop_now(FENCED_PATIENCE).await;
+            }
+            Ended::Postgres(status) => tracing::error!(status, "Postgres ended"),
+        }
+        self.memory.region().set_life(Life::Stopped);
+        self.source_stop.store(true, Ordering::Release);
+        self.stop.cancel();
+        ended
+    }
+
+    /// The directory's settings.
+    pub fn config(&self) -> &ComputeConfig {
+        &self.config
+    }
+}
+
+async fn boot(
+    config: ComputeConfig,
+    branch: Branch,
+    placement: Placement,
+    stop: CancellationToken,
+) -> anyhow::Result<Sidecar> {
+    let began = Instant::now();
+    let owner = postgres::owner(&config)?;
+    data_dir::make_directories(&config.dir, owner)
+        .with_context(|| format!("creating {}", config.dir.display()))?;
+    let lock = lock(&config)?;
+    let data = config.data_dir();
+    postgres::wait_for_predecessor(&data).await?;
+    remove(&data)?;
+    remove(&config.dir.join("tablespaces"))?;
+    let memory =
+        SharedMemory::create(&memory_name(&config), owner).context("making the shared memory in /dev/shm")?;
+    let region = memory.region();
+    let local = Arc::new(LocalWal::new(config.local_wal_bytes));
+    let acks = Arc::new(Acks::new(region));
+    let (written, written_to) = watch::channel(Lsn::INVALID);
+    let (tell, mut standing) = watch::channel(Standing::default());
+    let driver = Driver {
+        branch: branch.clone(),
+        config: config.clone(),
+        local: local.clone(),
+        acks: acks.clone(),
+        written: written_to,
+        standing: tell,
+        stop: stop.clone(),
+    };
+    tokio::spawn(driver.run());
+    let won = win(&mut standing).await?;
+    let previous = last_record_start(&branch, won.start).await?;
+    let catalogue = CatalogueClient::new(&branch, won.start, &placement);
+    let chunks = catalogue.basebackup(previous).await;
+    let chunks =
+        chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
+    data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
+    let pages =
+        PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
+    let files = Arc::new(Files::new(
+        data.clone(),
+        owner,
+        won.term,
+        region,
+        pages,
+        catalogue,
+    ));
+    let socket = config.shim_socket();
+    let listener =
+        server::bind(&socket, owner).with_context(|| format!("listening on {}", socket.display()))?;
+    let connected = Arc::new(Notify::new());
+    tokio::spawn(server::serve(listener, files.clone(), connected, stop.clone()));
+    let source_stop = Arc::new(AtomicBool::new(false));
+    let source = WalSource {
+        region,
+        pg_wal: data.join("pg_wal"),
+        format: branch.format(),
+        start: won.start,
+        previous,
+        local: local.clone(),
+        acks: acks.clone(),
+        written,
+        stop: source_stop.clone(),
+    };
+    let (source_ended, source_end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("wal_source".to_owned());
+    let body = move || {
+        // Nobody listens any more when the compute has ended.
+        let _ = source_ended.send(source.run());
+    };
+    thread.spawn(body).context("starting a thread")?;
+    let postgres = Postgres::start(&config, memory.path(), owner).await?;
+    if let Err(error) = postgres.ready(&config).await {
+        region.set_life(Life::Stopped);
+        source_stop.store(true, Ordering::Release);
+        postgres.stop_now(FENCED_PATIENCE).await;
+        return Err(error);
+    }
+    // Every process of this Postgres has inherited the mapping by now.
+    memory.unlink();
+    let boot = began.elapsed();
+    tracing::info!(branch = branch.name, term = won.term.0, start = %won.start, ?boot, "Postgres accepts connections");
+    let metrics = Metrics {
+        region,
+        files,
+        local,
+        acks,
+        standing: standing.clone(),
+    };
+    let inspect = Inspect {
+        branch,
+        config: config.clone(),
+        standing: standing.clone(),
+        metrics,
+        pid: postgres.pid(),
+        boot,
+    };
+    Ok(Sidecar {
+        config,
+        postgres,
+        memory,
+        standing,
+        source: source_end,
+        source_stop,
+        stop,
+        inspect,
+        _lock: lock,
+    })
+}
+
+/// Keeps a second compute out of the directory.
+fn lock(config: &ComputeConfig) -> anyhow::Result<File> {
+    let path = config.dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("{} is in use by another compute", config.dir.display());
+    }
+    Ok(lock)
+}
+
+fn remove(directory: &std::path::Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A name of its own for each directory, the same at each start.
+fn memory_name(config: &ComputeConfig) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    config
+        .dir
+        .canonicalize()
+        .unwrap_or_else(|_| config.dir.clone())
+        .hash(&mut hasher);
+    format!("lakebed-{:016x}", hasher.finish())
+}
+
+/// Waits for the term, and until a quorum has everything below its start.
+async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
+    let usable = |standing: &Standing| {
+        let recovered = standing.won.is_some_and(|won| standing.commit >= won.start);
+        recovered || standing.lost.is_some()
+    };
+    let waited = tokio::time::timeout(ELECTION, standing.wait_for(usable)).await;
+    let Ok(result) = waited.map(|result| result.map(|standing| standing.clone())) else {
+        let peers = standing.borrow().peers.clone();
+        let trouble: Vec<_> = peers
+            .values()
+            .map(|peer| format!("{}: {}", peer.address, peer.trouble))
+            .collect();
+        bail!(
+            "no quorum of safekeepers within {ELECTION:?}: {}",
+            trouble.join("; ")
+        );
+    };
+    let standing = result.context("the quorum's driver ended")?;
+    match (standing.won, &standing.lost) {
+        (Some(won), None) => Ok(won),
+        (_, lost) => bail!("the term was lost before Postgres was started: {lost:?}"),
+    }
+}
+
+/// Start of the record that ends at `at`, the link that the boot checkpoint must carry.
+async fn last_record_start(branch: &Branch, at: Lsn) -> anyhow::Result<Lsn> {
+    if at == branch.start {
+        return Ok(branch.last_record_start);
+    }
+    let mut trouble = Vec::new();
+    for address in branch.safekeepers.values() {
+        match find_boundary(branch, address, at).await {
+            Ok(found) => return Ok(found),
+            Err(error) => trouble.push(format!("{address}: {error:#}")),
+        }
+    }
+    bail!(
+        "no safekeeper knows the record that ends at {at}: {}",
+        trouble.join("; ")
+    )
+}
+
+async fn find_boundary(branch: &Branch, address: &str, at: Lsn) -> anyhow::Result<Lsn> {
+    let mut client = SafekeeperClient::new(connect(address).await?);
+    let request = v1::FindBoundaryRequest {
+        timeline: Some(convert::timeline_ref(branch.tenant, branch.timeline)),
+        at_or_below: at.0,
+    };
+    let found = tokio::time::timeout(ELECTION, client.find_boundary(request))
+        .await??
+        .into_inner();
+    if Lsn(found.boundary_lsn) != at || found.last_record_start == 0 {
+        bail!("its last boundary is {}", Lsn(found.boundary_lsn));
+    }
+    Ok(Lsn(found.last_record_start))
+}
+
+impl Inspect {
+    /// Why it cannot do its work; none while it can.
+    pub fn trouble(&self) -> Option<String> {
+        let standing = self.standing.borrow();
+        standing.lost.as_ref().map(|lost| format!("{lost:?}"))
+    }
+
+    /// Adds its counters to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// What `/v1/status` tells.
+    pub fn status_json(&self) -> serde_json::Value {
+        let standing = self.standing.borrow().clone();
+        let peers: Vec<_> = standing
+            .peers
+            .iter()
+            .map(|(node, peer)| {
+                json!({
+                    "node_id": node,
+                    "address": peer.address,
+                    "phase": peer.phase.map(|phase| format!("{phase:?}")),
+                    "flush_lsn": peer.flush.map(|lsn| lsn.to_string()),
+                    "trouble": peer.trouble,
+                })
+            })
+            .collect();
+        json!({
+            "role": "compute",
+            "branch": self.branch.name,
+            "tenant": self.branch.tenant,
+            "timeline": self.branch.timeline,
+            "term": standing.won.map(|won| won.term.0),
+            "start_lsn": standing.won.map(|won| won.start.to_string()),
+            "commit_lsn": standing.commit.to_string(),
+            "lost": standing.lost.map(|lost| format!("{lost:?}")),
+            "safekeepers": peers,
+            "postgres": {
+                "pid": self.pid,
+                "listen": self.config.pg_listen,
+                "port": self.config.pg_port,
+                "boot_ms": self.boot.as_secs_f64() * 1e3,
+            },
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! Where a new branch starts: a record boundary of the parent or of one of its ancestors.
+//!
+//! * **head**: what a quorum of the parent's safekeepers has committed, so that a branch made after a commit was
+//!   acknowledged has it;
+//! * **LSN**: moved down to the last record boundary by a safekeeper that holds it committed;
+//! * **time**: the last commit at or before it, by the index of the pageserver that keeps shard 0, after that has
+//!   ingested the head.
+//!
+//! Nothing is changed here. The result goes into a command, and the state machine checks it once more.
+
+mod ask;
+mod error;
+
+use std::time::Duration;
+
+use lakebed_placement::branch_point::{Head, holder};
+use lakebed_placement::{State, Tenant, Timeline};
+use lakebed_types::{Lsn, TenantId, TimelineId};
+
+use crate::nodes::Nodes;
+use ask::Ask;
+pub(crate) use error::BranchPointError;
+
+/// How long it is waited for what is committed to be known as such: the proposer's next message says it.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+/// The pause between two looks at the safekeepers.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How far a time may lie in the future of this controller's clock.
+const CLOCK_TOLERANCE_MICROS: i64 = 60_000_000;
+
+/// What a person asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// Everything that is committed now.
+    Head,
+    /// The last boundary at or below.
+    Lsn(Lsn),
+    /// The last commit at or before, in microseconds since 1970.
+    Time(i64),
+}
+
+/// Where a branch starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BranchPoint {
+    /// The timeline whose own WAL holds it: the one asked for, or an ancestor.
+    pub parent: TimelineId,
+    /// A record boundary.
+    pub lsn: Lsn,
+    /// Start of the record that ends there.
+    pub last_record: Lsn,
+}
+
+/// Finds where a branch of `timeline` starts. Works on a copy of the state: nodes are asked on the way.
+pub(crate) async fn find(
+    nodes: &Nodes,
+    state: &State,
+    (tenant_id, tenant): (TenantId, &Tenant),
+    timeline: TimelineId,
+    at: At,
+    now_unix_micros: i64,
+) -> Result<BranchPoint, BranchPointError> {
+    let ask = Ask {
+        nodes,
+        state,
+        tenant_id,
+        tenant,
+    };
+    let lsn = match at {
+        At::Head => told_head(&ask, timeline, None).await?.known,
+        At::Lsn(lsn) => lsn,
+        At::Time(micros) if micros > now_unix_micros.saturating_add(CLOCK_TOLERANCE_MICROS) => {
+            return Err(BranchPointError::Future);
+        }
+        At::Time(micros) => by_time(&ask, timeline, micros).await?,
+    };
+    let parent = holder(tenant, timeline, lsn).ok_or_else(|| BranchPointError::BeforeHistory {
+        lsn,
+        start: history_start(tenant),
+    })?;
+    boundary(&ask, parent, lsn).await
+}
+
+fn history_start(tenant: &Tenant) -> Lsn {
+    let root = tenant
+        .timelines
+        .values()
+        .find(|timeline| timeline.parent.is_none());
+    root.map_or(Lsn::INVALID, |root| root.start_lsn)
+}
+
+fn get<'a>(tenant: &'a Tenant, timeline: TimelineId) -> Result<&'a Timeline, BranchPointError> {
+    tenant
+        .timelines
+        .get(&timeline)
+        .ok_or(BranchPointError::NoTimeline(timeline))
+}
+
+/// The head, once everything up to `needed` (or up to all that is proven) is known as committed.
+async fn told_head(
+    ask: &Ask<'_>,
+    timeline: TimelineId,
+    needed: Option<Lsn>,
+) -> Result<Head, BranchPointError> {
+    let deadline = tokio::time::Instant::now() + COMMIT_PATIENCE;
+    loop {
+        let (head, _) = ask.head(timeline).await?;
+        let proven = head.proven;
+        if needed.is_some_and(|needed| needed > proven) {
+            // Beyond the end: waiting would not help.
+            return Ok(head);
+        }
+        if head.known >= needed.unwrap_or(proven) {
+            return Ok(head);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(BranchPointError::CommitNotTold {
+                timeline,
+                known: head.known,
+                proven,
+            });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The last boundary at or below `lsn`, which lies at or after the timeline's start.
+async fn boundary(ask: &Ask<'_>, id: TimelineId, lsn: Lsn) -> Result<BranchPoint, BranchPointError> {
+    let timeline = get(ask.tenant, id)?;
+    let start = BranchPoint {
+        parent: id,
+        lsn: timeline.start_lsn,
+        last_record: timeline.start_last_record,
+    };
+    if lsn == timeline.start_lsn {
+        return Ok(start);
+    }
+    let head = told_head(ask, id, Some(lsn)).await?;
+    if lsn > head.known {
+        return Err(BranchPointError::BeyondEnd { lsn, end: head.known });
+    }
+    let (boundary, last_record) = ask.boundary(id, lsn).await?;
+    if boundary == timeline.start_lsn {
+        return Ok(start);
+    }
+    if boundary > lsn || boundary < timeline.start_lsn || last_record < timeline.start_lsn {
+        return Err(BranchPointError::Nonsense {
+            lsn,
+            boundary,
+            last_record,
+        });
+    }
+    Ok(BranchPoint {
+        parent: id,
+        lsn: boundary,
+        last_record,
+    })
+}
+
+/// End of the last commit at or before a time, in this timeline's history.
+async fn by_time(ask: &Ask<'_>, timeline: TimelineId, micros: i64) -> Result<Lsn, BranchPointError> {
+    let head = told_head(ask, timeline, None).await?;
+    ask.ingested(timeline, head.known).await?;
+    // What counts of an ancestor ends where the branch toward us begins.
+    let (mut id, mut end) = (timeline, head.known);
+    // Bounded by the number of timelines, so that even a cycle in damaged data ends.
+    for _ in 0..=ask.tenant.timelines.len() {
+        if let Some(found) = ask.lsn_by_time(id, micros).await? {
+            return Ok(found.min(end));
+        }
+        let this = get(ask.tenant, id)?;
+        let Some(parent) = this.parent else {
+            // Nothing was committed yet, but the cluster was there.
+            return if micros >= this.created_unix_micros {
+                Ok(this.start_lsn)
+            } else {
+                Err(BranchPointError::TimeBeforeHistory {
+                    created_unix_micros: this.created_unix_micros,
+                })
+            };
+        };
+        (id, end) = (parent, end.min(this.start_lsn));
+    }
+    Err(BranchPointError::NoTimeline(id))
+}

@@ -1,0 +1,96 @@
+//! Why there is no branch point.
+
+use lakebed_types::{Lsn, TimelineId};
+use tonic::Status;
+
+use crate::nodes::NodeError;
+
+/// Why there is no branch point.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BranchPointError {
+    /// The tenant has no such timeline.
+    #[error("there is no timeline {0}")]
+    NoTimeline(TimelineId),
+    /// Too few safekeepers answered.
+    #[error("no quorum of the safekeepers of timeline {timeline} answered: {reasons}; try again")]
+    NoQuorum {
+        /// The timeline.
+        timeline: TimelineId,
+        /// What each said.
+        reasons: String,
+    },
+    /// A quorum has it, and nobody was told.
+    #[error(
+        "timeline {timeline} is committed up to {proven}, but its compute ended before it told more than {known} to the \
+         safekeepers; start a compute on that branch once, or branch at {known}"
+    )]
+    CommitNotTold {
+        /// The timeline.
+        timeline: TimelineId,
+        /// Up to where safekeepers were told.
+        known: Lsn,
+        /// Up to where a quorum has it.
+        proven: Lsn,
+    },
+    /// Before the first position of the tenant.
+    #[error("{lsn} lies before the history of this branch, which starts at {start}")]
+    BeforeHistory {
+        /// Asked for.
+        lsn: Lsn,
+        /// The first position.
+        start: Lsn,
+    },
+    /// After what is committed.
+    #[error("{lsn} lies beyond the end of this branch, which is committed up to {end}")]
+    BeyondEnd {
+        /// Asked for.
+        lsn: Lsn,
+        /// Up to where it is committed.
+        end: Lsn,
+    },
+    /// Before the tenant was created.
+    #[error(
+        "the time lies before the history of this branch, which starts {created_unix_micros} microseconds after 1970"
+    )]
+    TimeBeforeHistory {
+        /// When the tenant was created.
+        created_unix_micros: i64,
+    },
+    /// After now.
+    #[error("the time lies in the future")]
+    Future,
+    /// The owner of shard 0 is not known.
+    #[error("shard 0 of the tenant has no pageserver with a known address; wait until one registers")]
+    NoCatalogue,
+    /// A node did not answer.
+    #[error("{0}; try again")]
+    Node(#[from] NodeError),
+    /// A safekeeper's answer contradicts its question.
+    #[error(
+        "asked for the last record boundary at or below {lsn}, a safekeeper answered {boundary} after a record at {last_record}"
+    )]
+    Nonsense {
+        /// Asked for.
+        lsn: Lsn,
+        /// Answered.
+        boundary: Lsn,
+        /// Answered.
+        last_record: Lsn,
+    },
+}
+
+impl From<BranchPointError> for Status {
+    fn from(error: BranchPointError) -> Status {
+        use BranchPointError::*;
+        let text = error.to_string();
+        match error {
+            NoTimeline(_) => Status::not_found(text),
+            NoQuorum { .. } | NoCatalogue | Node(_) => Status::unavailable(text),
+            CommitNotTold { .. } => Status::failed_precondition(text),
+            BeforeHistory { .. } | BeyondEnd { .. } | TimeBeforeHistory { .. } | Future => {
+                Status::out_of_range(text)
+            }
+            Nonsense { .. } => Status::internal(text),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! One planned call, carried out over gRPC. Each is idempotent on its node.
+
+use std::time::Duration;
+
+use lakebed_placement::plan::{Action, PlacedShard, TimelineSpec};
+use lakebed_placement::{Call, Command, Intent, NodeRole};
+use lakebed_proto::v1::pageserver_client::PageserverClient;
+use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
+use lakebed_proto::{convert, v1};
+use lakebed_types::TenantId;
+
+use super::role_text;
+use crate::nodes::{NodeError, Nodes};
+use crate::raft_node::ProposeError;
+use crate::wire;
+
+/// How long a safekeeper may take: it creates or removes a few files.
+const SAFEKEEPER_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a pageserver may take: it may read object storage, and waits until a parent has ingested a branch point.
+const PAGESERVER_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Why a step was not done, or not certainly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The log.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The plan names a shard that cannot be.
+    #[error("there is no shard {} of {}", .0.index, .0.count)]
+    NoSuchShard(PlacedShard),
+}
+
+fn shard_ref(tenant: TenantId, shard: PlacedShard) -> Result<v1::ShardRef, CallError> {
+    let identity = shard.identity().ok_or(CallError::NoSuchShard(shard))?;
+    Ok(convert::shard_ref(tenant, identity))
+}
+
+fn spec(timeline: &TimelineSpec) -> v1::PageserverTimeline {
+    v1::PageserverTimeline {
+        timeline: timeline.timeline.0.to_vec().into(),
+        parent: timeline.parent.map(|id| id.0.to_vec()).unwrap_or_default().into(),
+        branch_lsn: timeline.parent.map_or(0, |_| timeline.start_lsn.0),
+        safekeepers: timeline.safekeepers.clone(),
+        cluster: Some(wire::cluster_to_wire(timeline.cluster)),
+    }
+}
+
+/// Makes a call and waits for its answer.
+pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError> {
+    let (address, tenant) = (call.address.as_str(), call.tenant);
+    match &call.action {
+        Action::AttachShard { shard, timelines } => {
+            let request = v1::AttachShardRequest {
+                shard: Some(shard_ref(tenant, *shard)?),
+                generation: shard.generation.0,
+                timelines: timelines.iter().map(spec).collect(),
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).attach_shard(request).await
+                })
+                .await?;
+        }
+        Action::CreateOnShard { shard, timeline } => {
+            let request = v1::CreatePageserverTimelineRequest {
+                shard: Some(shard_ref(tenant, *shard)?),
+                generation: shard.generation.0,
+                timeline: Some(spec(timeline)),
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).create_timeline(request).await
+                })
+                .await?;
+        }
+        Action::DeleteOnShard { shard, timeline } => {
+            let request = v1::DeletePageserverTimelineRequest {
+                shard: Some(shard_ref(tenant, *shard)?),
+                generation: shard.generation.0,
+                timeline: timeline.0.to_vec().into(),
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).delete_timeline(request).await
+                })
+                .await?;
+        }
+        Action::CreateOnSafekeeper {
+            timeline,
+            start_lsn,
+            cluster,
+            safekeepers,
+        } => {
+            let request = v1::CreateSafekeeperTimelineRequest {
+                timeline: Some(convert::timeline_ref(tenant, *timeline)),
+                start_lsn: start_lsn.0,
+                cluster: Some(wire::cluster_to_wire(*cluster)),
+                membership: Some(wire::membership_to_wire(safekeepers)),
+            };
+            nodes
+                .call(address, SAFEKEEPER_PATIENCE, async |channel| {
+                    SafekeeperClient::new(channel).create_timeline(request).await
+                })
+                .await?;
+        }
+        Action::DeleteOnSafekeeper { timeline } => {
+            let request = convert::timeline_ref(tenant, *timeline);
+            nodes
+                .call(address, SAFEKEEPER_PATIENCE, async |channel| {
+                    SafekeeperClient::new(channel).delete_timeline(request).await
+                })
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// A step in words, for logs and status.
+pub(super) fn describe(intent: &Intent) -> String {
+    let call = match intent {
+        Intent::Call(call) => call,
+        Intent::Propose(command) => return describe_command(command),
+    };
+    let (what, role) = match &call.action {
+        Action::AttachShard { shard, .. } => {
+            let text = format!(
+                "attach shard {} of {} at generation {}",
+                shard.index, shard.count, shard.generation
+            );
+            (text, NodeRole::Pageserver)
+        }
+        Action::CreateOnShard { shard, timeline } => {
+            let text = format!("create timeline {} on shard {}", timeline.timeline, shard.index);
+            (text, NodeRole::Pageserver)
+        }
+        Action::DeleteOnShard { shard, timeline } => {
+            let text = format!("delete timeline {timeline} on shard {}", shard.index);
+            (text, NodeRole::Pageserver)
+        }
+        Action::CreateOnSafekeeper {
+            timeline, start_lsn, ..
+        } => {
+            let text = format!("create timeline {timeline} at {start_lsn}");
+            (text, NodeRole::Safekeeper)
+        }
+        Action::DeleteOnSafekeeper { timeline } => {
+            (format!("delete timeline {timeline}"), NodeRole::Safekeeper)
+        }
+    };
+    format!(
+        "tenant {}: {what} on {} {}",
+        call.tenant,
+        role_text(role),
+        call.node
+    )
+}
+
+fn describe_command(command: &Command) -> String {
+    match command {
+        Command::TimelineReady { tenant, timeline } => {
+            format!("tenant {tenant}: record that timeline {timeline} is ready")
+        }
+        Command::TimelineDeleted { tenant, timeline } => {
+            format!("tenant {tenant}: record that timeline {timeline} is gone")
+        }
+        Command::TenantDeleted { tenant } => format!("tenant {tenant}: record that it is gone"),
+        other => format!("record {other:?}"),
+    }
+}
