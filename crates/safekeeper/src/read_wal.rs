@@ -1,7 +1,8 @@
 //! Raw WAL for proposers and computes, and the boundaries in it.
 //!
-//! Below commit bytes never change. Above, a new proposer's history may cut them and others take their place, so they
-//! are read on behalf of a proposer only, whose term the acceptor core is asked about *after* each read.
+//! A proposer ships what it reads here under its own history, so the bytes must be those of its log: the acceptor core
+//! is asked about its term *after* each read, also for WAL that is committed. Without a proposer only committed WAL is
+//! read, which never changes.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ type Out = mpsc::Sender<Result<v1::WalChunk, Status>>;
 pub struct Range {
     begin: Lsn,
     end: Lsn,
-    /// The proposer on whose behalf flushed WAL is read.
+    /// The proposer on whose behalf it is read; 0 when there is none.
     term: Term,
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
     }
     if end > view.commit && term == Term(0) {
         return Err(Status::invalid_argument(format!(
-            "WAL above commit {} is read on behalf of a proposer: name its term",
+            "WAL above commit {} is read on behalf of a proposer only, whose term this request lacks",
             view.commit
         )));
     }
@@ -104,12 +105,7 @@ async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Resul
     let files = working.files.clone();
     let read = tokio::task::spawn_blocking(move || files.read(at, length)).await;
     let end = Lsn(at.0 + length as u64);
-    let committed = {
-        let view = timeline.view();
-        let view = view.borrow();
-        view.stopped.is_none() && end <= view.commit
-    };
-    if !committed {
+    if term > Term(0) {
         may_serve(timeline, working, term, end).await?;
     }
     if at < working.files.start() {
