@@ -56,11 +56,13 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
         ("flushed", view.flush)
     };
     let start = working.files.start();
-    if begin < start || end > limit {
+    if begin < start || begin > limit {
         return Err(Status::out_of_range(format!(
-            "{begin} to {end} is not all {what} here: WAL starts at {start} and is {what} to {limit}"
+            "{begin} is not {what} here: WAL starts at {start} and is {what} to {limit}"
         )));
     }
+    // A proposer that looks for the end of a record does not know where the WAL ends here.
+    let end = end.min(limit);
     if end > view.commit && term == Term(0) {
         return Err(Status::invalid_argument(format!(
             "WAL above commit {} is read on behalf of a proposer only, whose term this request lacks",
