@@ -3,6 +3,7 @@
 mod acknowledge;
 mod driver;
 mod durability;
+mod failing_disk;
 mod feeding;
 mod fencing;
 mod hostile;
