@@ -116,6 +116,8 @@ impl Disk {
                 Operation::Truncate(lsn) => self.store.truncate(lsn)?,
                 Operation::Control { seq, state } => {
                     control_file::store(&self.directory, &state)?;
+                    // Not earlier: what the control file asks for must be there.
+                    self.store.remove_below(state.truncate)?;
                     done.push(Completion::Persisted(seq));
                 }
             }

@@ -116,14 +116,7 @@ async fn send(
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    if start.from < working.files.start() {
-        let reason = format!(
-            "{} lies before the WAL held here, which starts at {}",
-            start.from,
-            working.files.start()
-        );
-        return Err(Status::out_of_range(reason));
-    }
+    check_held(working, start.from)?;
     let mut heartbeat = Heartbeat {
         timeline,
         start,
@@ -137,6 +130,7 @@ async fn send(
     loop {
         let commit = heartbeat.until_commit(Lsn(at.lsn.0 + 1)).await?;
         let decoded = working.decoded.after(at, commit, start.shard.count()).await;
+        check_held(working, at.lsn)?;
         let decoded = decoded.map_err(|error| Status::data_loss(error.to_string()))?;
         if !timeline.shards.is_owner(start.shard, start.generation) {
             return Err(overtaken(start));
@@ -150,6 +144,16 @@ async fn send(
             return Ok(());
         }
     }
+}
+
+fn check_held(working: &Working, from: Lsn) -> Result<(), Status> {
+    let start = working.files.start();
+    if from >= start {
+        return Ok(());
+    }
+    Err(Status::out_of_range(format!(
+        "{from} lies before the WAL held here, which starts at {start}"
+    )))
 }
 
 /// The boundary that a shard names must be one: from inside a record nothing can be decoded.

@@ -112,6 +112,8 @@ pub(crate) struct Owner {
     /// Last control write asked for.
     control: u64,
     truncations: u64,
+    /// The last position that the core was told of.
+    consumed: Lsn,
     view: Arc<watch::Sender<View>>,
     shards: Arc<Shards>,
     metrics: Metrics,
@@ -140,6 +142,7 @@ impl Owner {
             barrier: false,
             control: 0,
             truncations: 0,
+            consumed: Lsn::INVALID,
             view,
             shards,
             metrics,
@@ -244,7 +247,10 @@ impl Owner {
         self.metrics.requests.inc();
         match mail.request {
             Request::Elected { .. } => self.held = Some(mail),
-            Request::Append { .. } => self.append(mail),
+            Request::Append { .. } => {
+                self.append(mail);
+                self.consumed();
+            }
             Request::Greeting { .. } | Request::Vote { .. } => self.hand_over(mail),
         }
     }
@@ -257,6 +263,17 @@ impl Owner {
         });
         self.rooms.extend(mail.room);
         self.execute(commands, Some(mail.reply));
+    }
+
+    /// What all shards have in object storage counts for the removal of WAL.
+    fn consumed(&mut self) {
+        if let Some(lsn) = self.shards.consumed()
+            && lsn > self.consumed
+        {
+            self.consumed = lsn;
+            let commands = self.acceptor.handle(Input::Consumed { lsn });
+            self.execute(commands, None);
+        }
     }
 
     /// Cuts the append at a record boundary and hands that over.
@@ -361,6 +378,7 @@ impl Owner {
             match command {
                 Command::PersistControl { seq, state } => {
                     self.control = seq;
+                    self.files.raise_start(state.truncate);
                     self.batch.control(seq, state);
                 }
                 Command::WriteWal { begin, bytes } => self.batch.write(begin, bytes),

@@ -1,7 +1,8 @@
 //! Raw WAL for proposers and computes, and the boundaries in it.
 //!
-//! Below commit bytes never change. Above, a new proposer's history may cut them and others take their place, so they
-//! are read on behalf of a proposer only, whose term the acceptor core is asked about *after* each read.
+//! A proposer ships what it reads here under its own history, so the bytes must be those of its log: the acceptor core
+//! is asked about its term *after* each read, also for WAL that is committed. Without a proposer only committed WAL is
+//! read, which never changes.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ type Out = mpsc::Sender<Result<v1::WalChunk, Status>>;
 pub struct Range {
     begin: Lsn,
     end: Lsn,
-    /// The proposer on whose behalf flushed WAL is read.
+    /// The proposer on whose behalf it is read; 0 when there is none.
     term: Term,
 }
 
@@ -55,14 +56,16 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
         ("flushed", view.flush)
     };
     let start = working.files.start();
-    if begin < start || end > limit {
+    if begin < start || begin > limit {
         return Err(Status::out_of_range(format!(
-            "{begin} to {end} is not all {what} here: WAL starts at {start} and is {what} to {limit}"
+            "{begin} is not {what} here: WAL starts at {start} and is {what} to {limit}"
         )));
     }
+    // A proposer that looks for the end of a record does not know where the WAL ends here.
+    let end = end.min(limit);
     if end > view.commit && term == Term(0) {
         return Err(Status::invalid_argument(format!(
-            "WAL above commit {} is read on behalf of a proposer: name its term",
+            "WAL above commit {} is read on behalf of a proposer only, whose term this request lacks",
             view.commit
         )));
     }
@@ -104,13 +107,12 @@ async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Resul
     let files = working.files.clone();
     let read = tokio::task::spawn_blocking(move || files.read(at, length)).await;
     let end = Lsn(at.0 + length as u64);
-    let committed = {
-        let view = timeline.view();
-        let view = view.borrow();
-        view.stopped.is_none() && end <= view.commit
-    };
-    if !committed {
+    if term > Term(0) {
         may_serve(timeline, working, term, end).await?;
+    }
+    if at < working.files.start() {
+        let reason = format!("WAL at {at} was removed here meanwhile: read it from object storage");
+        return Err(Status::out_of_range(reason));
     }
     let wal = read
         .map_err(|error| Status::internal(error.to_string()))?

@@ -110,7 +110,8 @@ pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
     if !valid {
         return Err(ControlFileError::Damaged("Postgres version or segment size").into());
     }
-    let (format, start, commit) = (wal_format(&state), state.timeline_start, state.commit);
+    // A crash may have come before the removal of what lies below; it is removed with the next control write.
+    let (format, start, commit) = (wal_format(&state), state.truncate, state.commit);
     let files = WalFiles::new(directory, format, start);
     let known = boundary::at_or_below(&files, commit)?;
     if known.lsn != commit {

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lakebed_types::Lsn;
 use lakebed_wal::page::WalFormat;
@@ -19,7 +21,8 @@ use crate::wal_store::{WalStoreError, segment_path};
 pub struct WalFiles {
     directory: PathBuf,
     format: WalFormat,
-    start: Lsn,
+    /// Shared by all clones.
+    start: Arc<AtomicU64>,
 }
 
 impl WalFiles {
@@ -28,13 +31,18 @@ impl WalFiles {
         WalFiles {
             directory: directory.to_owned(),
             format,
-            start,
+            start: Arc::new(AtomicU64::new(start.0)),
         }
     }
 
-    /// First position held.
+    /// First position held. It rises when WAL is removed, so a reader looks at it after it read, too.
     pub fn start(&self) -> Lsn {
-        self.start
+        Lsn(self.start.load(Ordering::Acquire))
+    }
+
+    /// WAL below is about to be removed.
+    pub(crate) fn raise_start(&self, start: Lsn) {
+        self.start.fetch_max(start.0, Ordering::AcqRel);
     }
 
     /// Format of the WAL.

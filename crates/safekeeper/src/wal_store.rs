@@ -17,9 +17,6 @@ use lakebed_types::Lsn;
 
 use crate::durable_file::{DurableFileError, sync_directory};
 
-/// Largest piece that one [`WalStore::read`] returns, in bytes.
-pub const MAX_READ_BYTES: usize = 1 << 20;
-
 /// Why the WAL store did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum WalStoreError {
@@ -101,6 +98,8 @@ pub struct WalStore {
     write: Lsn,
     /// Segments written since the last flush, by number.
     dirty: BTreeMap<u64, File>,
+    /// No segment whose name sorts before is left, as far as this process knows.
+    removed_below: Option<PathBuf>,
     stopped: bool,
 }
 
@@ -130,6 +129,7 @@ impl WalStore {
             flush: end,
             write: end,
             dirty: BTreeMap::new(),
+            removed_below: None,
             stopped: false,
         };
         for number in start.segment_number(segment_bytes)..end.segment_number(segment_bytes) {
@@ -175,6 +175,53 @@ impl WalStore {
         self.write = Lsn(begin.0 + bytes.len() as u64);
         self.stopped = false;
         Ok(())
+    }
+
+    /// Removes the segments that lie below `lsn` as a whole, oldest first, so that a crash in between leaves no gap;
+    /// what it left is removed the next time.
+    pub fn remove_below(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        if lsn > self.write {
+            return Err(WalStoreError::OutOfRange {
+                lsn,
+                start: self.start,
+                write: self.write,
+            });
+        }
+        self.start = self.start.max(lsn);
+        let keep = self.segment_path(lsn.segment_number(self.segment_bytes));
+        if self.removed_below.as_ref() >= Some(&keep) {
+            return Ok(());
+        }
+        self.stopped = true;
+        let mut old = self.segments(|path| *path < keep)?;
+        old.sort();
+        for path in &old {
+            fs::remove_file(path).map_err(WalStoreError::io(path))?;
+        }
+        sync_directory(&self.directory)?;
+        self.dirty
+            .retain(|number, _| segment_path(&self.directory, self.segment_bytes, *number) >= keep);
+        self.removed_below = Some(keep);
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// Segment files that a caller is interested in, in no order.
+    fn segments(&self, wanted: impl Fn(&PathBuf) -> bool) -> Result<Vec<PathBuf>, WalStoreError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(WalStoreError::io(&self.directory))? {
+            let path = entry.map_err(WalStoreError::io(&self.directory))?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
+            if is_segment && wanted(&path) {
+                found.push(path);
+            }
+        }
+        Ok(found)
     }
 
     /// Places bytes below `start` in the first segment, durably: the page headers that make the segment readable for
@@ -225,32 +272,6 @@ impl WalStore {
         self.write = lsn;
         self.flush = lsn;
         Ok(())
-    }
-
-    /// Up to `limit` bytes from `begin` on, at most to the end of its segment and [`MAX_READ_BYTES`]; empty at the
-    /// end of the WAL.
-    pub fn read(&self, begin: Lsn, limit: usize) -> Result<Vec<u8>, WalStoreError> {
-        if begin < self.start || begin > self.write {
-            return Err(WalStoreError::OutOfRange {
-                lsn: begin,
-                start: self.start,
-                write: self.write,
-            });
-        }
-        let left =
-            (self.write.0 - begin.0).min(self.segment_bytes - begin.segment_offset(self.segment_bytes));
-        let length = usize::try_from(left)
-            .unwrap_or(usize::MAX)
-            .min(limit)
-            .min(MAX_READ_BYTES);
-        let mut bytes = vec![0; length];
-        if length > 0 {
-            let number = begin.segment_number(self.segment_bytes);
-            let file = self.open_existing(number)?;
-            file.read_exact_at(&mut bytes, begin.segment_offset(self.segment_bytes))
-                .map_err(WalStoreError::io(&self.segment_path(number)))?;
-        }
-        Ok(bytes)
     }
 
     fn check_running(&self) -> Result<(), WalStoreError> {
@@ -349,18 +370,7 @@ impl WalStore {
     fn discard_beyond(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
         self.dirty.clear();
         let keep = lsn.segment_number(self.segment_bytes);
-        let mut later: Vec<PathBuf> = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(WalStoreError::io(&self.directory))? {
-            let path = entry.map_err(WalStoreError::io(&self.directory))?.path();
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let is_segment = name.len() == 24 && name.bytes().all(|b| b.is_ascii_hexdigit());
-            if is_segment && path > self.segment_path(keep) {
-                later.push(path);
-            }
-        }
+        let mut later = self.segments(|path| *path > self.segment_path(keep))?;
         later.sort();
         for path in later.iter().rev() {
             fs::remove_file(path).map_err(WalStoreError::io(path))?;

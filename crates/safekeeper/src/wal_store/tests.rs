@@ -1,6 +1,8 @@
 //! Small segments make borders frequent; the sizes are otherwise like real ones.
 
 use super::*;
+use crate::wal_files::WalFiles;
+use lakebed_wal::page::{MAGIC_15, WalFormat};
 
 const SEGMENT: u64 = 1 << 16;
 
@@ -11,15 +13,16 @@ fn pattern(begin: Lsn, length: usize) -> Vec<u8> {
         .collect()
 }
 
-fn read_all(store: &WalStore, begin: Lsn) -> Vec<u8> {
-    let mut all = Vec::new();
-    loop {
-        let piece = store.read(Lsn(begin.0 + all.len() as u64), usize::MAX).unwrap();
-        if piece.is_empty() {
-            return all;
-        }
-        all.extend(piece);
-    }
+fn read_all(store: &WalStore) -> Vec<u8> {
+    let format = WalFormat {
+        magic: MAGIC_15,
+        timeline: 1,
+        system_identifier: 5,
+        segment_bytes: SEGMENT as u32,
+    };
+    let length = store.write_lsn().0 - store.start().0;
+    let files = WalFiles::new(&store.directory, format, store.start());
+    files.read(store.start(), length as usize).unwrap()
 }
 
 #[test]
@@ -36,10 +39,10 @@ fn appended_wal_is_read_back_across_segments_and_reopening() {
     }
     assert_eq!(store.flush().unwrap(), end);
     let expected = pattern(start, (end.0 - start.0) as usize);
-    assert!(read_all(&store, start) == expected);
+    assert!(read_all(&store) == expected);
     drop(store);
     let store = WalStore::open(dir.path(), SEGMENT, start, end).unwrap();
-    assert!(read_all(&store, start) == expected);
+    assert!(read_all(&store) == expected);
 }
 
 #[test]
@@ -65,7 +68,7 @@ fn what_lies_beyond_the_known_end_is_zeros_after_opening_and_truncation() {
     let store = WalStore::open(dir.path(), SEGMENT, start, middle).unwrap();
     let raw = fs::read(store.segment_path(2)).unwrap();
     assert!(raw[500..].iter().all(|&byte| byte == 0));
-    assert!(store.read(middle, 10).unwrap().is_empty());
+    assert_eq!(store.write_lsn(), middle);
 }
 
 #[test]
@@ -82,10 +85,6 @@ fn calls_that_would_leave_a_gap_or_touch_foreign_wal_are_refused() {
     for lsn in [Lsn(start.0 - 1), Lsn(start.0 + 1)] {
         assert!(matches!(
             store.truncate(lsn),
-            Err(WalStoreError::OutOfRange { .. })
-        ));
-        assert!(matches!(
-            store.read(lsn, 1),
             Err(WalStoreError::OutOfRange { .. })
         ));
     }
@@ -109,13 +108,41 @@ fn a_crash_in_the_middle_of_a_truncation_is_repaired_when_opened() {
         .unwrap();
     segment.set_len(1000).unwrap(); // cut, and not yet extended again
     let store = WalStore::open(dir.path(), SEGMENT, start, end).unwrap();
-    assert!(read_all(&store, start) == pattern(start, 1000));
+    assert!(read_all(&store) == pattern(start, 1000));
     assert_eq!(segment.metadata().unwrap().len(), SEGMENT);
     segment.set_len(999).unwrap();
     assert!(matches!(
         WalStore::open(dir.path(), SEGMENT, start, end),
         Err(WalStoreError::Damaged { .. })
     ));
+}
+
+#[test]
+fn removal_takes_whole_segments_also_those_that_a_crash_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT + 100);
+    let end = Lsn(6 * SEGMENT + 9);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    store
+        .append(start, &pattern(start, (end.0 - start.0) as usize))
+        .unwrap();
+    store.flush().unwrap();
+    let left = |dir: &Path| {
+        let there = |number: &u64| segment_path(dir, SEGMENT, *number).exists();
+        (1..=6).filter(there).collect::<Vec<_>>()
+    };
+    store.remove_below(Lsn(2 * SEGMENT - 1)).unwrap();
+    assert_eq!(left(dir.path()), [1, 2, 3, 4, 5, 6]);
+    store.remove_below(Lsn(3 * SEGMENT)).unwrap();
+    assert_eq!(left(dir.path()), [3, 4, 5, 6]);
+    assert!(store.remove_below(Lsn(end.0 + 1)).is_err());
+    drop(store);
+    // The control file names a later start than the removal got to.
+    let at = Lsn(5 * SEGMENT + 8);
+    let mut store = WalStore::open(dir.path(), SEGMENT, at, end).unwrap();
+    store.remove_below(at).unwrap();
+    assert_eq!(left(dir.path()), [5, 6]);
+    assert!(read_all(&store) == pattern(at, (end.0 - at.0) as usize));
 }
 
 #[test]

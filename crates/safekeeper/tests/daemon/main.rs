@@ -1,10 +1,13 @@
 //! Safekeepers as daemons: real gRPC on real ports, real disks, and the WAL of a real cluster.
 
+mod acknowledge;
 mod driver;
 mod durability;
+mod failing_disk;
 mod feeding;
 mod fencing;
 mod hostile;
 mod node;
+mod removal;
 mod sample;
 mod stream;

@@ -4,12 +4,15 @@ use bytes::Bytes;
 use lakebed_proto::v1::acceptor_message::Message as Answer;
 use lakebed_proto::v1::proposer_message::Message;
 use lakebed_proto::{quorum, v1};
-use lakebed_types::Lsn;
+use lakebed_quorum::acceptor::Durable;
+use lakebed_quorum::history::TermHistory;
+use lakebed_types::{Lsn, Term};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::node::{Nodes, create_request, soon, timeline_ref};
+use crate::sample::{SEGMENT, sample};
 
 pub struct Stream {
     messages: mpsc::Sender<v1::ProposerMessage>,
@@ -78,6 +81,22 @@ pub fn greeting(members: &[u64]) -> Message {
 
 pub fn vote(term: u64) -> Message {
     Message::Vote(v1::VoteRequest { generation: 1, term })
+}
+
+/// The state of an acceptor that nobody has written to yet.
+pub fn durable(members: &[u64]) -> Durable {
+    Durable {
+        term: Term(0),
+        term_history: TermHistory::new(vec![(Term(0), sample().start)]).unwrap(),
+        membership: quorum::membership(create_request(members).membership.as_ref()).unwrap(),
+        commit: sample().start,
+        truncate: sample().start,
+        backup: sample().start,
+        timeline_start: sample().start,
+        system_id: sample().system_id,
+        pg_version: 15,
+        segment_bytes: SEGMENT.into(),
+    }
 }
 
 /// A history of (term, start), which parts from the acceptor's at `common`.
