@@ -224,7 +224,12 @@ impl Driver {
                 }),
             };
             if let Some(input) = input {
+                let known = core.proposer.commit().is_valid();
                 self.handle(&mut core, input);
+                if core.proposer.commit().is_valid() != known {
+                    // The boot goes on from here, and asks those that count: not only at the next tick.
+                    self.publish(&core);
+                }
             }
             if let Some(ended) = core.ended.take() {
                 self.publish(&core);
