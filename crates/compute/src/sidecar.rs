@@ -37,6 +37,8 @@ const ELECTION: Duration = Duration::from_secs(60);
 const FENCED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long Postgres may take to stop in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long safekeepers may take to hear of the last commit.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a compute ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +131,12 @@ impl Sidecar {
                     _ = standing.wait_for(|standing| standing.lost.is_some()) => {}
                 }
                 self.postgres.stop_now(FENCED_PATIENCE).await;
+                // Nobody else will tell them: branches and pageservers would not reach the end of this compute's WAL
+                // before the next compute.
+                let told = standing.wait_for(|standing| standing.lost.is_some() || standing.all_told());
+                if tokio::time::timeout(TELL_PATIENCE, told).await.is_err() {
+                    tracing::warn!("not every safekeeper answered to be told what is committed");
+                }
             }
             Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) => {
                 tracing::error!(?ended, "stopping Postgres at once");
@@ -399,6 +407,7 @@ impl Inspect {
                     "address": peer.address,
                     "phase": peer.phase.map(|phase| format!("{phase:?}")),
                     "flush_lsn": peer.flush.map(|lsn| lsn.to_string()),
+                    "commit_lsn": peer.commit.map(|lsn| lsn.to_string()),
                     "trouble": peer.trouble,
                 })
             })
