@@ -274,3 +274,24 @@ fn everything_acknowledged_survives_the_end_of_every_process() {
     }
     compute.expect("a compute").stop();
 }
+
+/// Nobody is left then who tells the safekeepers what is committed.
+#[test]
+fn a_branch_made_after_a_stop_has_everything_acknowledged() {
+    let tier = Tier::start(&Shape::default());
+    for name in ["one", "two", "three"] {
+        let compute = tier.compute("main", name);
+        if name == "one" {
+            prepare(&compute);
+        }
+        let load = Load::start(&compute);
+        compute.stop();
+        let records = load.lost();
+        let begin = Instant::now();
+        tier.client(&["branch", "create", name]);
+        println!("branch {name} made in {:?}", begin.elapsed());
+        let branch = tier.compute(name, &format!("branch-{name}"));
+        check(&branch, &records);
+        branch.kill();
+    }
+}
