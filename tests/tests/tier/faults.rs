@@ -136,13 +136,12 @@ fn a_compute_that_is_cut_off_stops_when_its_lease_ends() {
             }
         }
         let begin = Instant::now();
-        let took = wait_for_end(&processes, begin);
+        let took = wait_for_end(&processes, begin, Duration::from_secs(6));
         println!("safekeepers {way}: Postgres gone after {took:?}, with a lease of 2 s");
         assert!(
             took > Duration::from_secs(1),
             "the lease was not over yet: {took:?}"
         );
-        assert!(took < Duration::from_secs(6), "{took:?}");
         assert!(!compute.sidecar.wait().success());
         let log = compute.sidecar.log();
         assert!(log.contains("no quorum of safekeepers for too long"), "{log}");
@@ -187,12 +186,11 @@ fn a_killed_sidecar_takes_its_postgres_along() {
     );
     let begin = Instant::now();
     compute.kill();
-    let took = wait_for_end(&processes, begin);
+    let took = wait_for_end(&processes, begin, Duration::from_secs(5));
     println!(
         "{} processes of Postgres gone {took:?} after their sidecar",
         processes.len()
     );
-    assert!(took < Duration::from_secs(5), "{took:?}");
     let records = load.lost();
     assert!(asleep.join().expect("a session").is_err());
     assert!(flushing.join().expect("a session").is_err());
@@ -231,7 +229,7 @@ fn a_killed_process_of_postgres_ends_the_compute() {
         let victim = compute.sql(&[&victim]).parse().expect("a process id");
         let begin = Instant::now();
         signal(victim, "-KILL");
-        let took = wait_for_end(&processes, begin);
+        let took = wait_for_end(&processes, begin, Duration::from_secs(10));
         println!("{what} killed: Postgres gone after {took:?}");
         assert!(!compute.sidecar.wait().success());
         let log = compute.sidecar.log();

@@ -32,14 +32,13 @@ fn a_second_compute_fences_the_first() {
     let (second, fenced) = std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
             wait_until("the second compute's term", || term(&tier) > old);
-            wait_for_end(&processes, Instant::now())
+            wait_for_end(&processes, Instant::now(), FENCED_WITHIN)
         });
         // Here and not in a thread, with whose end the compute would end.
         let second = tier.compute("main", "second");
         (second, watch.join().expect("a measurement"))
     });
     println!("the first compute's Postgres was gone {fenced:?} after the second had its term");
-    assert!(fenced < FENCED_WITHIN, "{fenced:?}");
     let records = load.lost();
     check(&second, &records);
     assert!(!first.sidecar.wait().success());
@@ -65,9 +64,8 @@ fn a_compute_that_slept_through_its_fencing_acknowledges_nothing_more() {
     let second = tier.compute("main", "second");
     let acknowledged = load.acknowledged();
     first.sidecar.resume();
-    let took = wait_for_end(&processes, Instant::now());
+    let took = wait_for_end(&processes, Instant::now(), FENCED_WITHIN);
     println!("the first compute's Postgres was gone {took:?} after it woke");
-    assert!(took < FENCED_WITHIN, "{took:?}");
     assert!(!first.sidecar.wait().success());
     let records = load.lost();
     let after: Vec<u64> = records.iter().map(|record| record.acknowledged).collect();

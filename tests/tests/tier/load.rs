@@ -147,10 +147,19 @@ pub fn content(compute: &Compute) -> String {
     compute.sql(&CONTENT)
 }
 
-/// Waits until all these processes are gone; how long that took since `begin`.
-pub fn wait_for_end(processes: &[i32], begin: Instant) -> Duration {
-    wait_until("every process of Postgres to end", || {
-        !processes.iter().copied().any(process_exists)
+/// Waits until all these processes are gone; how long that took since `begin`. More than `limit` is too long.
+pub fn wait_for_end(processes: &[i32], begin: Instant, limit: Duration) -> Duration {
+    let left = |processes: &[i32]| -> Vec<i32> {
+        let all = processes.iter().copied();
+        all.filter(|pid| process_exists(*pid)).collect()
+    };
+    wait_until("processes of Postgres to end", || {
+        left(processes).is_empty() || begin.elapsed() > limit
     });
-    begin.elapsed()
+    let (took, left) = (begin.elapsed(), left(processes));
+    assert!(
+        left.is_empty(),
+        "after {took:?} these processes of Postgres still run: {left:?}"
+    );
+    took
 }

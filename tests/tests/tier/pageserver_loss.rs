@@ -85,6 +85,8 @@ fn the_tier_goes_on_without_its_controller() {
     let cold = compute.sql(&[COLD]);
     tier.client(&["branch", "create", "side"]);
     let branches = tier.client(&["branch", "list", "--json"]);
+    // It has read nothing of the cold table yet.
+    let side = tier.compute("side", "side");
     let load = Load::start(&compute);
     tier.kill_role("controller");
     load.advance(50);
@@ -100,6 +102,8 @@ fn the_tier_goes_on_without_its_controller() {
     tier.start_role("safekeeper-1");
     tier.kill_role("pageserver-1");
     tier.start_role("pageserver-1");
+    assert_eq!(side.sql(&[COLD]), cold);
+    side.stop();
     load.advance(50);
     // This one has to ask the controller what is its own.
     lose(&mut tier, "pageserver-2");
