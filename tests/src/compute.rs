@@ -71,6 +71,15 @@ impl Compute {
         i32::try_from(pid).expect("a process id")
     }
 
+    /// Every process of its Postgres: they all work in the data directory.
+    pub fn processes(&self) -> Vec<i32> {
+        let data = self.data_dir();
+        let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data))
+            .collect()
+    }
+
     /// A client program that will connect to it.
     pub fn program(&self, name: &str) -> Command {
         let mut client = program(name);

@@ -186,10 +186,24 @@ impl Tier {
             .kill();
     }
 
+    fn process(&self, name: &str) -> &Process {
+        let process = self.roles.get(name).and_then(|role| role.process.as_ref());
+        process.unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// Freezes a role, as an overloaded machine or a cut network would: connections stay, nobody answers.
+    pub fn pause_role(&self, name: &str) {
+        self.process(name).pause();
+    }
+
+    /// Thaws a role.
+    pub fn resume_role(&self, name: &str) {
+        self.process(name).resume();
+    }
+
     /// What a role's `/v1/status` tells.
     pub fn status(&self, name: &str) -> Value {
-        let process = self.roles.get(name).and_then(|role| role.process.as_ref());
-        process.unwrap_or_else(|| panic!("{name} does not run")).status()
+        self.process(name).status()
     }
 
     /// Connection string of a branch.
@@ -203,6 +217,16 @@ impl Tier {
         let mut all = arguments.to_vec();
         all.push(&connect);
         lakebed(&all)
+    }
+
+    /// A client command that must fail; what it said.
+    pub fn refused_client(&self, arguments: &[&str]) -> String {
+        let connect = format!("--connect=lakebed://{}/test", self.controller);
+        let mut command = Command::new(build_dir().join("lakebed"));
+        let output = command.args(arguments).arg(connect).output();
+        let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(!output.status.success(), "{command:?} did not fail");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Starts a compute on a branch in a directory of its own below [`Tier::home`].

@@ -19,7 +19,7 @@ use lakebed_layer::file::LayerBuilder;
 use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
 use lakebed_redo::PageBytes;
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::layer_file::{LayerFile, LayerFileError};
@@ -150,6 +150,8 @@ pub struct Timeline {
     thresholds: Thresholds,
     state: RwLock<State>,
     last_record: watch::Sender<Lsn>,
+    /// Rung by readers whose WAL does not come.
+    stalled: Notify,
     disk_consistent: watch::Sender<Lsn>,
     /// Manifest sequence and its layers; held through a flush, so that there is one at a time.
     flushing: tokio::sync::Mutex<(u64, Vec<LayerEntry>)>,
@@ -212,6 +214,7 @@ impl Timeline {
             thresholds,
             state: RwLock::new(state),
             last_record: watch::Sender::new(at),
+            stalled: Notify::new(),
             disk_consistent: watch::Sender::new(at),
             flushing: tokio::sync::Mutex::new(flushed),
         })
@@ -290,6 +293,16 @@ impl Timeline {
     /// Follows [`Timeline::last_record`].
     pub fn watch_last_record(&self) -> watch::Receiver<Lsn> {
         self.last_record.subscribe()
+    }
+
+    /// A reader tells that it waits and nothing is ingested.
+    pub fn complain(&self) {
+        self.stalled.notify_waiters();
+    }
+
+    /// Returns when a reader complains.
+    pub async fn complaint(&self) {
+        self.stalled.notified().await;
     }
 
     /// Why ingest stopped, if it did.

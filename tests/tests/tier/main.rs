@@ -1,4 +1,8 @@
 //! The tier as its users rely on it: real processes, real Postgres, real disks.
 
 mod durability;
+mod faults;
+mod fencing;
+mod load;
+mod pageserver_loss;
 mod state;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use lakebed_proto::quorum as wire;
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_quorum::message::{Refusal, Request};
+use lakebed_quorum::message::{Body, Refusal, Request};
 use lakebed_quorum::proposer::{Command, Config, Input, Phase, Proposer, Source};
 use lakebed_types::{Lsn, NodeId, Term};
 use rand::{Rng, SeedableRng};
@@ -72,6 +72,8 @@ pub struct PeerView {
     pub phase: Option<Phase>,
     /// End of its WAL that counts.
     pub flush: Option<Lsn>,
+    /// What it knows to be committed, as it said last on the stream that is open.
+    pub commit: Option<Lsn>,
     /// What was wrong last; empty while it works.
     pub trouble: String,
 }
@@ -134,9 +136,19 @@ struct Core {
     proposer: Proposer,
     links: BTreeMap<NodeId, Link>,
     trouble: BTreeMap<NodeId, String>,
+    /// What each safekeeper knows to be committed, as it said last.
+    told: BTreeMap<NodeId, Lsn>,
     reads: JoinSet<DonorRead>,
     ended: Option<Attempt>,
     won: Option<Won>,
+}
+
+impl Standing {
+    /// Whether every safekeeper that takes part knows all that is committed.
+    pub fn all_told(&self) -> bool {
+        let mut part = self.peers.values().filter(|peer| peer.trouble.is_empty());
+        part.all(|peer| peer.flush.is_none() || peer.commit >= Some(self.commit))
+    }
 }
 
 impl Driver {
@@ -191,6 +203,7 @@ impl Driver {
             proposer: Proposer::new(config, floor, now()),
             links: BTreeMap::new(),
             trouble: BTreeMap::new(),
+            told: BTreeMap::new(),
             reads: JoinSet::new(),
             ended: None,
             won: None,
@@ -224,7 +237,12 @@ impl Driver {
                 }),
             };
             if let Some(input) = input {
+                let known = core.proposer.commit().is_valid();
                 self.handle(&mut core, input);
+                if core.proposer.commit().is_valid() != known {
+                    // The boot goes on from here, and asks those that count: not only at the next tick.
+                    self.publish(&core);
+                }
             }
             if let Some(ended) = core.ended.take() {
                 self.publish(&core);
@@ -246,10 +264,16 @@ impl Driver {
                     },
                 );
                 core.trouble.remove(&node);
+                core.told.remove(&node);
                 Some(Input::Connected(node))
             }
             LinkEventKind::Received(msg) => {
                 let current = core.links.get(&node).is_some_and(|link| link.stream == stream);
+                if let Body::Appended { commit, .. } = msg.body
+                    && current
+                {
+                    core.told.insert(node, commit);
+                }
                 current.then_some(Input::Received {
                     from: node,
                     msg: *msg,
@@ -378,6 +402,7 @@ impl Driver {
                 address: address.clone(),
                 phase: progress.map(|(phase, _)| phase),
                 flush: progress.and_then(|(_, flush)| flush),
+                commit: core.told.get(node).copied(),
                 trouble: core.trouble.get(node).cloned().unwrap_or_default(),
             };
             (node.0, view)
