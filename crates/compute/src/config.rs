@@ -13,8 +13,9 @@ pub struct ComputeConfig {
     /// made it; it is built anew at each start.
     pub dir: PathBuf,
     /// Directory of the programs of Postgres 15.
+    #[serde(default = "default_pg_bin")]
     pub pg_bin: PathBuf,
-    /// The library `liblakebed_shim.so`.
+    /// The library `liblakebed_compute_shim.so`; copied into `dir`, where Postgres can read it.
     pub shim: PathBuf,
     /// What Postgres listens on (`listen_addresses`).
     #[serde(default = "default_pg_listen")]
@@ -38,6 +39,10 @@ pub struct ComputeConfig {
     /// More settings of Postgres, as on its command line: `shared_buffers=1GB`. Those that safety needs are refused.
     #[serde(default)]
     pub settings: Vec<String>,
+}
+
+fn default_pg_bin() -> PathBuf {
+    PathBuf::from("/usr/lib/postgresql/15/bin")
 }
 
 fn default_pg_listen() -> String {
@@ -69,6 +74,11 @@ impl ComputeConfig {
     /// The sidecar's socket, where the shim asks.
     pub fn shim_socket(&self) -> PathBuf {
         self.dir.join("shim.sock")
+    }
+
+    /// The copy of the library that is preloaded.
+    pub fn shim_copy(&self) -> PathBuf {
+        self.dir.join("shim.so")
     }
 
     /// The log of Postgres.

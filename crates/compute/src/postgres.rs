@@ -77,6 +77,11 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
             config.shim.display()
         );
     }
+    // A build directory or a root's home is often closed to the user that Postgres runs as.
+    let copy = config.shim_copy();
+    let _ = fs::remove_file(&copy);
+    fs::copy(&config.shim, &copy).with_context(|| format!("copying {}", config.shim.display()))?;
+    crate::data_dir::give(&copy, owner)?;
     let data = config.data_dir();
     let mut command = Command::new(program);
     command.current_dir(&config.dir);
@@ -99,7 +104,7 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
         }
         command.arg("-c").arg(setting);
     }
-    command.env("LD_PRELOAD", &config.shim);
+    command.env("LD_PRELOAD", config.shim_copy());
     command
         .env(ENV_SHM, shm)
         .env(ENV_SOCKET, config.shim_socket())

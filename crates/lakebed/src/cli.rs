@@ -90,8 +90,11 @@ pub struct ComputeArgs {
 #[derive(Debug, Args)]
 pub struct ComputeRunArgs {
     /// The branch: lakebed://controller:port[,…]/TENANT/BRANCH
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "config")]
     pub connect: Option<String>,
+    /// TOML file with all of this, instead of arguments; see deploy/compute.toml.
+    #[arg(long, conflicts_with_all = ["connect", "dir", "settings", "shim"])]
+    pub config: Option<PathBuf>,
     /// Directory of this compute; emptied at each start. Default: ./lakebed-compute-PORT
     #[arg(long)]
     pub dir: Option<PathBuf>,

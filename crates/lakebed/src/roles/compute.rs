@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{say_ready, serve_admin, shutdown_on_signals};
+use super::{read_config, say_ready, serve_admin, shutdown_on_signals};
 use crate::cli::ComputeRunArgs;
 use crate::connection::Connection;
 
@@ -52,23 +52,23 @@ struct Named {
     name: String,
 }
 
-/// Runs until a signal, or until the compute ends by itself.
-pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
+/// The connection string and the configuration, from the arguments or from the file that they name.
+fn configuration(args: ComputeRunArgs) -> anyhow::Result<(String, ComputeConfig)> {
+    if let Some(path) = args.config {
+        let (node, mut table) = read_config::<toml::Table>(&path, "compute")?;
+        let in_file = || format!("{}, table [compute]", path.display());
+        let connect = table
+            .remove("connect")
+            .and_then(|value| value.as_str().map(str::to_owned));
+        let connect = connect.with_context(|| format!("{}: `connect` is missing", in_file()))?;
+        if !table.contains_key("shim") {
+            let shim = default_shim()?.display().to_string();
+            table.insert("shim".to_owned(), shim.into());
+        }
+        telemetry::init(node.log_format, "info")?;
+        return Ok((connect, table.try_into().with_context(in_file)?));
+    }
     telemetry::init(LogFormat::Text, "info")?;
-    let shutdown = shutdown_on_signals()?;
-    let connect = args.connect.context("--connect is missing")?;
-    let connection: Connection = connect.parse()?;
-    let tenant = connection.tenant.clone();
-    let tenant = tenant.with_context(|| format!("`{connect}` names no tenant"))?;
-    let name = connection
-        .branch
-        .clone()
-        .with_context(|| format!("`{connect}` names no branch"))?;
-    let named = Named {
-        controllers: connection.controllers,
-        tenant,
-        name,
-    };
     let dir = match args.dir {
         Some(dir) => dir,
         None => std::env::current_dir()?.join(format!("lakebed-compute-{}", args.pg_port)),
@@ -88,6 +88,20 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         heartbeat_ms: 250,
         local_wal_bytes: 256 << 20,
         settings: args.settings,
+    };
+    Ok((args.connect.context("--connect is missing")?, config))
+}
+
+/// Runs until a signal, or until the compute ends by itself.
+pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
+    let (connect, config) = configuration(args)?;
+    let shutdown = shutdown_on_signals()?;
+    let connection: Connection = connect.parse()?;
+    let part = |part: Option<String>, what| part.with_context(|| format!("`{connect}` names no {what}"));
+    let named = Named {
+        controllers: connection.controllers,
+        tenant: part(connection.tenant, "tenant")?,
+        name: part(connection.branch, "branch")?,
     };
     let branch = tokio::select! {
         branch = first_answer(&named) => branch?,
