@@ -423,13 +423,21 @@ impl Timeline {
     /// # Errors
     /// See [`TimelineError`].
     pub fn page(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
+        self.page_and_chain(key, lsn).map(|(page, _)| page)
+    }
+
+    /// As [`Timeline::page`], with the number of values that it was built from: an image alone is 1.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page_and_chain(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
         if !self.identity.shard.owns(key) {
             return Err(TimelineError::WrongShard(*key));
         }
         self.page_of_life(key, lsn)
     }
 
-    fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
+    fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
         let (floor, copied_from) = match key {
             PageKey::Rel { rel, block } => {
                 let life = self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn));
@@ -439,16 +447,17 @@ impl Timeline {
             _ => (Lsn(0), None),
         };
         let chain = self.chain(key, floor, lsn)?;
-        let mut page = match copied_from.filter(|_| !chain.has_base()) {
+        let (mut page, before) = match copied_from.filter(|_| !chain.has_base()) {
             // The copy was made of the template's files as of this record, which is after everything before it.
             Some(source) => self.page_of_life(&source, floor)?,
-            None => reconstruct::zeros(),
+            None => (reconstruct::zeros(), 0),
         };
+        let length = before + chain.len();
         for (lsn, value) in chain.into_values() {
             let applied = reconstruct::apply(&mut page, lsn, &value);
             applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
         }
-        Ok(page)
+        Ok((page, length))
     }
 
     /// Number of values that a read of the page replays: an image alone is 1.
@@ -611,7 +620,7 @@ impl Timeline {
         let (Some((lsn, _)), true) = (values.last(), since >= self.thresholds.image_deltas) else {
             return Ok(None);
         };
-        let page = self.page_of_life(key, *lsn)?;
+        let (page, _) = self.page_of_life(key, *lsn)?;
         Ok(Some((
             *lsn,
             Value {
