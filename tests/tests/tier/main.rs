@@ -1,4 +1,9 @@
 //! The tier as its users rely on it: real processes, real Postgres, real disks.
 
+mod branches;
+mod comparison;
 mod durability;
 mod state;
+mod unreplayable;
+mod wal_chain;
+mod workload;
