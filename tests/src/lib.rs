@@ -7,10 +7,13 @@
 //! This crate is for tests alone: what goes wrong is a panic that says what failed and shows the logs' ends.
 #![forbid(unsafe_code)]
 
+pub mod comparison;
 mod compute;
 mod http;
+pub mod pages;
 mod process;
 pub mod recorder;
+pub mod recovery;
 
 pub use compute::{Compute, process_exists};
 pub use process::Process;
@@ -92,6 +95,11 @@ pub struct Tier {
 impl Tier {
     /// Starts all roles and imports a fresh `initdb`.
     pub fn start(shape: &Shape) -> Tier {
+        Tier::start_from(shape, None)
+    }
+
+    /// As [`Tier::start`]; imports this data directory, which was shut down in order, instead.
+    pub fn start_from(shape: &Shape, data: Option<&Path>) -> Tier {
         let home = temp_dir();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
         let controller = format!("127.0.0.1:{}", free_port());
@@ -145,7 +153,10 @@ impl Tier {
             format!("--shards={}", shape.shards),
         );
         let safekeepers = format!("--safekeepers={}", shape.safekeepers);
-        lakebed(&["tenant", "create", "test", &connect, &shards, &safekeepers]);
+        let mut arguments = vec!["tenant", "create", "test", &connect, &shards, &safekeepers];
+        let from = data.map(|data| format!("--from={}", data.display()));
+        arguments.extend(from.as_deref());
+        lakebed(&arguments);
         tier
     }
 
@@ -206,6 +217,17 @@ impl Tier {
         self.process(name).status()
     }
 
+    /// Code and text of a role's `/healthz`.
+    pub fn health(&self, name: &str) -> (u16, String) {
+        let process = self.roles.get(name).and_then(|role| role.process.as_ref());
+        process.unwrap_or_else(|| panic!("{name} does not run")).health()
+    }
+
+    /// Address of the controller.
+    pub fn controller(&self) -> &str {
+        &self.controller
+    }
+
     /// Connection string of a branch.
     pub fn connect(&self, branch: &str) -> String {
         format!("lakebed://{}/test/{branch}", self.controller)
@@ -227,6 +249,16 @@ impl Tier {
         let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         assert!(!output.status.success(), "{command:?} did not fail");
         String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Branches by name, as `branch list --json` tells them.
+    pub fn branches(&self) -> BTreeMap<String, Value> {
+        let lines = self.client(&["branch", "list", "--json"]);
+        let parse = |line: &str| {
+            let branch: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            (branch["name"].as_str().expect("a name").to_owned(), branch)
+        };
+        lines.lines().map(parse).collect()
     }
 
     /// Starts a compute on a branch in a directory of its own below [`Tier::home`].

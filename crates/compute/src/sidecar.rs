@@ -25,6 +25,7 @@ use crate::data_dir;
 use crate::files::{Files, server};
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
+use crate::old_wal::OldWal;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
 use crate::quorum::{Driver, Lost, Standing, Won};
@@ -192,10 +193,17 @@ async fn boot(
     let won = win(&mut standing).await?;
     let previous = last_record_start(&branch, &mut standing, won.start).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
-    let chunks = catalogue.basebackup(previous).await;
+    let chunks = catalogue.basebackup(won.term, previous).await;
     let chunks =
         chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
     data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
+    let old_wal = OldWal::new(branch.clone(), owner);
+    if has_slots(&data) {
+        let completed = old_wal
+            .complete_boot_segment(&data.join("pg_wal"), won.start)
+            .await;
+        completed.context("WAL that replication slots may read")?;
+    }
     let pages =
         PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
     let files = Arc::new(Files::new(
@@ -205,6 +213,7 @@ async fn boot(
         region,
         pages,
         catalogue,
+        old_wal,
     ));
     let socket = config.shim_socket();
     let listener =
@@ -267,6 +276,11 @@ async fn boot(
         inspect,
         _lock: lock,
     })
+}
+
+/// Whether there is a replication slot.
+fn has_slots(data: &std::path::Path) -> bool {
+    fs::read_dir(data.join("pg_replslot")).is_ok_and(|mut slots| slots.next().is_some())
 }
 
 /// Keeps a second compute out of the directory.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
+
 /// Storage for unmodified Postgres: WAL on a quorum of safekeepers, pages from pageservers, branches for free.
 #[derive(Debug, Parser)]
 #[command(name = "lakebed", version, propagate_version = true)]
@@ -35,6 +37,8 @@ pub enum Command {
     Branch(BranchArgs),
     /// Show what runs and how far it is.
     Status(ClientArgs),
+    /// Measure a private tier, which is made for that and removed afterwards.
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]

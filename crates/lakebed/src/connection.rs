@@ -65,8 +65,8 @@ mod tests {
         let two: Connection = "lakebed://a:7000,b:7001/acme/main".parse().unwrap();
         assert_eq!(two.controllers, ["a:7000", "b:7001"]);
         assert_eq!(
-            (two.tenant.as_str(), two.branch.as_deref()),
-            ("acme", Some("main"))
+            (two.tenant.as_deref(), two.branch.as_deref()),
+            (Some("acme"), Some("main"))
         );
         let none: Connection = "lakebed://[::1]:7000/acme".parse().unwrap();
         assert_eq!((none.controllers.len(), none.branch), (1, None));

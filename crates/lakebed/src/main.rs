@@ -3,7 +3,9 @@
 //! * [`roles`]: a daemon each, with a TOML file.
 //! * [`up`]: all of them on one machine, as child processes.
 //! * [`client`]: commands that ask a running tier.
+//! * [`bench`]: benchmarks, each on a tier of its own.
 
+mod bench;
 mod cli;
 mod client;
 mod connection;
@@ -62,6 +64,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenant(args) => client::tenant::run(args.command, cli.json).await,
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,
+        Command::Bench(args) => bench::run(args, cli.json).await,
     }
 }
 

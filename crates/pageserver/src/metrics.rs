@@ -4,6 +4,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+/// Bounds of [`Metrics::page_chain_length`].
+const CHAIN_LENGTHS: [f64; 12] = [
+    0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0,
+];
+
 /// Handles to the metrics; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -11,8 +16,10 @@ pub struct Metrics {
     pub pages: Counter,
     /// Pages not served, whatever the status.
     pub page_failures: Counter,
-    /// Values replayed or restored for pages served.
+    /// Time to build each page.
     pub page_seconds: Histogram,
+    /// Values that each page was built from: an image alone is 1, a page of zeros 0.
+    pub page_chain_length: Histogram,
     /// Records ingested.
     pub records: Counter,
     /// Connections to safekeepers that ended with an error.
@@ -30,6 +37,7 @@ impl Metrics {
             pages: Counter::default(),
             page_failures: Counter::default(),
             page_seconds: Histogram::new(exponential_buckets(0.000_005, 2.0, 18)),
+            page_chain_length: Histogram::new(CHAIN_LENGTHS),
             records: Counter::default(),
             feed_errors: Counter::default(),
             flushes: Counter::default(),
@@ -46,6 +54,11 @@ impl Metrics {
             "pageserver_page_seconds",
             "Time to build a page",
             m.page_seconds.clone(),
+        );
+        registry.register(
+            "pageserver_page_chain_length",
+            "Values that a page was built from",
+            m.page_chain_length.clone(),
         );
         registry.register("pageserver_records", "WAL records ingested", m.records.clone());
         registry.register(

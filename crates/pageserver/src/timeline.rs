@@ -18,13 +18,16 @@ use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::file::LayerBuilder;
 use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
 use lakebed_redo::PageBytes;
-use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::layer_file::{LayerFile, LayerFileError};
 use crate::manifest::{self, Cluster, LayerEntry, Manifest, ManifestError, Parent};
 use crate::reconstruct::{self, ReconstructError};
+
+/// Catalogue files that are the tier's own and never part of a basebackup begin with this.
+pub const OWN_FILES: &str = ".lakebed/";
 
 /// What never changes about a timeline.
 #[derive(Clone, Debug)]
@@ -346,6 +349,34 @@ impl Timeline {
         });
     }
 
+    /// A compute of this term boots or writes. Refused, with the known term, when a later one did so before.
+    ///
+    /// # Errors
+    /// The higher term.
+    pub fn compute_term(&self, term: Term) -> Result<(), Term> {
+        let path = format!("{OWN_FILES}term/{}", self.identity.timeline);
+        self.write(|state| {
+            let lsn = self.last_record();
+            let known = state
+                .catalogue
+                .file(&path, lsn)
+                .and_then(|bytes| bytes[..].try_into().ok());
+            let known = Term(known.map_or(0, u64::from_le_bytes));
+            if term < known {
+                return Err(known);
+            }
+            if term > known {
+                let entry = (
+                    lsn,
+                    Entry::File(path, Some(Bytes::copy_from_slice(&term.0.to_le_bytes()))),
+                );
+                state.catalogue.add(entry.0, &entry.1);
+                state.pending.push(entry);
+            }
+            Ok(())
+        })
+    }
+
     /// Asks the catalogue.
     pub fn catalogue<T>(&self, question: impl FnOnce(&Catalogue) -> T) -> T {
         self.read(|state| question(&state.catalogue))
@@ -392,13 +423,21 @@ impl Timeline {
     /// # Errors
     /// See [`TimelineError`].
     pub fn page(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
+        self.page_and_chain(key, lsn).map(|(page, _)| page)
+    }
+
+    /// As [`Timeline::page`], with the number of values that it was built from: an image alone is 1.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page_and_chain(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
         if !self.identity.shard.owns(key) {
             return Err(TimelineError::WrongShard(*key));
         }
         self.page_of_life(key, lsn)
     }
 
-    fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
+    fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
         let (floor, copied_from) = match key {
             PageKey::Rel { rel, block } => {
                 let life = self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn));
@@ -408,16 +447,17 @@ impl Timeline {
             _ => (Lsn(0), None),
         };
         let chain = self.chain(key, floor, lsn)?;
-        let mut page = match copied_from.filter(|_| !chain.has_base()) {
+        let (mut page, before) = match copied_from.filter(|_| !chain.has_base()) {
             // The copy was made of the template's files as of this record, which is after everything before it.
             Some(source) => self.page_of_life(&source, floor)?,
-            None => reconstruct::zeros(),
+            None => (reconstruct::zeros(), 0),
         };
+        let length = before + chain.len();
         for (lsn, value) in chain.into_values() {
             let applied = reconstruct::apply(&mut page, lsn, &value);
             applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
         }
-        Ok(page)
+        Ok((page, length))
     }
 
     /// Number of values that a read of the page replays: an image alone is 1.
@@ -580,7 +620,7 @@ impl Timeline {
         let (Some((lsn, _)), true) = (values.last(), since >= self.thresholds.image_deltas) else {
             return Ok(None);
         };
-        let page = self.page_of_life(key, *lsn)?;
+        let (page, _) = self.page_of_life(key, *lsn)?;
         Ok(Some((
             *lsn,
             Value {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use lakebed_proto::quorum as wire;
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_quorum::message::{Body, Refusal};
+use lakebed_quorum::message::{Body, Refusal, Request};
 use lakebed_quorum::proposer::{Command, Config, Input, Phase, Proposer, Source};
 use lakebed_types::{Lsn, NodeId, Term};
 use rand::{Rng, SeedableRng};
@@ -306,11 +306,12 @@ impl Driver {
     fn execute(&self, core: &mut Core, command: Command) -> Option<Input> {
         match command {
             Command::Send { to, msg } => {
-                let message = wire::request_to_wire(msg, self.branch.tenant, self.branch.timeline);
-                let sent = core
-                    .links
-                    .get(&to)
-                    .is_some_and(|link| link.messages.try_send(message).is_ok());
+                let sent = core.links.get(&to).is_some_and(|link| {
+                    pieces(msg).all(|piece| {
+                        let message = wire::request_to_wire(piece, self.branch.tenant, self.branch.timeline);
+                        link.messages.try_send(message).is_ok()
+                    })
+                });
                 if !sent && core.links.remove(&to).is_some() {
                     // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one
                     // is opened.
@@ -412,5 +413,60 @@ impl Driver {
             standing.peers = peers;
             changed
         });
+    }
+}
+
+/// Cuts an append whose one record is longer than a message. The safekeeper puts records together again, so the pieces
+/// need not end at record boundaries; each is answered, and the last answer says what the append asked for.
+fn pieces(request: Request) -> impl Iterator<Item = Request> {
+    let (whole, cut) = match request {
+        Request::Append {
+            generation,
+            term,
+            begin,
+            bytes,
+            commit,
+            truncate,
+        } if bytes.len() as u64 > CHUNK_BYTES => {
+            let offsets = (0..bytes.len() as u64).step_by(CHUNK_BYTES as usize);
+            let piece = move |offset: u64| Request::Append {
+                generation,
+                term,
+                begin: Lsn(begin.0 + offset),
+                bytes: bytes.slice(offset as usize..bytes.len().min((offset + CHUNK_BYTES) as usize)),
+                commit,
+                truncate,
+            };
+            (None, Some(offsets.map(piece)))
+        }
+        other => (Some(other), None),
+    };
+    whole.into_iter().chain(cut.into_iter().flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_types::Generation;
+
+    #[test]
+    fn a_long_record_goes_in_pieces_without_a_gap() {
+        let bytes = Bytes::from(vec![7; 2 * CHUNK_BYTES as usize + 5]);
+        let append = |begin, bytes| Request::Append {
+            generation: Generation(1),
+            term: Term(2),
+            begin: Lsn(begin),
+            bytes,
+            commit: Lsn(8),
+            truncate: Lsn(0),
+        };
+        let sent: Vec<Request> = pieces(append(100, bytes.clone())).collect();
+        let cut = |from: u64, to: u64| append(100 + from, bytes.slice(from as usize..to as usize));
+        let (one, two) = (CHUNK_BYTES, 2 * CHUNK_BYTES);
+        assert_eq!(sent, [cut(0, one), cut(one, two), cut(two, two + 5)]);
+        let short = append(100, Bytes::from_static(b"short"));
+        assert_eq!(pieces(short.clone()).collect::<Vec<_>>(), [short]);
+        let empty = append(100, Bytes::new());
+        assert_eq!(pieces(empty.clone()).collect::<Vec<_>>(), [empty]);
     }
 }

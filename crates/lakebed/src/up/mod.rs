@@ -9,6 +9,7 @@ pub mod layout;
 mod progress;
 pub mod tenant;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -62,7 +63,7 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
     });
     let service = serve_supervisor(&layout, computes.clone()).await?;
     let started = async {
-        start_daemons(&directory, &daemons).await?;
+        start_daemons(&directory, &daemons, &BTreeMap::new()).await?;
         let step = directory
             .fresh
             .then(|| Step::begin("making the first branch from initdb"));
@@ -117,7 +118,7 @@ async fn serve_supervisor(layout: &layout::Layout, computes: Computes) -> anyhow
 
 /// Children in groups that are stopped one after the other.
 #[derive(Debug, Default)]
-struct Daemons {
+pub struct Daemons {
     controller: Group,
     pageservers: Group,
     safekeepers: Group,
@@ -156,7 +157,8 @@ impl Group {
 }
 
 impl Daemons {
-    async fn stop(&self) {
+    /// Stops all.
+    pub async fn stop(&self) {
         self.pageservers.stop().await;
         self.safekeepers.stop().await;
         let _ = tokio::time::timeout(DRAIN, std::future::ready(())).await;
@@ -164,12 +166,27 @@ impl Daemons {
     }
 }
 
-async fn start_daemons(directory: &UpDirectory, daemons: &Daemons) -> anyhow::Result<()> {
+/// Starts the roles of a directory. A node that is named in `advertise` is found there by the others.
+///
+/// # Errors
+/// One of them does not come to serve.
+pub async fn start_daemons(
+    directory: &UpDirectory,
+    daemons: &Daemons,
+    advertise: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     let _step = Step::begin("starting controller, safekeepers and pageservers");
     let layout = &directory.layout;
     let mut admin = layout.admin_ports.iter().map(|port| local(*port));
     let mut next_admin = || admin.next().context("lakebed.json: too few admin ports");
-    let node = json!({ "controllers": [layout.controller()] });
+    let node = |name: &str| {
+        let mut node = json!({ "controllers": [layout.controller()] });
+        // A null has no place in TOML.
+        if let Some(address) = advertise.get(name) {
+            node["advertise"] = json!(address);
+        }
+        node
+    };
     let controller = json!({
         "node": {},
         "controller": {
@@ -187,7 +204,7 @@ async fn start_daemons(directory: &UpDirectory, daemons: &Daemons) -> anyhow::Re
     for (number, port) in (1u64..).zip(&layout.safekeeper_ports) {
         let name = format!("safekeeper-{number}");
         let config = json!({
-            "node": node,
+            "node": node(&name),
             "safekeeper": {
                 "node_id": number,
                 "data_dir": directory.path.join(&name),
@@ -202,7 +219,7 @@ async fn start_daemons(directory: &UpDirectory, daemons: &Daemons) -> anyhow::Re
     for (number, port) in (1u64..).zip(&layout.pageserver_ports) {
         let name = format!("pageserver-{number}");
         let config = json!({
-            "node": node,
+            "node": node(&name),
             "pageserver": {
                 "node_id": 100 + number,
                 "data_dir": directory.path.join(&name),

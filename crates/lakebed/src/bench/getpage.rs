@@ -1,0 +1,397 @@
+//! Single pages over the GetPages stream.
+//!
+//! A pgbench database is loaded and worked on. All pages of main forks of one database are then read twice: from
+//! Postgres (`get_raw_page` of the extension pageinspect, after a checkpoint) and from the pageservers at the same
+//! LSN. They must agree, but for what Postgres itself lets differ between a page and its replayed copy: hint bits and
+//! the like, which no WAL carries, masked as `wal_consistency_checking` does. What the pageservers gave then is the
+//! yardstick of the timed part: the version of a page at an LSN never changes, so every answer must equal it byte for
+//! byte. The comparison, and the client's half of gRPC, run on the machine that is measured.
+//!
+//! A client is a gRPC connection with one stream to each shard; its depth is the number of requests, each for one
+//! page, that it keeps under way on each. Pages are drawn uniformly.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use clap::Args;
+use lakebed_proto::v1::pageserver_client::PageserverClient;
+use lakebed_proto::v1::{self, PageStatus};
+use lakebed_proto::{connect, convert};
+use lakebed_redo::mask;
+use lakebed_types::shard::shard_of;
+use lakebed_types::{ForkNumber, Lsn, PAGE_SIZE, PageKey, RelTag, ShardCount, TenantId, TimelineId};
+use postgres::Client;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, block_in_place};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::Report;
+use super::compute::Compute;
+use super::pgbench::Pgbench;
+use super::ping;
+use super::stats::{Samples, round};
+use super::tier::{PrivateTier, TierArgs};
+use crate::client::told;
+use crate::up::tenant::{BRANCH, TENANT};
+
+/// Pages read at a time before the timed part.
+const BATCH: usize = 256;
+/// Largest message of a pageserver.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+const SETTINGS: [&str; 3] = [
+    "autovacuum=off",
+    "shared_buffers=512MB",
+    "bgwriter_lru_maxpages=0",
+];
+/// `(clients, depth)` of each.
+const SHAPES: [(usize, usize); 3] = [(1, 1), (8, 1), (8, 4)];
+const PINGS: usize = 20_000;
+
+/// Its options.
+#[derive(Debug, Args)]
+pub struct GetpageArgs {
+    /// Seconds of each shape.
+    #[arg(long, default_value_t = 8)]
+    pub seconds: u64,
+    /// Scale of the pgbench tables.
+    #[arg(long, default_value_t = 10)]
+    pub scale: u32,
+    /// Seconds of pgbench before, which make chains.
+    #[arg(long, default_value_t = 15)]
+    pub work_seconds: u64,
+    #[command(flatten)]
+    pub tier: TierArgs,
+}
+
+/// A page and what it must be.
+#[derive(Debug)]
+struct Known {
+    key: PageKey,
+    page: Bytes,
+}
+
+/// One shard: where it is, and its pages.
+#[derive(Debug)]
+struct Target {
+    address: String,
+    tenant: TenantId,
+    timeline: TimelineId,
+    shard: lakebed_types::ShardIdentity,
+    lsn: Lsn,
+    pages: Vec<Known>,
+}
+
+impl Target {
+    fn request(&self, request_id: u64, keys: impl Iterator<Item = PageKey>) -> v1::GetPagesRequest {
+        v1::GetPagesRequest {
+            request_id,
+            shard: Some(convert::shard_ref(self.tenant, self.shard)),
+            timeline: self.timeline.0.to_vec().into(),
+            at: Some(v1::ReadPoint {
+                lsn: self.lsn.0,
+                not_modified_since: self.lsn.0,
+            }),
+            keys: keys.map(|key| key.encode().to_vec().into()).collect(),
+        }
+    }
+}
+
+pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
+    tier.start().await?;
+    let (local, lsn) = block_in_place(|| load(args, tier))?;
+    let branch = v1::ResolveBranchRequest {
+        tenant: TENANT.to_owned(),
+        branch: BRANCH.to_owned(),
+    };
+    let resolved = tier.controller().await?.resolve_branch(branch).await;
+    let branch = resolved.map_err(told)?.into_inner();
+    let (targets, unlike) = read_all(&branch, lsn, local).await?;
+    let pages: usize = targets.iter().map(|target| target.pages.len()).sum();
+    let pings = block_in_place(|| ping::round_trips(PINGS))?;
+    let targets = Arc::new(targets);
+    report.result(json!({
+        "kind": "setup",
+        "pages": pages,
+        "unlike_the_local_copy": unlike,
+        "raw_tcp_p50_us": pings.percentile(50.0),
+        "raw_tcp_p99_us": pings.percentile(99.0),
+    }));
+    for (clients, depth) in SHAPES {
+        eprintln!("{clients} clients, depth {depth}");
+        let time = Duration::from_secs(args.seconds);
+        let (samples, wrong, took) = measure(&targets, clients, depth, time).await?;
+        report.result(json!({
+            "clients": clients,
+            "depth": depth,
+            "pages_per_s": (samples.len() as f64 / took.as_secs_f64()).round(),
+            "p50_us": samples.percentile(50.0),
+            "p99_us": samples.percentile(99.0),
+            "wrong": wrong,
+            "pages": samples.len(),
+            "seconds": round(took.as_secs_f64()),
+        }));
+    }
+    report.result(json!({ "kind": "chain-lengths", "shards": chain_lengths(tier).await? }));
+    Ok(())
+}
+
+/// Makes a database with a history; returns its pages, and the LSN at which they are that.
+fn load(args: &GetpageArgs, tier: &PrivateTier) -> anyhow::Result<(BTreeMap<PageKey, Vec<u8>>, Lsn)> {
+    let mut compute = Compute::spawn(tier, BRANCH, &SETTINGS)?;
+    let (mut client, _) = compute.first_answer()?;
+    let pgbench = Pgbench {
+        pg_bin: tier.pg_bin.clone(),
+        port: compute.port,
+        scratch: tier.home().to_owned(),
+    };
+    eprintln!("pgbench -i and a run");
+    pgbench.initialize(args.scale)?;
+    pgbench.run(4, Duration::from_secs(args.work_seconds), None)?;
+    client.batch_execute("create extension pageinspect")?;
+    client.batch_execute("checkpoint")?;
+    eprintln!("reading all pages from Postgres");
+    let pages = raw_pages(&mut client)?;
+    // After the pages: what reading them may have written is below it, and nothing else writes.
+    let row = client.query_one("select pg_current_wal_insert_lsn()::text", &[])?;
+    let lsn: Lsn = row.get::<_, String>(0).parse().context("an LSN")?;
+    client.batch_execute("select txid_current()")?;
+    drop(client);
+    compute.stop()?;
+    Ok((pages, lsn))
+}
+
+fn raw_pages(client: &mut Client) -> anyhow::Result<BTreeMap<PageKey, Vec<u8>>> {
+    let mut pages = BTreeMap::new();
+    let relations = client.query(
+        "select c.oid::regclass::text,
+                case when c.reltablespace = 0 then d.dattablespace else c.reltablespace end::bigint,
+                case when c.relisshared then 0 else d.oid end::bigint,
+                pg_relation_filenode(c.oid)::bigint,
+                pg_relation_size(c.oid) / 8192
+         from pg_class c, pg_database d
+         where d.datname = current_database() and relkind in ('r', 'i', 't', 'm', 'S') and relpersistence = 'p'",
+        &[],
+    )?;
+    let number = |value: i64| u32::try_from(value).context("a number of 32 bits");
+    for row in relations {
+        let (name, blocks): (String, i64) = (row.get(0), row.get(4));
+        let rel = RelTag {
+            spcnode: number(row.get(1))?,
+            dbnode: number(row.get(2))?,
+            relnode: number(row.get(3))?,
+            fork: ForkNumber::Main,
+        };
+        for first in (0..blocks).step_by(BATCH) {
+            let last = blocks.min(first + BATCH as i64) - 1;
+            let rows = client.query(
+                "select b, get_raw_page($1, 'main', b) from generate_series($2::bigint, $3) b",
+                &[&name, &first, &last],
+            )?;
+            for row in rows {
+                let block = number(row.get(0))?;
+                pages.insert(PageKey::Rel { rel, block }, row.get(1));
+            }
+        }
+    }
+    Ok(pages)
+}
+
+/// All pages from the pageservers, and how many are not what Postgres has.
+async fn read_all(
+    branch: &v1::BranchInfo,
+    lsn: Lsn,
+    mut local: BTreeMap<PageKey, Vec<u8>>,
+) -> anyhow::Result<(Vec<Target>, u64)> {
+    let (tenant, timeline) = convert::timeline(branch.timeline.as_ref())?;
+    let count = u8::try_from(branch.shards.len()).ok().and_then(ShardCount::new);
+    let count = count.context("the branch's shards")?;
+    let (mut targets, mut unlike) = (Vec::new(), 0);
+    for (index, location) in (0..).zip(&branch.shards) {
+        let node = location.node.clone().context("a shard's node")?;
+        let mut target = Target {
+            address: node.address,
+            tenant,
+            timeline,
+            shard: lakebed_types::ShardIdentity::new(index, count).context("a shard")?,
+            lsn,
+            pages: Vec::new(),
+        };
+        let keys: Vec<PageKey> = local
+            .keys()
+            .filter(|key| shard_of(key, count) == index)
+            .copied()
+            .collect();
+        let mut stream = Stream::open(&target.address).await?;
+        for keys in keys.chunks(BATCH) {
+            stream.ask(target.request(1, keys.iter().copied())).await?;
+            let answer = stream.answer().await?;
+            for (&key, result) in keys.iter().zip(answer.pages) {
+                ensure!(result.status() == PageStatus::Ok, "{key}: {}", result.message);
+                let expected = local.remove(&key).unwrap_or_default();
+                if !alike(&key, &expected, &result.page) {
+                    eprintln!("{key} is not what Postgres has");
+                    unlike += 1;
+                }
+                let page = result.page;
+                target.pages.push(Known {
+                    key,
+                    page: Bytes::copy_from_slice(&page),
+                });
+            }
+        }
+        targets.push(target);
+    }
+    Ok((targets, unlike))
+}
+
+fn alike(key: &PageKey, expected: &[u8], found: &[u8]) -> bool {
+    let block = match key {
+        PageKey::Rel { block, .. } => *block,
+        _ => 0,
+    };
+    let masked = |page: &[u8]| -> Option<Box<[u8; PAGE_SIZE]>> {
+        let mut page = Box::new(<[u8; PAGE_SIZE]>::try_from(page).ok()?);
+        mask::by_layout(&mut page, block);
+        Some(page)
+    };
+    let (expected, found) = (masked(expected), masked(found));
+    expected.is_some() && expected == found
+}
+
+/// A stream to one pageserver.
+struct Stream {
+    requests: mpsc::Sender<v1::GetPagesRequest>,
+    answers: tonic::Streaming<v1::GetPagesResponse>,
+}
+
+impl Stream {
+    async fn open(address: &str) -> anyhow::Result<Stream> {
+        let channel = connect(address).await?;
+        let mut client = PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (requests, outgoing) = mpsc::channel(64);
+        let answers = client
+            .get_pages(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
+        Ok(Stream { requests, answers })
+    }
+
+    async fn ask(&self, request: v1::GetPagesRequest) -> anyhow::Result<()> {
+        Ok(self.requests.send(request).await?)
+    }
+
+    async fn answer(&mut self) -> anyhow::Result<v1::GetPagesResponse> {
+        let answer = self.answers.message().await.map_err(told)?;
+        answer.context("the pageserver ended the stream")
+    }
+}
+
+/// Latencies in microseconds, wrong answers, and how long it took.
+async fn measure(
+    targets: &Arc<Vec<Target>>,
+    clients: usize,
+    depth: usize,
+    time: Duration,
+) -> anyhow::Result<(Samples, u64, Duration)> {
+    let mut streams = Vec::new();
+    for client in 0..clients {
+        for (index, target) in targets.iter().enumerate() {
+            if target.pages.is_empty() {
+                bail!("shard {} has no pages", target.shard);
+            }
+            streams.push((index, client as u64, Stream::open(&target.address).await?));
+        }
+    }
+    let began = Instant::now();
+    let mut running = JoinSet::new();
+    for (index, client, stream) in streams {
+        let (targets, until) = (targets.clone(), began + time);
+        running.spawn(async move {
+            match targets.get(index) {
+                Some(target) => ask_randomly(target, client, stream, depth, until).await,
+                None => Ok((Samples::default(), 0)),
+            }
+        });
+    }
+    let (mut all, mut wrong) = (Samples::default(), 0);
+    for result in running.join_all().await {
+        let (samples, bad) = result?;
+        all = all.with(samples);
+        wrong += bad;
+    }
+    Ok((all, wrong, began.elapsed()))
+}
+
+async fn ask_randomly(
+    target: &Target,
+    seed: u64,
+    mut stream: Stream,
+    depth: usize,
+    until: Instant,
+) -> anyhow::Result<(Samples, u64)> {
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let mut under_way: BTreeMap<u64, (&Known, Instant)> = BTreeMap::new();
+    let (mut samples, mut wrong, mut next) = (Samples::default(), 0, 0);
+    loop {
+        while under_way.len() < depth && Instant::now() < until {
+            let place = random.random_range(0..target.pages.len());
+            let Some(known) = target.pages.get(place) else {
+                continue;
+            };
+            let request = target.request(next, std::iter::once(known.key));
+            under_way.insert(next, (known, Instant::now()));
+            stream.ask(request).await?;
+            next += 1;
+        }
+        if under_way.is_empty() {
+            return Ok((samples, wrong));
+        }
+        let answer = stream.answer().await?;
+        let asked = under_way.remove(&answer.request_id);
+        let (known, asked) = asked.context("an answer to no question")?;
+        samples.push(asked.elapsed().as_secs_f64() * 1e6);
+        let right = matches!(answer.pages.as_slice(), [page] if page.status() == PageStatus::Ok && page.page == known.page);
+        wrong += u64::from(!right);
+    }
+}
+
+/// How many values each page of the run was built from, as the pageservers count it: `[at most, pages]`.
+async fn chain_lengths(tier: &PrivateTier) -> anyhow::Result<Vec<serde_json::Value>> {
+    let layout = &tier.directory.layout;
+    let admin = layout.admin_ports.iter().skip(1 + layout.safekeeper_ports.len());
+    let mut shards = Vec::new();
+    for port in admin {
+        let text = metrics(*port).await?;
+        let mut below = 0;
+        let mut buckets = Vec::new();
+        for line in text.lines() {
+            let Some(rest) = line.strip_prefix("pageserver_page_chain_length_bucket{le=\"") else {
+                continue;
+            };
+            let Some((bound, count)) = rest.split_once("\"} ") else {
+                continue;
+            };
+            let count: u64 = count.trim().parse().context("a count")?;
+            buckets.push(json!([bound, count - below]));
+            below = count;
+        }
+        shards.push(json!(buckets));
+    }
+    Ok(shards)
+}
+
+async fn metrics(port: u16) -> anyhow::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}

@@ -1,0 +1,134 @@
+//! `lakebed bench NAME`: measures a private tier that it starts, and removes afterwards.
+//!
+//! Every benchmark prints one result per line on standard output, as JSON with `--json`; what it does meanwhile goes
+//! to standard error. A result carries the machine, its load before and after, the build and the command, because a
+//! number without them cannot be compared. Nothing here passes or fails by its time.
+
+mod branch;
+mod cold_start;
+mod commit;
+mod compute;
+mod getpage;
+mod machine;
+mod pgbench;
+mod ping;
+mod proxy;
+mod stats;
+mod stock;
+mod tier;
+mod wal_volume;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::roles::shutdown_on_signals;
+use tier::TierArgs;
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time from the start of `lakebed compute` to the answer to its first query.
+    ColdStart(cold_start::ColdStartArgs),
+    /// One-row updates, beside stock Postgres with three synchronous receivers of WAL.
+    Commit(commit::CommitArgs),
+    /// Single pages at random from a pageserver, each compared with what it must be.
+    Getpage(getpage::GetpageArgs),
+    /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
+    WalVolume(wal_volume::WalVolumeArgs),
+    /// Time to make a branch, with few and many relations.
+    Branch(branch::BranchBenchArgs),
+}
+
+impl BenchCommand {
+    fn tier(&self) -> &TierArgs {
+        match self {
+            BenchCommand::ColdStart(args) => &args.tier,
+            BenchCommand::Commit(args) => &args.tier,
+            BenchCommand::Getpage(args) => &args.tier,
+            BenchCommand::WalVolume(args) => &args.tier,
+            BenchCommand::Branch(args) => &args.tier,
+        }
+    }
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub struct Report {
+    as_json: bool,
+    name: &'static str,
+    machine: Value,
+    load_before: String,
+}
+
+impl Report {
+    /// Of one benchmark that begins now.
+    fn begin(name: &'static str, as_json: bool) -> Report {
+        Report {
+            as_json,
+            name,
+            machine: machine::describe(),
+            load_before: machine::load(),
+        }
+    }
+
+    /// Prints one result, an object.
+    fn result(&self, fields: Value) {
+        let mut line = Map::new();
+        line.insert("bench".to_owned(), json!(self.name));
+        if let Value::Object(fields) = fields {
+            line.extend(fields);
+        }
+        if !self.as_json {
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let parts: Vec<_> = line
+                .iter()
+                .map(|(key, value)| format!("{key}={}", text(value)))
+                .collect();
+            println!("{}", parts.join(" "));
+            return;
+        }
+        line.insert("load_before".to_owned(), json!(self.load_before));
+        line.insert("load_after".to_owned(), json!(machine::load()));
+        line.insert("machine".to_owned(), self.machine.clone());
+        line.insert("build".to_owned(), machine::build());
+        line.insert("command".to_owned(), json!(machine::command()));
+        println!("{}", Value::Object(line));
+    }
+}
+
+/// Runs one, to its end or a signal.
+pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
+    let shutdown = shutdown_on_signals()?;
+    let mut tier = tier::PrivateTier::prepare(args.command.tier())?;
+    let measured = async {
+        match &args.command {
+            BenchCommand::ColdStart(args) => {
+                cold_start::run(args, &mut tier, &Report::begin("cold-start", as_json)).await
+            }
+            BenchCommand::Commit(args) => {
+                commit::run(args, &mut tier, &Report::begin("commit", as_json)).await
+            }
+            BenchCommand::Getpage(args) => {
+                getpage::run(args, &mut tier, &Report::begin("getpage", as_json)).await
+            }
+            BenchCommand::WalVolume(args) => {
+                wal_volume::run(args, &mut tier, &Report::begin("wal-volume", as_json)).await
+            }
+            BenchCommand::Branch(args) => {
+                branch::run(args, &mut tier, &Report::begin("branch", as_json)).await
+            }
+        }
+    };
+    let result = tokio::select! {
+        result = measured => result,
+        () = shutdown.cancelled() => Err(anyhow::anyhow!("stopped by a signal")),
+    };
+    tier.stop().await;
+    result
+}

@@ -1,0 +1,107 @@
+//! pgbench, and what its log tells.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::stats::Samples;
+
+/// A server that pgbench is run against. All of it blocks.
+#[derive(Clone, Debug)]
+pub struct Pgbench {
+    /// Programs of Postgres.
+    pub pg_bin: PathBuf,
+    /// Port of the server.
+    pub port: u16,
+    /// Where its logs go for a moment.
+    pub scratch: PathBuf,
+}
+
+/// What one run was like.
+#[derive(Debug)]
+pub struct Ran {
+    /// Transactions.
+    pub transactions: u64,
+    /// Of each transaction, in milliseconds.
+    pub latencies_ms: Samples,
+    /// As pgbench counts them, without the time to connect.
+    pub tps: f64,
+}
+
+impl Pgbench {
+    fn command(&self) -> Command {
+        let beside = self.pg_bin.join("pgbench");
+        let mut command = Command::new(if beside.exists() {
+            beside
+        } else {
+            PathBuf::from("pgbench")
+        });
+        command
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.to_string());
+        command.stdin(Stdio::null()).current_dir(&self.scratch);
+        command
+    }
+
+    /// Makes the tables of TPC-B.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn initialize(&self, scale: u32) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.args(["-i", "-q", "-s", &scale.to_string(), "postgres"]);
+        output(command).map(|_| ())
+    }
+
+    /// Runs a script, or TPC-B without one.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn run(&self, clients: u32, time: Duration, script: Option<&Path>) -> anyhow::Result<Ran> {
+        let logs = self.scratch.join("pgbench-logs");
+        std::fs::create_dir_all(&logs)?;
+        let mut command = self.command();
+        command.args(["-n", "-M", "prepared", "-c", &clients.to_string(), "-j"]);
+        command.arg(clients.min(2).to_string());
+        command.args(["-T", &time.as_secs().to_string(), "-l"]);
+        command.arg(format!("--log-prefix={}", logs.join("log").display()));
+        if let Some(script) = script {
+            command.arg("-f").arg(script);
+        }
+        command.arg("postgres");
+        let text = output(command)?;
+        let number = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            let rest = line.get(name.len()..)?.trim_start();
+            let digits = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+            digits.parse::<f64>().ok()
+        };
+        let tps = number("tps =").with_context(|| format!("pgbench said {text}"))?;
+        let mut latencies_ms = Samples::default();
+        for entry in std::fs::read_dir(&logs)? {
+            let log = std::fs::read_to_string(entry?.path())?;
+            // client, transaction, microseconds, …
+            let micros = |line: &str| line.split(' ').nth(2)?.parse::<f64>().ok();
+            latencies_ms.extend(log.lines().filter_map(micros).map(|micros| micros / 1e3));
+        }
+        std::fs::remove_dir_all(&logs)?;
+        Ok(Ran {
+            transactions: latencies_ms.len() as u64,
+            latencies_ms,
+            tps,
+        })
+    }
+}
+
+fn output(mut command: Command) -> anyhow::Result<String> {
+    let output = command.output().context("running pgbench")?;
+    if !output.status.success() {
+        bail!(
+            "pgbench failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
