@@ -14,16 +14,18 @@ pub mod pages;
 mod process;
 pub mod recorder;
 pub mod recovery;
+pub mod waldump;
 
 pub use compute::{Compute, process_exists};
 pub use process::Process;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use lakebed_pgtest::{run, temp_dir};
 use serde_json::Value;
@@ -43,10 +45,26 @@ pub fn build_dir() -> PathBuf {
     directory
 }
 
-/// A port that was free a moment ago.
+/// Below what the system gives to outgoing connections, one of which could take a port between its choice and its use.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// A port that is free and that no other call returns, in any test process, until this process ends.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
+    static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let locks = std::env::temp_dir().join("lakebed-test-ports");
+    fs::create_dir_all(&locks).expect("a directory of locks");
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Processes begin at different places, so that they seldom meet.
+    let first = std::process::id().wrapping_mul(97) as usize % PORTS.len();
+    let port = PORTS.skip(first).chain(PORTS).find(|port| {
+        let lock = File::create(locks.join(port.to_string())).expect("a lock file");
+        let free = lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        if free {
+            taken.push(lock);
+        }
+        free
+    });
+    port.expect("a free port")
 }
 
 /// The program under test, run to its end; what it printed on stdout.

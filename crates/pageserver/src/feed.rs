@@ -13,6 +13,7 @@ use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::v1::{self, feed_entry::Entry as FeedEntryKind, feed_shard_request};
 use lakebed_proto::{connect, convert};
 use lakebed_types::Lsn;
+use lakebed_wal::page::{WAL_PAGE_BYTES, header_bytes};
 use lakebed_wal::stream::RawRecord;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -182,7 +183,12 @@ impl Follower<'_> {
                 return Ok(());
             };
             let before = timeline.last_record();
-            ingest_batch(self.node, &mut ingestor, batch)?;
+            ingest_batch(
+                self.node,
+                &mut ingestor,
+                batch,
+                identity.cluster.wal_segment_bytes,
+            )?;
             // Four times the flush size is where memory ends.
             while timeline.sizes().0 > 4 * self.node.config.flush_bytes {
                 timeline.flush().await.context("storing a layer to make room")?;
@@ -257,13 +263,29 @@ impl Follower<'_> {
     }
 }
 
-fn ingest_batch(node: &Node, ingestor: &mut Ingestor, batch: v1::FeedShardBatch) -> Result<(), End> {
+/// End of the record before the one that starts here: the same position, unless a page header lies in between.
+fn boundary_before(start: Lsn, segment_bytes: u32) -> Lsn {
+    let page = Lsn(start.0 - start.0 % WAL_PAGE_BYTES);
+    if start.0 - page.0 == header_bytes(page, segment_bytes) as u64 {
+        page
+    } else {
+        start
+    }
+}
+
+fn ingest_batch(
+    node: &Node,
+    ingestor: &mut Ingestor,
+    batch: v1::FeedShardBatch,
+    segment_bytes: u32,
+) -> Result<(), End> {
     for entry in batch.entries {
         let end = Lsn(entry.end_lsn);
         match entry.entry.context("a feed entry without content")? {
             FeedEntryKind::Record(record) => {
+                let start = Lsn(record.start_lsn);
                 let raw = RawRecord {
-                    start: Lsn(record.start_lsn),
+                    start,
                     end,
                     bytes: record.record,
                 };
@@ -272,8 +294,8 @@ fn ingest_batch(node: &Node, ingestor: &mut Ingestor, batch: v1::FeedShardBatch)
                     .map_err(IngestStop::from)
                     .and_then(|record| ingestor.record(&record));
                 if let Err(reason) = taken {
-                    // What came before it is good, and served.
-                    ingestor.publish(ingestor.last());
+                    // What came before it is good, and served: all of it, also when this shard had no work in it.
+                    ingestor.publish(boundary_before(start, segment_bytes));
                     return Err(End::Stop(reason));
                 }
                 node.metrics.records.inc();
@@ -287,4 +309,23 @@ fn ingest_batch(node: &Node, ingestor: &mut Ingestor, batch: v1::FeedShardBatch)
     }
     ingestor.publish(Lsn(batch.end_lsn));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_header_belongs_to_no_record() {
+        let table = [
+            (0x150_0028, 0x150_0028),
+            (0x150_2018, 0x150_2000),
+            (0x150_2020, 0x150_2020),
+            (0x100_0028, 0x100_0000),
+            (0x100_0030, 0x100_0030),
+        ];
+        for (start, expected) in table {
+            assert_eq!(boundary_before(Lsn(start), 1 << 24), Lsn(expected), "{start:#x}");
+        }
+    }
 }
