@@ -9,12 +9,17 @@ const SETTINGS: &[&str] = &["--set=max_prepared_transactions=10", "--set=wal_lev
 const THINGS: &[(&str, &[&str], &str)] = &[
     (
         "a table with TOAST",
-        &["create table wide as select n, repeat(md5(n::text), 200) || random() as t from generate_series(1, 300) n"],
+        &[
+            "create table wide as select n, repeat(md5(n::text), 200) || random() as t from generate_series(1, 300) n",
+        ],
         "select count(*), sum(length(t)), md5(string_agg(t, ',' order by n)) from wide",
     ),
     (
         "a sequence",
-        &["create sequence seq", "select nextval('seq') from generate_series(1, 100)"],
+        &[
+            "create sequence seq",
+            "select nextval('seq') from generate_series(1, 100)",
+        ],
         "select last_value >= 100 from seq",
     ),
     (
@@ -24,12 +29,18 @@ const THINGS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "an unlogged table, empty after a crash as in stock Postgres",
-        &["create unlogged table u (n int primary key)", "insert into u select generate_series(1, 1000)"],
+        &[
+            "create unlogged table u (n int primary key)",
+            "insert into u select generate_series(1, 1000)",
+        ],
         "select 'u', count(*) >= 0 from u",
     ),
     (
         "an unlogged table made logged",
-        &["create unlogged table ul as select generate_series(1, 1000) n", "alter table ul set logged"],
+        &[
+            "create unlogged table ul as select generate_series(1, 1000) n",
+            "alter table ul set logged",
+        ],
         "select count(*) from ul",
     ),
     (
@@ -92,13 +103,19 @@ const THINGS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "a prepared transaction",
-        &["create table two (n int)", "begin; insert into two values (1); prepare transaction 'later'"],
+        &[
+            "create table two (n int)",
+            "begin; insert into two values (1); prepare transaction 'later'",
+        ],
         "select gid from pg_prepared_xacts",
     ),
 ];
 
 fn answers(compute: &Compute) -> Vec<(&'static str, String)> {
-    THINGS.iter().map(|(what, _, question)| (*what, compute.sql(&[question]))).collect()
+    THINGS
+        .iter()
+        .map(|(what, _, question)| (*what, compute.sql(&[question])))
+        .collect()
 }
 
 #[test]
@@ -118,9 +135,20 @@ fn a_lost_compute_takes_nothing_along() {
     let compute = tier.compute_with("main", "second", SETTINGS);
     assert_eq!(answers(&compute), before);
     assert_eq!(compute.sql(&["show work_mem"]), "7MB");
-    assert_eq!(compute.sql(&["commit prepared 'later'", "select n from two"]), "1");
-    assert_eq!(compute.sql(&["select count(*) from u"]), "0", "an unlogged table is empty after a crash");
-    compute.sql(&["insert into u values (1)", "drop database file_copy", "drop table wide"]);
+    assert_eq!(
+        compute.sql(&["commit prepared 'later'", "select n from two"]),
+        "1"
+    );
+    assert_eq!(
+        compute.sql(&["select count(*) from u"]),
+        "0",
+        "an unlogged table is empty after a crash"
+    );
+    compute.sql(&[
+        "insert into u values (1)",
+        "drop database file_copy",
+        "drop table wide",
+    ]);
     compute.sql(&["select pg_drop_replication_slot('physical')"]);
     compute.sql(&["alter system reset work_mem"]);
     compute.stop();
