@@ -328,7 +328,12 @@ impl Driver {
             }
             Command::CommitAdvanced(commit) => {
                 self.acks.committed(commit);
-                self.standing.send_modify(|standing| standing.commit = commit);
+                // Whoever waits for the commit position waits for the term's start. Nobody is woken for every commit.
+                self.standing.send_if_modified(|standing| {
+                    let booting = standing.won.is_none_or(|won| standing.commit < won.start);
+                    standing.commit = commit;
+                    booting
+                });
                 let kept = self.local.trim(core.proposer.needed_from(), commit);
                 return kept.map(|start| Input::LocalTrimmed { start });
             }
