@@ -189,7 +189,7 @@ async fn boot(
         standing: tell,
         stop: stop.clone(),
     };
-    tokio::spawn(driver.run());
+    start_driver(driver)?;
     let won = win(&mut standing).await?;
     let previous = last_record_start(&branch, &mut standing, won.start).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
@@ -281,6 +281,18 @@ async fn boot(
 /// Whether there is a replication slot.
 fn has_slots(data: &std::path::Path) -> bool {
     fs::read_dir(data.join("pg_replslot")).is_ok_and(|mut slots| slots.next().is_some())
+}
+
+/// Starts the quorum's driver on a thread and a runtime of its own: what a commit waits for goes from one task to the
+/// next without waking another thread, and never queues behind the reading of pages.
+fn start_driver(driver: Driver) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("making a runtime")?;
+    let thread = std::thread::Builder::new().name("quorum".to_owned());
+    thread
+        .spawn(move || runtime.block_on(driver.run()))
+        .context("starting a thread")?;
+    Ok(())
 }
 
 /// Keeps a second compute out of the directory.

@@ -78,6 +78,7 @@ async fn tier() -> Tier {
             store: format!("file://{}/store", home.path().display()),
             flush_bytes: 64 << 20,
             image_deltas: 24,
+            page_cache_bytes: 16 << 20,
         };
         let server = Pageserver::start(config, &mut Registry::default(), stop.clone())
             .await

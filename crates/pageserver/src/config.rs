@@ -25,6 +25,13 @@ pub struct PageserverConfig {
     /// Deltas of one page since its last image that make a new image.
     #[serde(default = "default_image_deltas")]
     pub image_deltas: usize,
+    /// Bytes of built pages that are kept in memory, of all timelines together; 0 keeps none.
+    #[serde(default = "default_page_cache_bytes")]
+    pub page_cache_bytes: usize,
+}
+
+fn default_page_cache_bytes() -> usize {
+    256 << 20
 }
 
 fn default_flush_bytes() -> usize {

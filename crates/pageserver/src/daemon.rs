@@ -10,9 +10,9 @@ use lakebed_proto::v1::pageserver_server::PageserverServer;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::config::PageserverConfig;
 use crate::metrics::Metrics;
@@ -79,14 +79,15 @@ impl Pageserver {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let stop = self.shutdown.clone();
+        // The builder's own switch for this does not reach connections that are accepted elsewhere.
+        let connections = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let served = Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
             .initial_connection_window_size(16 << 20)
             .initial_stream_window_size(16 << 20)
             .max_frame_size(1 << 20)
             .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(self.listener));
+            .serve_with_incoming(connections);
         // Streams of computes never end by themselves, so there is nothing to wait for.
         tokio::select! {
             served = served => served.context("serving gRPC")?,

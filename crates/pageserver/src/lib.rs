@@ -6,6 +6,7 @@
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
 //! * [`layer_file`], [`manifest`]: the durable parts. [`reconstruct`]: replaying a page's values.
+//! * [`page_cache`]: built pages, kept in memory.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod layer_file;
 pub mod manifest;
 pub mod metrics;
 pub mod node;
+pub mod page_cache;
 mod receive;
 pub mod reconstruct;
 pub mod service;

@@ -18,7 +18,7 @@ pub struct Metrics {
     pub page_failures: Counter,
     /// Time to build each page.
     pub page_seconds: Histogram,
-    /// Values that each page was built from: an image alone is 1, a page of zeros 0.
+    /// Values that were replayed for each page: an image alone is 1, a page that is known or all zeros 0.
     pub page_chain_length: Histogram,
     /// Records ingested.
     pub records: Counter,
@@ -57,7 +57,7 @@ impl Metrics {
         );
         registry.register(
             "pageserver_page_chain_length",
-            "Values that a page was built from",
+            "Values that were replayed for a page",
             m.page_chain_length.clone(),
         );
         registry.register("pageserver_records", "WAL records ingested", m.records.clone());

@@ -20,6 +20,7 @@ use crate::feed;
 use crate::import::{Imported, import};
 use crate::manifest::{self, Cluster, Parent};
 use crate::metrics::Metrics;
+use crate::page_cache::PageCache;
 use crate::timeline::{Identity, Thresholds, Timeline, TimelineError};
 
 /// How long creating a branch waits for the parent to ingest the branch point.
@@ -132,6 +133,8 @@ pub struct Node {
     pub config: PageserverConfig,
     /// Counters and gauges.
     pub metrics: Metrics,
+    /// Pages that were built before.
+    pub pages: PageCache,
     store: BlobStore,
     shards: RwLock<HashMap<ShardKey, Shard>>,
     /// One attach, import, create or delete at a time.
@@ -149,6 +152,7 @@ impl Node {
         shutdown: CancellationToken,
     ) -> Arc<Node> {
         Arc::new(Node {
+            pages: PageCache::new(config.page_cache_bytes),
             config,
             metrics,
             store,
@@ -395,6 +399,7 @@ impl Node {
         if let Some(running) = removed {
             running.stop.cancel();
             let _ = std::fs::remove_dir_all(self.directory(key, timeline));
+            self.pages.forget(timeline);
         }
         self.remember()
     }

@@ -384,12 +384,11 @@ async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetP
 
 fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::PageResult {
     let begin = Instant::now();
-    match timeline.page_and_chain(key, lsn) {
+    match timeline.page_with(&node.pages, key, lsn) {
         Ok((page, chain_length)) => {
             node.metrics.pages.inc();
             node.metrics.page_chain_length.observe(chain_length as f64);
             node.metrics.page_seconds.observe(begin.elapsed().as_secs_f64());
-            let page = Bytes::copy_from_slice(&page[..]);
             v1::PageResult {
                 status: PageStatus::Ok.into(),
                 page,

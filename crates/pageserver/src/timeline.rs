@@ -24,6 +24,7 @@ use tokio::sync::{Notify, watch};
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::layer_file::{LayerFile, LayerFileError};
 use crate::manifest::{self, Cluster, LayerEntry, Manifest, ManifestError, Parent};
+use crate::page_cache::PageCache;
 use crate::reconstruct::{self, ReconstructError};
 
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
@@ -400,6 +401,7 @@ impl Timeline {
                 state.layers.clone()
             });
             for layer in layers.iter().rev() {
+                chain.reached(layer.last());
                 if chain.is_complete() {
                     return Ok(chain);
                 }
@@ -423,18 +425,72 @@ impl Timeline {
     /// # Errors
     /// See [`TimelineError`].
     pub fn page(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
-        self.page_and_chain(key, lsn).map(|(page, _)| page)
-    }
-
-    /// As [`Timeline::page`], with the number of values that it was built from: an image alone is 1.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub fn page_and_chain(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
         if !self.identity.shard.owns(key) {
             return Err(TimelineError::WrongShard(*key));
         }
-        self.page_of_life(key, lsn)
+        self.page_of_life(key, lsn).map(|(page, _)| page)
+    }
+
+    /// As [`Timeline::page`], starting from what was built before, and with the number of values that were replayed:
+    /// an image alone is 1, an unchanged page 0.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page_with(
+        &self,
+        cache: &PageCache,
+        key: &PageKey,
+        lsn: Lsn,
+    ) -> Result<(Bytes, usize), TimelineError> {
+        if !self.identity.shard.owns(key) {
+            return Err(TimelineError::WrongShard(*key));
+        }
+        let id = self.identity.timeline;
+        // Of an earlier life of the page it is of no use.
+        let known = cache
+            .get(id, key, lsn)
+            .filter(|(at, _)| *at >= self.life_floor(key, lsn));
+        let (page, length) = match known {
+            Some((at, page)) => self.page_since(key, at, page, lsn)?,
+            None => {
+                let (page, length) = self.page_of_life(key, lsn)?;
+                (Bytes::from(page as Box<[u8]>), length)
+            }
+        };
+        cache.put(id, key, lsn, page.clone());
+        Ok((page, length))
+    }
+
+    /// The page at `lsn`, from the same page at `at` in the same life.
+    fn page_since(
+        &self,
+        key: &PageKey,
+        at: Lsn,
+        known: Bytes,
+        lsn: Lsn,
+    ) -> Result<(Bytes, usize), TimelineError> {
+        let chain = self.chain(key, at, lsn)?;
+        if chain.is_empty() {
+            return Ok((known, 0));
+        }
+        let mut page = reconstruct::zeros();
+        if !chain.has_base() {
+            page.copy_from_slice(&known);
+        }
+        let length = chain.len();
+        replay(key, chain, &mut page)?;
+        Ok((Bytes::from(page as Box<[u8]>), length))
+    }
+
+    /// Values at or below it belong to an earlier life of the page.
+    fn life_floor(&self, key: &PageKey, lsn: Lsn) -> Lsn {
+        match key {
+            PageKey::Rel { rel, block } => {
+                self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn))
+                    .floor
+            }
+            _ => Lsn(0),
+        }
     }
 
     fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
@@ -453,10 +509,7 @@ impl Timeline {
             None => (reconstruct::zeros(), 0),
         };
         let length = before + chain.len();
-        for (lsn, value) in chain.into_values() {
-            let applied = reconstruct::apply(&mut page, lsn, &value);
-            applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
-        }
+        replay(key, chain, &mut page)?;
         Ok((page, length))
     }
 
@@ -465,14 +518,7 @@ impl Timeline {
     /// # Errors
     /// See [`TimelineError`].
     pub fn chain_length(&self, key: &PageKey, lsn: Lsn) -> Result<usize, TimelineError> {
-        let floor = match key {
-            PageKey::Rel { rel, block } => {
-                self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn))
-                    .floor
-            }
-            _ => Lsn(0),
-        };
-        Ok(self.chain(key, floor, lsn)?.len())
+        Ok(self.chain(key, self.life_floor(key, lsn), lsn)?.len())
     }
 
     /// The control state's bytes at an LSN.
@@ -629,6 +675,14 @@ impl Timeline {
             },
         )))
     }
+}
+
+fn replay(key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
+    for (lsn, value) in chain.into_values() {
+        let applied = reconstruct::apply(page, lsn, &value);
+        applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
+    }
+    Ok(())
 }
 
 fn make_directory(directory: &std::path::Path) -> Result<(), TimelineError> {

@@ -12,6 +12,7 @@ use lakebed_pageserver::data_directory::{Item, visit};
 use lakebed_pageserver::import::import;
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest;
+use lakebed_pageserver::page_cache::PageCache;
 use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until};
 use lakebed_redo::{PageBytes, mask};
@@ -236,6 +237,35 @@ fn recover(base: &mut Cluster, pg_wal: &Path) {
     base.stop(Stop::Clean);
 }
 
+/// All relation pages of a data directory.
+fn pages_of(directory: &Path) -> Vec<PageKey> {
+    let mut keys = Vec::new();
+    visit(directory, &mut |item| {
+        if let Item::Page(key @ PageKey::Rel { .. }, _) = item {
+            keys.push(key);
+        }
+        Ok(())
+    })
+    .unwrap();
+    keys
+}
+
+/// A page that is read again and again as WAL comes in is the page that one read builds.
+fn built_on_what_was_built(shards: &[Shard], key: &PageKey, steps: &[Lsn]) {
+    let count = ShardCount::new(SHARDS).unwrap();
+    let timeline = &shards[usize::from(shard_of(key, count))].timeline;
+    let cache = PageCache::new(1 << 20);
+    for lsn in steps {
+        let (page, _) = timeline.page_with(&cache, key, *lsn).unwrap();
+        assert!(
+            page[..] == timeline.page(key, *lsn).unwrap()[..],
+            "{key} at {lsn}"
+        );
+        let (again, replayed) = timeline.page_with(&cache, key, *lsn).unwrap();
+        assert!(again == page && replayed == 0, "{key} at {lsn}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_equal_stock_recovery() {
     let mut primary = Cluster::init();
@@ -304,6 +334,13 @@ async fn pages_equal_stock_recovery() {
         &result.differences[..result.differences.len().min(20)]
     );
     assert!(result.pages["main"] > 10_000 && result.pages["vm"] > 20);
+
+    let steps: Vec<Lsn> = (1..=4)
+        .map(|part| records[(records.len() - 1) * part / 4].end)
+        .collect();
+    for key in pages_of(&base.data_dir()) {
+        built_on_what_was_built(&shards, &key, &steps);
+    }
 
     // One flipped byte is found as exactly one difference.
     let table = base.data_dir().join("base/1/1259");

@@ -24,6 +24,9 @@ use crate::wire::{self, FeedStart};
 
 /// Batches that wait for a shard to take them.
 pub const BATCHES_AHEAD: usize = 2;
+/// A shard that has everything gets what comes next in batches this far apart: under load one for many commits. Reads
+/// of computes do not wait for it, as they depend on nothing newer than the start of their term.
+pub const GATHER: Duration = Duration::from_millis(2);
 /// A shard hears from its feed at least this often.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -142,6 +145,9 @@ async fn send(
         heartbeat.end = at.lsn;
         if out.send(Ok(heartbeat.batch(entries))).await.is_err() {
             return Ok(());
+        }
+        if at.lsn >= commit {
+            tokio::time::sleep(GATHER).await;
         }
     }
 }

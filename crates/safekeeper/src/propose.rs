@@ -56,7 +56,6 @@ async fn take_all(
     let (name, mut request) = wire::request(first).map_err(wire::refused)?;
     let name = name.ok_or_else(|| Status::invalid_argument("the first message must be a greeting"))?;
     let timeline = safekeeper.timeline(name)?;
-    let mut view = timeline.view();
     let span = tracing::Span::current();
     span.record("tenant", tracing::field::display(name.0));
     span.record("timeline", tracing::field::display(name.1));
@@ -64,12 +63,12 @@ async fn take_all(
         tokio::select! {
             taken = hand_over(&timeline, request, out) => taken?,
             () = ending.cancelled() => return Err(Safekeeper::unavailable()),
-            status = stopped(&mut view) => return Err(status),
+            status = stopped(&timeline) => return Err(status),
         }
         let message = tokio::select! {
             message = inbound.message() => message?,
             () = ending.cancelled() => return Err(Safekeeper::unavailable()),
-            status = stopped(&mut view) => return Err(status),
+            status = stopped(&timeline) => return Err(status),
         };
         let Some(message) = message else { return Ok(()) };
         let (again, next) = wire::request(message).map_err(wire::refused)?;
@@ -110,11 +109,12 @@ async fn hand_over(
     sent.map_err(|_| stopped_status(timeline))
 }
 
-async fn stopped(view: &mut tokio::sync::watch::Receiver<crate::view::View>) -> Status {
-    match view.wait_for(|view| view.stopped.is_some()).await {
-        Ok(view) => status_of(&view),
-        Err(_) => Status::unavailable("the timeline was closed"),
+/// Waits until the owner has gone. The view would tell as well, but it changes with every append.
+async fn stopped(timeline: &Timeline) -> Status {
+    if let Some(working) = &timeline.working {
+        working.mail.closed().await;
     }
+    stopped_status(timeline)
 }
 
 /// Why a timeline does not work.

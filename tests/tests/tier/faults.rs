@@ -202,6 +202,25 @@ fn a_killed_sidecar_takes_its_postgres_along() {
     compute.stop();
 }
 
+/// Where no session waits for the sidecar, nothing but the kernel tells Postgres of its end.
+#[test]
+fn a_killed_sidecar_takes_a_quiet_postgres_along() {
+    let tier = Tier::start(&Shape::default());
+    let compute = tier.compute("main", "first");
+    let mut idle = compute.connection();
+    let asleep = spawn(&compute, "select pg_sleep(3600)");
+    wait_until("a session to sleep", || {
+        compute.sql(&["select count(*) from pg_stat_activity where wait_event = 'PgSleep'"]) == "1"
+    });
+    let processes = compute.processes();
+    let begin = Instant::now();
+    compute.kill();
+    let took = wait_for_end(&processes, begin, Duration::from_secs(5));
+    println!("a quiet Postgres was gone {took:?} after its sidecar");
+    assert!(asleep.join().expect("a session").is_err());
+    assert!(idle.batch_execute("select 1").is_err());
+}
+
 /// A statement in a session and a thread of its own.
 fn spawn(compute: &Compute, statement: &'static str) -> std::thread::JoinHandle<Result<(), String>> {
     let mut connection = compute.connection();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lakebed_pgtest::wait_until;
 use lakebed_tests::{Compute, Shape, Tier};
+use postgres::{Client, NoTls};
 
 use crate::load::{Load, check, content, prepare};
 
@@ -34,12 +35,12 @@ const COLD: &str = "select count(*), sum(n), md5(string_agg(filler, '' order by 
 /// The last column of [`COLD`].
 const COLD_FILLER: &str = "select md5(string_agg(filler, '' order by n)) from cold";
 
-/// Reads pages that nobody has read yet, in a session and a thread of its own.
+/// Reads pages that nobody has read yet, in a session and a thread of its own: the connection may have to wait too.
 fn read_cold(compute: &Compute) -> std::thread::JoinHandle<Result<String, String>> {
-    let mut connection = compute.connection();
+    let url = compute.url();
     std::thread::spawn(move || {
-        let row = connection.query_one(COLD_FILLER, &[]);
-        row.map(|row| row.get(0)).map_err(|error| error.to_string())
+        let read = Client::connect(&url, NoTls).and_then(|mut session| session.query_one(COLD_FILLER, &[]));
+        read.map(|row| row.get(0)).map_err(|error| error.to_string())
     })
 }
 

@@ -32,6 +32,8 @@ use link::{LinkEvent, LinkEventKind};
 
 /// The core's clock.
 const TICK: Duration = Duration::from_millis(50);
+/// A safekeeper is told the commit position with the next WAL, or after this time when there is none.
+const COMMIT_NOTICE: Duration = Duration::from_millis(1);
 /// An election without progress for this long is lost.
 const ELECTION: Duration = Duration::from_secs(5);
 /// Pause after a lost election, at least and at most.
@@ -139,6 +141,9 @@ struct Core {
     /// What each safekeeper knows to be committed, as it said last.
     told: BTreeMap<NodeId, Lsn>,
     reads: JoinSet<DonorRead>,
+    /// Commit positions that wait for the WAL that will carry them.
+    notices: BTreeMap<NodeId, Request>,
+    notices_due: Option<tokio::time::Instant>,
     ended: Option<Attempt>,
     won: Option<Won>,
 }
@@ -205,6 +210,8 @@ impl Driver {
             trouble: BTreeMap::new(),
             told: BTreeMap::new(),
             reads: JoinSet::new(),
+            notices: BTreeMap::new(),
+            notices_due: None,
             ended: None,
             won: None,
         };
@@ -231,6 +238,15 @@ impl Driver {
                     Ok(()) => Some(Input::LocalWal { end: *self.written.borrow_and_update() }),
                     Err(_) => return Attempt::Lost(Lost::Stopped),
                 },
+                () = due(core.notices_due) => {
+                    core.notices_due = None;
+                    for (to, notice) in std::mem::take(&mut core.notices) {
+                        if let Some(input) = self.send(&mut core, to, notice) {
+                            self.handle(&mut core, input);
+                        }
+                    }
+                    None
+                }
                 Some(read) = core.reads.join_next() => read.ok().map(|read| match read.bytes {
                     Some(bytes) => Input::WalRead { acceptor: read.acceptor, begin: read.begin, bytes },
                     None => Input::WalReadFailed { acceptor: read.acceptor, begin: read.begin },
@@ -255,6 +271,7 @@ impl Driver {
         let LinkEvent { node, stream, kind } = event;
         match kind {
             LinkEventKind::Open { messages, client } => {
+                core.notices.remove(&node);
                 core.links.insert(
                     node,
                     Link {
@@ -286,6 +303,7 @@ impl Driver {
                 core.trouble.insert(node, error);
                 let known = core.links.get(&node).is_some_and(|link| link.stream == stream);
                 if known {
+                    core.notices.remove(&node);
                     core.links.remove(&node);
                 }
                 known.then_some(Input::Disconnected(node))
@@ -306,18 +324,16 @@ impl Driver {
     fn execute(&self, core: &mut Core, command: Command) -> Option<Input> {
         match command {
             Command::Send { to, msg } => {
-                let sent = core.links.get(&to).is_some_and(|link| {
-                    pieces(msg).all(|piece| {
-                        let message = wire::request_to_wire(piece, self.branch.tenant, self.branch.timeline);
-                        link.messages.try_send(message).is_ok()
-                    })
-                });
-                if !sent && core.links.remove(&to).is_some() {
-                    // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one
-                    // is opened.
-                    core.trouble.insert(to, "too far behind".to_owned());
-                    return Some(Input::Disconnected(to));
+                if is_notice(&msg) {
+                    // Under load the next append follows at once, and says all that this one says.
+                    core.notices.insert(to, msg);
+                    let due = tokio::time::Instant::now() + COMMIT_NOTICE;
+                    core.notices_due.get_or_insert(due);
+                    return None;
                 }
+                // Whatever goes out now says more, or begins anew.
+                core.notices.remove(&to);
+                return self.send(core, to, msg);
             }
             Command::ReadWal {
                 acceptor,
@@ -336,7 +352,12 @@ impl Driver {
             }
             Command::CommitAdvanced(commit) => {
                 self.acks.committed(commit);
-                self.standing.send_modify(|standing| standing.commit = commit);
+                // Whoever waits for the commit position waits for the term's start. Nobody is woken for every commit.
+                self.standing.send_if_modified(|standing| {
+                    let booting = standing.won.is_none_or(|won| standing.commit < won.start);
+                    standing.commit = commit;
+                    booting
+                });
                 let kept = self.local.trim(core.proposer.needed_from(), commit);
                 return kept.map(|start| Input::LocalTrimmed { start });
             }
@@ -352,6 +373,21 @@ impl Driver {
             Command::ElectionLost(term) => core.ended = Some(Attempt::Again(term)),
             Command::Fenced(term) => core.ended = Some(Attempt::Lost(Lost::Fenced(term))),
             Command::LeaseExpired => core.ended = Some(Attempt::Lost(Lost::LeaseExpired)),
+        }
+        None
+    }
+
+    fn send(&self, core: &mut Core, to: NodeId, msg: Request) -> Option<Input> {
+        let sent = core.links.get(&to).is_some_and(|link| {
+            pieces(msg).all(|piece| {
+                let message = wire::request_to_wire(piece, self.branch.tenant, self.branch.timeline);
+                link.messages.try_send(message).is_ok()
+            })
+        });
+        if !sent && core.links.remove(&to).is_some() {
+            // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one is opened.
+            core.trouble.insert(to, "too far behind".to_owned());
+            return Some(Input::Disconnected(to));
         }
         None
     }
@@ -413,6 +449,18 @@ impl Driver {
             standing.peers = peers;
             changed
         });
+    }
+}
+
+/// Whether a message only tells the commit position and renews the lease.
+fn is_notice(msg: &Request) -> bool {
+    matches!(msg, Request::Append { bytes, .. } if bytes.is_empty())
+}
+
+async fn due(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -181,6 +181,7 @@ impl Tier {
             store: format!("file://{}", store.display()),
             flush_bytes: 64 << 20,
             image_deltas: 24,
+            page_cache_bytes: 16 << 20,
         };
         let stop = CancellationToken::new();
         let start =

@@ -51,6 +51,8 @@ const SETTINGS: [&str; 3] = [
 /// `(clients, depth)` of each.
 const SHAPES: [(usize, usize); 3] = [(1, 1), (8, 1), (8, 4)];
 const PINGS: usize = 20_000;
+/// How often the pages are read from Postgres until nothing changes meanwhile.
+const MAX_READINGS: u32 = 5;
 
 /// Its options.
 #[derive(Debug, Args)]
@@ -112,6 +114,7 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
     let branch = resolved.map_err(told)?.into_inner();
     let (targets, unlike) = read_all(&branch, lsn, local).await?;
     let pages: usize = targets.iter().map(|target| target.pages.len()).sum();
+    let chains = chain_lengths(tier).await?;
     let pings = block_in_place(|| ping::round_trips(PINGS))?;
     let targets = Arc::new(targets);
     report.result(json!({
@@ -120,6 +123,7 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
         "unlike_the_local_copy": unlike,
         "raw_tcp_p50_us": pings.percentile(50.0),
         "raw_tcp_p99_us": pings.percentile(99.0),
+        "chain_lengths_by_shard": chains,
     }));
     for (clients, depth) in SHAPES {
         eprintln!("{clients} clients, depth {depth}");
@@ -136,7 +140,6 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
             "seconds": round(took.as_secs_f64()),
         }));
     }
-    report.result(json!({ "kind": "chain-lengths", "shards": chain_lengths(tier).await? }));
     Ok(())
 }
 
@@ -154,15 +157,24 @@ fn load(args: &GetpageArgs, tier: &PrivateTier) -> anyhow::Result<(BTreeMap<Page
     pgbench.run(4, Duration::from_secs(args.work_seconds), None)?;
     client.batch_execute("create extension pageinspect")?;
     client.batch_execute("checkpoint")?;
-    eprintln!("reading all pages from Postgres");
-    let pages = raw_pages(&mut client)?;
-    // After the pages: what reading them may have written is below it, and nothing else writes.
+    // Reading may write: it prunes pages of the catalogues on its way. The reading after which WAL ends where it ended
+    // before has changed nothing.
+    for _ in 0..MAX_READINGS {
+        eprintln!("reading all pages from Postgres");
+        let before = end_of_wal(&mut client)?;
+        let pages = raw_pages(&mut client)?;
+        if end_of_wal(&mut client)? == before {
+            drop(client);
+            compute.stop()?;
+            return Ok((pages, before));
+        }
+    }
+    bail!("Postgres goes on writing WAL")
+}
+
+fn end_of_wal(client: &mut Client) -> anyhow::Result<Lsn> {
     let row = client.query_one("select pg_current_wal_insert_lsn()::text", &[])?;
-    let lsn: Lsn = row.get::<_, String>(0).parse().context("an LSN")?;
-    client.batch_execute("select txid_current()")?;
-    drop(client);
-    compute.stop()?;
-    Ok((pages, lsn))
+    row.get::<_, String>(0).parse().context("an LSN")
 }
 
 fn raw_pages(client: &mut Client) -> anyhow::Result<BTreeMap<PageKey, Vec<u8>>> {
@@ -360,7 +372,7 @@ async fn ask_randomly(
     }
 }
 
-/// How many values each page of the run was built from, as the pageservers count it: `[at most, pages]`.
+/// How many values each page was built from until now, as the pageservers count it: `[at most, pages]`.
 async fn chain_lengths(tier: &PrivateTier) -> anyhow::Result<Vec<serde_json::Value>> {
     let layout = &tier.directory.layout;
     let admin = layout.admin_ports.iter().skip(1 + layout.safekeeper_ports.len());
