@@ -12,7 +12,7 @@
 //! * `branch_point`: which position a new branch starts from, asked of safekeepers and pageservers.
 //! * `reconciler`: calls on nodes until they are what the state says. `nodes`: connections.
 //! * [`registration`]: how a daemon tells the controllers that it is there.
-//! * [`bootstrap`]: a client that makes the output of `initdb` a tenant.
+//! * [`bootstrap`]: a client that makes the output of `initdb` a tenant. [`rfc3339`]: times of people.
 //!
 //! Nothing on the data path comes through here: computes, safekeepers and pageservers go on while every controller
 //! is down.
@@ -27,6 +27,7 @@ pub mod raft_node;
 mod random;
 mod reconciler;
 pub mod registration;
+pub mod rfc3339;
 pub mod server;
 mod service;
 mod wire;

@@ -130,7 +130,7 @@ fn what_cannot_be_is_refused_in_words() {
         (create("x", &["--at-lsn", "nonsense"]), "nonsense"),
         (
             create("x", &["--at-time", "2001-01-01T00:00:00Z"]),
-            "before the history",
+            "before the history of this branch, which starts at 20",
         ),
         (create("x", &["--at-time", "2999-01-01T00:00:00Z"]), "future"),
         (create("x", &["--from", "nowhere"]), "nowhere"),

@@ -1,6 +1,7 @@
 //! The WAL on each safekeeper is one unbroken chain for Postgres's own reader, over several computes.
 
 use std::fs;
+use std::process::Stdio;
 
 use lakebed_pgtest::{temp_dir, wait_until};
 use lakebed_tests::pages::Pages;
@@ -73,7 +74,7 @@ fn the_wal_of_several_computes_is_one_chain_on_every_safekeeper() {
     first.sql(&["select pg_switch_wal()"]);
     load(&first);
     let mut busy = first.program("pgbench");
-    busy.stderr(std::process::Stdio::null());
+    busy.stdout(Stdio::null()).stderr(Stdio::null());
     let mut busy = busy.args(["-n", "-c", "4", "-T", "60"]).spawn().expect("pgbench");
     let mut session = first.connection();
     let mut transactions = |count: i64| {

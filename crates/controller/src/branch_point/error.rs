@@ -4,6 +4,7 @@ use lakebed_types::{Lsn, TimelineId};
 use tonic::Status;
 
 use crate::nodes::NodeError;
+use crate::rfc3339;
 
 /// Why there is no branch point.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,8 @@ pub(crate) enum BranchPointError {
     },
     /// Before the tenant was created.
     #[error(
-        "the time lies before the history of this branch, which starts {created_unix_micros} microseconds after 1970"
+        "the time lies before the history of this branch, which starts at {}",
+        rfc3339::format(*.created_unix_micros)
     )]
     TimeBeforeHistory {
         /// When the tenant was created.
