@@ -71,6 +71,15 @@ impl Compute {
         i32::try_from(pid).expect("a process id")
     }
 
+    /// Every process of its Postgres: they all work in the data directory.
+    pub fn processes(&self) -> Vec<i32> {
+        let data = self.data_dir();
+        let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data))
+            .collect()
+    }
+
     /// A client program that will connect to it.
     pub fn program(&self, name: &str) -> Command {
         let mut client = program(name);
@@ -97,6 +106,14 @@ impl Compute {
         run(&mut psql).trim_end().to_owned()
     }
 
+    /// Runs a script with psql, backslash commands included.
+    pub fn script(&self, name: &str, script: &str) {
+        let path = self.directory.with_extension(format!("{name}.sql"));
+        std::fs::write(&path, script).expect("a script");
+        let path = path.display().to_string();
+        self.run("psql", &["-Xq", "-v", "ON_ERROR_STOP=1", "-f", &path]);
+    }
+
     /// A connection.
     pub fn connection(&self) -> Client {
         let connection = Client::connect(&self.url(), NoTls);
@@ -105,10 +122,21 @@ impl Compute {
 
     /// Connection URL.
     pub fn url(&self) -> String {
+        self.url_of("postgres")
+    }
+
+    /// Connection URL of a database.
+    pub fn url_of(&self, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=10",
+            "host=127.0.0.1 port={} user=postgres dbname={database} connect_timeout=10",
             self.port
         )
+    }
+
+    /// A connection to a database.
+    pub fn connection_to(&self, database: &str) -> Client {
+        let connection = Client::connect(&self.url_of(database), NoTls);
+        connection.unwrap_or_else(|error| panic!("{database}: {error}\n{}", self.postgres_log()))
     }
 
     /// End of the log of Postgres.

@@ -6,6 +6,13 @@ use std::time::Duration;
 
 /// The body of a successful answer.
 pub fn get(address: &str, path: &str) -> String {
+    let (status, body) = answer(address, path);
+    assert!(status == 200, "{address}{path}: {status} {body}");
+    body
+}
+
+/// Status code and body of any answer.
+pub fn answer(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))
@@ -18,6 +25,8 @@ pub fn get(address: &str, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    assert!(head.starts_with("HTTP/1.1 200"), "{address}{path}: {answer}");
-    body.to_owned()
+    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    let status = status.and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("{address}{path}: {answer}"));
+    (status, body.to_owned())
 }

@@ -7,20 +7,25 @@
 //! This crate is for tests alone: what goes wrong is a panic that says what failed and shows the logs' ends.
 #![forbid(unsafe_code)]
 
+pub mod comparison;
 mod compute;
 mod http;
+pub mod pages;
 mod process;
 pub mod recorder;
+pub mod recovery;
+pub mod waldump;
 
 pub use compute::{Compute, process_exists};
 pub use process::Process;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use lakebed_pgtest::{run, temp_dir};
 use serde_json::Value;
@@ -40,10 +45,26 @@ pub fn build_dir() -> PathBuf {
     directory
 }
 
-/// A port that was free a moment ago.
+/// Below what the system gives to outgoing connections, one of which could take a port between its choice and its use.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// A port that is free and that no other call returns, in any test process, until this process ends.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
+    static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let locks = std::env::temp_dir().join("lakebed-test-ports");
+    fs::create_dir_all(&locks).expect("a directory of locks");
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Processes begin at different places, so that they seldom meet.
+    let first = std::process::id().wrapping_mul(97) as usize % PORTS.len();
+    let port = PORTS.skip(first).chain(PORTS).find(|port| {
+        let lock = File::create(locks.join(port.to_string())).expect("a lock file");
+        let free = lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        if free {
+            taken.push(lock);
+        }
+        free
+    });
+    port.expect("a free port")
 }
 
 /// The program under test, run to its end; what it printed on stdout.
@@ -92,6 +113,11 @@ pub struct Tier {
 impl Tier {
     /// Starts all roles and imports a fresh `initdb`.
     pub fn start(shape: &Shape) -> Tier {
+        Tier::start_from(shape, None)
+    }
+
+    /// As [`Tier::start`]; imports this data directory, which was shut down in order, instead.
+    pub fn start_from(shape: &Shape, data: Option<&Path>) -> Tier {
         let home = temp_dir();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
         let controller = format!("127.0.0.1:{}", free_port());
@@ -145,7 +171,10 @@ impl Tier {
             format!("--shards={}", shape.shards),
         );
         let safekeepers = format!("--safekeepers={}", shape.safekeepers);
-        lakebed(&["tenant", "create", "test", &connect, &shards, &safekeepers]);
+        let mut arguments = vec!["tenant", "create", "test", &connect, &shards, &safekeepers];
+        let from = data.map(|data| format!("--from={}", data.display()));
+        arguments.extend(from.as_deref());
+        lakebed(&arguments);
         tier
     }
 
@@ -186,10 +215,35 @@ impl Tier {
             .kill();
     }
 
+    fn process(&self, name: &str) -> &Process {
+        let process = self.roles.get(name).and_then(|role| role.process.as_ref());
+        process.unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    /// Freezes a role, as an overloaded machine or a cut network would: connections stay, nobody answers.
+    pub fn pause_role(&self, name: &str) {
+        self.process(name).pause();
+    }
+
+    /// Thaws a role.
+    pub fn resume_role(&self, name: &str) {
+        self.process(name).resume();
+    }
+
     /// What a role's `/v1/status` tells.
     pub fn status(&self, name: &str) -> Value {
+        self.process(name).status()
+    }
+
+    /// Code and text of a role's `/healthz`.
+    pub fn health(&self, name: &str) -> (u16, String) {
         let process = self.roles.get(name).and_then(|role| role.process.as_ref());
-        process.unwrap_or_else(|| panic!("{name} does not run")).status()
+        process.unwrap_or_else(|| panic!("{name} does not run")).health()
+    }
+
+    /// Address of the controller.
+    pub fn controller(&self) -> &str {
+        &self.controller
     }
 
     /// Connection string of a branch.
@@ -203,6 +257,26 @@ impl Tier {
         let mut all = arguments.to_vec();
         all.push(&connect);
         lakebed(&all)
+    }
+
+    /// A client command that must fail; what it said.
+    pub fn refused_client(&self, arguments: &[&str]) -> String {
+        let connect = format!("--connect=lakebed://{}/test", self.controller);
+        let mut command = Command::new(build_dir().join("lakebed"));
+        let output = command.args(arguments).arg(connect).output();
+        let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(!output.status.success(), "{command:?} did not fail");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Branches by name, as `branch list --json` tells them.
+    pub fn branches(&self) -> BTreeMap<String, Value> {
+        let lines = self.client(&["branch", "list", "--json"]);
+        let parse = |line: &str| {
+            let branch: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            (branch["name"].as_str().expect("a name").to_owned(), branch)
+        };
+        lines.lines().map(parse).collect()
     }
 
     /// Starts a compute on a branch in a directory of its own below [`Tier::home`].

@@ -115,6 +115,11 @@ impl Process {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{}: {error}: {body}", self.name))
     }
 
+    /// Status code and text of its `/healthz`.
+    pub fn health(&self) -> (u16, String) {
+        http::answer(&self.admin, "/healthz")
+    }
+
     /// Its metrics.
     pub fn metrics(&self) -> String {
         http::get(&self.admin, "/metrics")

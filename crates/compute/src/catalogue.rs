@@ -94,7 +94,11 @@ impl CatalogueClient {
             };
             let hopeless = matches!(
                 status.code(),
-                Code::InvalidArgument | Code::Internal | Code::OutOfRange | Code::Unimplemented
+                Code::InvalidArgument
+                    | Code::Internal
+                    | Code::OutOfRange
+                    | Code::Unimplemented
+                    | Code::Aborted
             );
             if hopeless {
                 return Err(status);
@@ -189,12 +193,14 @@ impl CatalogueClient {
     /// Asking again cannot help.
     pub async fn basebackup(
         &self,
+        term: Term,
         last_record_start: Lsn,
     ) -> Result<tonic::Streaming<v1::FileChunk>, Status> {
         let request = v1::BasebackupRequest {
             timeline: self.timeline(),
             lsn: self.at.0,
             last_record_start: last_record_start.0,
+            term: term.0,
         };
         let answer = self
             .ask("Basebackup", |mut client| {

@@ -18,6 +18,7 @@ pub mod data_dir;
 pub mod files;
 pub mod local_wal;
 pub mod metrics;
+pub mod old_wal;
 pub mod pages;
 pub mod postgres;
 pub mod quorum;

@@ -95,15 +95,27 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
     for setting in own.into_iter().chain(pinned) {
         command.arg("-c").arg(setting);
     }
+    let mut wal_level = "replica";
     for setting in &config.settings {
-        let Some((name, _)) = setting.split_once('=') else {
+        let Some((name, value)) = setting.split_once('=') else {
             bail!("`{setting}` in `settings` is not of the form name=value");
         };
+        if name.trim() == "wal_level" {
+            // With `minimal` Postgres fsyncs relations instead of logging them, and nothing would be in the tier.
+            wal_level = match value.trim() {
+                level @ ("replica" | "logical") => level,
+                other => {
+                    bail!("wal_level can be replica or logical; `{other}` in `settings` would lose data")
+                }
+            };
+            continue;
+        }
         if PINNED.iter().any(|(pinned, _)| *pinned == name.trim()) {
             bail!("`{name}` in `settings` cannot be changed: commits would no longer be safe");
         }
         command.arg("-c").arg(setting);
     }
+    command.arg("-c").arg(format!("wal_level={wal_level}"));
     command.env("LD_PRELOAD", config.shim_copy());
     command
         .env(ENV_SHM, shm)

@@ -1,5 +1,6 @@
 //! The stages of a compute: from nothing to a Postgres that accepts connections, and to its end.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use lakebed_types::Lsn;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::acks::Acks;
@@ -23,6 +25,7 @@ use crate::data_dir;
 use crate::files::{Files, server};
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
+use crate::old_wal::OldWal;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
 use crate::quorum::{Driver, Lost, Standing, Won};
@@ -35,6 +38,8 @@ const ELECTION: Duration = Duration::from_secs(60);
 const FENCED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long Postgres may take to stop in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long safekeepers may take to hear of the last commit.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a compute ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +132,12 @@ impl Sidecar {
                     _ = standing.wait_for(|standing| standing.lost.is_some()) => {}
                 }
                 self.postgres.stop_now(FENCED_PATIENCE).await;
+                // Nobody else will tell them: branches and pageservers would not reach the end of this compute's WAL
+                // before the next compute.
+                let told = standing.wait_for(|standing| standing.lost.is_some() || standing.all_told());
+                if tokio::time::timeout(TELL_PATIENCE, told).await.is_err() {
+                    tracing::warn!("not every safekeeper answered to be told what is committed");
+                }
             }
             Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) => {
                 tracing::error!(?ended, "stopping Postgres at once");
@@ -180,12 +191,19 @@ async fn boot(
     };
     start_driver(driver)?;
     let won = win(&mut standing).await?;
-    let previous = last_record_start(&branch, won.start).await?;
+    let previous = last_record_start(&branch, &mut standing, won.start).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
-    let chunks = catalogue.basebackup(previous).await;
+    let chunks = catalogue.basebackup(won.term, previous).await;
     let chunks =
         chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
     data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
+    let old_wal = OldWal::new(branch.clone(), owner);
+    if has_slots(&data) {
+        let completed = old_wal
+            .complete_boot_segment(&data.join("pg_wal"), won.start)
+            .await;
+        completed.context("WAL that replication slots may read")?;
+    }
     let pages =
         PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
     let files = Arc::new(Files::new(
@@ -195,6 +213,7 @@ async fn boot(
         region,
         pages,
         catalogue,
+        old_wal,
     ));
     let socket = config.shim_socket();
     let listener =
@@ -271,6 +290,11 @@ fn start_driver(driver: Driver) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether there is a replication slot.
+fn has_slots(data: &std::path::Path) -> bool {
+    fs::read_dir(data.join("pg_replslot")).is_ok_and(|mut slots| slots.next().is_some())
+}
+
 /// Keeps a second compute out of the directory.
 fn lock(config: &ComputeConfig) -> anyhow::Result<File> {
     let path = config.dir.join("lock");
@@ -328,15 +352,42 @@ async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
 }
 
 /// Start of the record that ends at `at`, the link that the boot checkpoint must carry.
-async fn last_record_start(branch: &Branch, at: Lsn) -> anyhow::Result<Lsn> {
+///
+/// Only safekeepers whose WAL counts for this term are asked: another one may hold other records below `at`, which
+/// were never committed. All of them at once, because any may have become slow.
+async fn last_record_start(
+    branch: &Branch,
+    standing: &mut watch::Receiver<Standing>,
+    at: Lsn,
+) -> anyhow::Result<Lsn> {
     if at == branch.start {
         return Ok(branch.last_record_start);
     }
-    let mut trouble = Vec::new();
-    for address in branch.safekeepers.values() {
-        match find_boundary(branch, address, at).await {
-            Ok(found) => return Ok(found),
-            Err(error) => trouble.push(format!("{address}: {error:#}")),
+    let mut asked = BTreeSet::new();
+    let (mut answers, mut trouble) = (JoinSet::new(), Vec::new());
+    let deadline = tokio::time::sleep(ELECTION);
+    tokio::pin!(deadline);
+    loop {
+        for (node, peer) in &standing.borrow_and_update().peers {
+            if peer.flush >= Some(at) && asked.insert(*node) {
+                let (branch, address) = (branch.clone(), peer.address.clone());
+                answers.spawn(async move {
+                    let found = find_boundary(&branch, &address, at).await;
+                    found.map_err(|error| format!("{address}: {error:#}"))
+                });
+            }
+        }
+        tokio::select! {
+            Some(answer) = answers.join_next() => match answer {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(error)) => trouble.push(error),
+                Err(error) => trouble.push(error.to_string()),
+            },
+            changed = standing.changed() => changed.context("the quorum's driver ended")?,
+            () = &mut deadline => break,
+        }
+        if asked.len() == branch.safekeepers.len() && answers.is_empty() {
+            break;
         }
     }
     bail!(
@@ -351,9 +402,7 @@ async fn find_boundary(branch: &Branch, address: &str, at: Lsn) -> anyhow::Resul
         timeline: Some(convert::timeline_ref(branch.tenant, branch.timeline)),
         at_or_below: at.0,
     };
-    let found = tokio::time::timeout(ELECTION, client.find_boundary(request))
-        .await??
-        .into_inner();
+    let found = client.find_boundary(request).await?.into_inner();
     if Lsn(found.boundary_lsn) != at || found.last_record_start == 0 {
         bail!("its last boundary is {}", Lsn(found.boundary_lsn));
     }
@@ -384,6 +433,7 @@ impl Inspect {
                     "address": peer.address,
                     "phase": peer.phase.map(|phase| format!("{phase:?}")),
                     "flush_lsn": peer.flush.map(|lsn| lsn.to_string()),
+                    "commit_lsn": peer.commit.map(|lsn| lsn.to_string()),
                     "trouble": peer.trouble,
                 })
             })

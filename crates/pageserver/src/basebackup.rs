@@ -15,7 +15,7 @@ use lakebed_wal::page::{MAGIC_15, WalFormat};
 
 use crate::import::CONTROL_FILE;
 use crate::ingest::ORIGINS;
-use crate::timeline::{Timeline, TimelineError};
+use crate::timeline::{OWN_FILES, Timeline, TimelineError};
 use lakebed_types::data_directory::SLRU_SEGMENT_PAGES;
 
 /// Directories that Postgres expects and does not make (`initdb.c`, `subdirs`).
@@ -123,14 +123,21 @@ pub fn basebackup(
     let mut origins = BTreeMap::new();
     let mut directories: Vec<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
     for (path, content) in files {
-        if path == CONTROL_FILE {
+        if path.starts_with(OWN_FILES) {
+            continue;
+        } else if path == CONTROL_FILE {
             control_file = Some(content);
         } else if let Some(id) = path.strip_prefix(ORIGINS) {
             let remote = content[..].try_into().map_or(0, u64::from_le_bytes);
             origins.insert(id.parse::<u16>().unwrap_or_default(), remote);
         } else if path.starts_with("pg_tblspc/") && path.matches('/').count() == 1 {
-            let target = std::ffi::OsStr::from_bytes(&content).into();
-            items.push(BackupItem::Link { path, target });
+            // An empty location: a developer's tablespace inside the data directory.
+            items.push(if content.is_empty() {
+                BackupItem::Directory(path)
+            } else {
+                let target = std::ffi::OsStr::from_bytes(&content).into();
+                BackupItem::Link { path, target }
+            });
         } else {
             if let Some((directory, _)) = path.rsplit_once('/') {
                 make_directories(&mut items, &mut directories, directory);

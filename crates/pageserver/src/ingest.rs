@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret};
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr};
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::StoredRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
@@ -23,6 +23,24 @@ pub enum IngestStop {
     /// The record is malformed or of a kind that cannot be replayed.
     #[error(transparent)]
     Record(#[from] lakebed_ingest::IngestError),
+    /// The record changes a page in a way that there is no redo for.
+    #[error(
+        "record at {lsn} (resource manager {}, info {info:#04x}) changes {rel} block {block}, and this version cannot \
+         replay pages of this resource manager",
+        rmgr::name(*.rmid)
+    )]
+    NoRedo {
+        /// Start of the record.
+        lsn: Lsn,
+        /// Its resource manager.
+        rmid: u8,
+        /// Its info bits.
+        info: u8,
+        /// Relation fork of the page.
+        rel: RelTag,
+        /// Block of the page.
+        block: u32,
+    },
     /// The record's bytes are not a record.
     #[error(transparent)]
     Decode(#[from] lakebed_wal::parse::RecordError),
@@ -110,6 +128,7 @@ impl Ingestor {
             });
         }
         let effects = interpret(record)?;
+        self.check_redo(record)?;
         let commit_ts = self.control.as_ref().is_some_and(ControlState::commit_ts_active);
         if let Some(control) = &mut self.control
             && control.apply(record)?
@@ -134,6 +153,32 @@ impl Ingestor {
         }
         self.last = record.end;
         Ok(())
+    }
+
+    /// Found out here and not when the page is read: until then later records would have been taken, the position
+    /// would have been reported as stored, and the WAL that a version with redo needs would be gone.
+    fn check_redo(&self, record: &DecodedRecord) -> Result<(), IngestStop> {
+        if lakebed_redo::knows(record.rmid) {
+            return Ok(());
+        }
+        let refused = record.blocks.iter().find(|block| {
+            let key = PageKey::Rel {
+                rel: block.rel,
+                block: block.block,
+            };
+            let has_image = block.image.as_ref().is_some_and(|image| image.apply);
+            !has_image && block.rel.fork != ForkNumber::Fsm && self.timeline.identity.shard.owns(&key)
+        });
+        match refused {
+            None => Ok(()),
+            Some(block) => Err(IngestStop::NoRedo {
+                lsn: record.start,
+                rmid: record.rmid,
+                info: record.info,
+                rel: block.rel,
+                block: block.block,
+            }),
+        }
     }
 
     /// Takes a hint: a record of another shard, which ends at `lsn`, touched this fork below `blocks`.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lakebed_blobstore::BlobStore;
 use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +25,8 @@ use crate::timeline::{Identity, Thresholds, Timeline, TimelineError};
 
 /// How long creating a branch waits for the parent to ingest the branch point.
 const BRANCH_WAIT: Duration = Duration::from_secs(30);
+/// A reader that sees nothing ingested for this long says so: a safekeeper that has the WAL needs no second to send it.
+const STALL: Duration = Duration::from_secs(1);
 
 /// One shard as the controller describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +114,8 @@ pub enum NodeError {
 struct Running {
     timeline: Arc<Timeline>,
     spec: TimelineSpec,
+    /// Tells the feed of other safekeepers.
+    safekeepers: watch::Sender<Vec<String>>,
     stop: CancellationToken,
 }
 
@@ -232,11 +237,26 @@ impl Node {
         let key = (attachment.tenant, attachment.shard);
         self.claim(key, attachment.generation).await?;
         for spec in attachment.timelines {
-            if self.timeline(key.0, key.1, spec.timeline).is_err() {
+            if !self.update(key, &spec) {
                 self.open(key, attachment.generation, spec).await?;
             }
         }
         self.remember()
+    }
+
+    /// Tells a running timeline who its safekeepers are; false if it does not run.
+    fn update(&self, key: ShardKey, spec: &TimelineSpec) -> bool {
+        self.with_shards(|shards| {
+            let timelines = shards.get_mut(&key).map(|shard| &mut shard.timelines);
+            let Some(running) = timelines.and_then(|timelines| timelines.get_mut(&spec.timeline)) else {
+                return false;
+            };
+            if running.spec.safekeepers != spec.safekeepers {
+                running.spec.safekeepers.clone_from(&spec.safekeepers);
+                running.safekeepers.send_replace(spec.safekeepers.clone());
+            }
+            true
+        })
     }
 
     /// Makes this node the owner at `generation`; a higher one than known closes what runs under the old one.
@@ -313,9 +333,11 @@ impl Node {
     /// Runs a timeline: feed and flush.
     fn start(self: &Arc<Self>, key: ShardKey, timeline: Arc<Timeline>, spec: TimelineSpec) {
         let stop = self.shutdown.child_token();
+        let (tell, safekeepers) = watch::channel(spec.safekeepers.clone());
         let running = Running {
             timeline: timeline.clone(),
-            spec: spec.clone(),
+            spec,
+            safekeepers: tell,
             stop: stop.clone(),
         };
         self.with_shards(|shards| {
@@ -323,10 +345,8 @@ impl Node {
                 shard.timelines.insert(timeline.identity.timeline, running);
             }
         });
-        if !spec.safekeepers.is_empty() {
-            self.tasks
-                .spawn(feed::run(self.clone(), timeline, spec.safekeepers, stop));
-        }
+        self.tasks
+            .spawn(feed::run(self.clone(), timeline, safekeepers, stop));
     }
 
     /// Imports a data directory as a timeline of a shard and stores it. An unfinished earlier import is forgotten.
@@ -468,15 +488,25 @@ pub fn parents_first(mut specs: Vec<TimelineSpec>) -> Vec<TimelineSpec> {
     sorted
 }
 
-/// Waits until a timeline has ingested `lsn`.
+/// Waits until a timeline has ingested `lsn`. When nothing is ingested meanwhile the feed hears of it.
 ///
 /// # Errors
 /// [`NodeError::ParentBehind`] after the time is over.
 pub async fn wait_for(timeline: &Timeline, lsn: Lsn, patience: Duration) -> Result<(), NodeError> {
     let mut last_record = timeline.watch_last_record();
-    let reached = tokio::time::timeout(patience, last_record.wait_for(|last| *last >= lsn)).await;
-    match reached {
-        Ok(Ok(_)) => Ok(()),
+    let reached = tokio::time::timeout(patience, async {
+        loop {
+            let before = timeline.last_record();
+            let waited = tokio::time::timeout(STALL, last_record.wait_for(|last| *last >= lsn)).await;
+            match waited {
+                Ok(reached) => return reached.is_ok(),
+                Err(_) if timeline.last_record() == before => timeline.complain(),
+                Err(_) => {}
+            }
+        }
+    });
+    match reached.await {
+        Ok(true) => Ok(()),
         _ => Err(NodeError::ParentBehind {
             parent: timeline.identity.timeline,
             reached: timeline.last_record(),

@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, PageStatus, import_message};
-use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, TimelineId};
+use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
@@ -262,6 +262,7 @@ impl Pageserver for PageService {
         let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
         let lsn = Lsn(request.lsn);
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
+        compute_term(&timeline, request.term)?;
         let items = basebackup(&timeline, lsn, Lsn(request.last_record_start));
         let items = items.map_err(|error| Status::internal(error.to_string()))?;
         let chunks = items.into_iter().flat_map(chunks).map(Ok);
@@ -284,10 +285,24 @@ impl Pageserver for PageService {
             )));
         }
         let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        compute_term(&timeline, request.term)?;
         timeline.put_file(request.path, (!request.removed).then_some(request.content));
         timeline.flush().await.map_err(|error| status(error.into()))?;
         Ok(Response::new(v1::PutFileResponse {}))
     }
+}
+
+/// Refuses a compute that another has superseded. Term 0 is nobody's: tools that look, and change nothing.
+fn compute_term(timeline: &Timeline, term: u64) -> Result<(), Status> {
+    if term == 0 {
+        return Ok(());
+    }
+    timeline.compute_term(Term(term)).map_err(|known| {
+        Status::aborted(format!(
+            "a compute of term {} has timeline {}; term {term} is over",
+            known.0, timeline.identity.timeline
+        ))
+    })
 }
 
 /// The LSN at which a read is served: min(lsn, last record), once the last record is at or past what it depends on.

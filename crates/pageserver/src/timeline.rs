@@ -18,14 +18,17 @@ use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::file::LayerBuilder;
 use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
 use lakebed_redo::PageBytes;
-use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, TimelineId};
-use tokio::sync::watch;
+use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
+use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::layer_file::{LayerFile, LayerFileError};
 use crate::manifest::{self, Cluster, LayerEntry, Manifest, ManifestError, Parent};
 use crate::page_cache::PageCache;
 use crate::reconstruct::{self, ReconstructError};
+
+/// Catalogue files that are the tier's own and never part of a basebackup begin with this.
+pub const OWN_FILES: &str = ".lakebed/";
 
 /// What never changes about a timeline.
 #[derive(Clone, Debug)]
@@ -148,6 +151,8 @@ pub struct Timeline {
     thresholds: Thresholds,
     state: RwLock<State>,
     last_record: watch::Sender<Lsn>,
+    /// Rung by readers whose WAL does not come.
+    stalled: Notify,
     disk_consistent: watch::Sender<Lsn>,
     /// Manifest sequence and its layers; held through a flush, so that there is one at a time.
     flushing: tokio::sync::Mutex<(u64, Vec<LayerEntry>)>,
@@ -210,6 +215,7 @@ impl Timeline {
             thresholds,
             state: RwLock::new(state),
             last_record: watch::Sender::new(at),
+            stalled: Notify::new(),
             disk_consistent: watch::Sender::new(at),
             flushing: tokio::sync::Mutex::new(flushed),
         })
@@ -290,6 +296,16 @@ impl Timeline {
         self.last_record.subscribe()
     }
 
+    /// A reader tells that it waits and nothing is ingested.
+    pub fn complain(&self) {
+        self.stalled.notify_waiters();
+    }
+
+    /// Returns when a reader complains.
+    pub async fn complaint(&self) {
+        self.stalled.notified().await;
+    }
+
     /// Why ingest stopped, if it did.
     pub fn stopped(&self) -> Option<String> {
         self.read(|state| state.stopped.clone())
@@ -332,6 +348,34 @@ impl Timeline {
             state.catalogue.add(entry.0, &entry.1);
             state.pending.push(entry);
         });
+    }
+
+    /// A compute of this term boots or writes. Refused, with the known term, when a later one did so before.
+    ///
+    /// # Errors
+    /// The higher term.
+    pub fn compute_term(&self, term: Term) -> Result<(), Term> {
+        let path = format!("{OWN_FILES}term/{}", self.identity.timeline);
+        self.write(|state| {
+            let lsn = self.last_record();
+            let known = state
+                .catalogue
+                .file(&path, lsn)
+                .and_then(|bytes| bytes[..].try_into().ok());
+            let known = Term(known.map_or(0, u64::from_le_bytes));
+            if term < known {
+                return Err(known);
+            }
+            if term > known {
+                let entry = (
+                    lsn,
+                    Entry::File(path, Some(Bytes::copy_from_slice(&term.0.to_le_bytes()))),
+                );
+                state.catalogue.add(entry.0, &entry.1);
+                state.pending.push(entry);
+            }
+            Ok(())
+        })
     }
 
     /// Asks the catalogue.

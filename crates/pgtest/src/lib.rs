@@ -143,6 +143,40 @@ impl Cluster {
 
     /// Starts the server with these settings (`name=value`) and waits until it answers.
     pub fn start(&mut self, settings: &[&str]) {
+        let mut server = self.spawn(settings);
+        wait_until("the server to accept connections", || {
+            if let Ok(Some(status)) = server.try_wait() {
+                panic!("the server ended at start: {status}\n{}", self.log());
+            }
+            let mut ready = program("pg_isready");
+            ready.arg("-q").arg("-h").arg(self.home.path());
+            ready.status().is_ok_and(|status| status.success())
+        });
+        self.server = Some(server);
+    }
+
+    /// Starts the server with these settings, and stops it as in a crash once it has recovered and stored the result
+    /// with its end-of-recovery checkpoint. Nobody connects meanwhile, so that its files are what recovery made and
+    /// nothing else: a connection reads catalogues, which sets hint bits and may prune pages.
+    pub fn recover(&mut self, settings: &[&str]) {
+        let mut all = vec!["autovacuum=off", "max_logical_replication_workers=0", "fsync=off"];
+        all.extend(settings);
+        self.server = Some(self.spawn(&all));
+        wait_until("the end of recovery", || {
+            let server = self.server.as_mut().expect("the server");
+            if let Ok(Some(status)) = server.try_wait() {
+                panic!("the server ended in recovery: {status}\n{}", self.log());
+            }
+            // Written after the checkpoint.
+            let control = run(program("pg_controldata").env("LC_ALL", "C").arg(self.data_dir()));
+            control
+                .lines()
+                .any(|line| line.starts_with("Database cluster state:") && line.ends_with("in production"))
+        });
+        self.stop(Stop::Crash);
+    }
+
+    fn spawn(&self, settings: &[&str]) -> Child {
         assert!(self.server.is_none(), "the server runs already");
         let log = fs::File::options()
             .create(true)
@@ -160,18 +194,9 @@ impl Cluster {
         }
         postgres.current_dir(self.home.path()).stdin(Stdio::null());
         postgres.stdout(log.try_clone().expect("a log file")).stderr(log);
-        let mut server = postgres
+        postgres
             .spawn()
-            .unwrap_or_else(|error| panic!("{postgres:?}: {error}"));
-        wait_until("the server to accept connections", || {
-            if let Ok(Some(status)) = server.try_wait() {
-                panic!("the server ended at start: {status}\n{}", self.log());
-            }
-            let mut ready = program("pg_isready");
-            ready.arg("-q").arg("-h").arg(self.home.path());
-            ready.status().is_ok_and(|status| status.success())
-        });
-        self.server = Some(server);
+            .unwrap_or_else(|error| panic!("{postgres:?}: {error}"))
     }
 
     /// Stops the server and waits for its end.

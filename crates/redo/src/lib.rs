@@ -102,14 +102,29 @@ fn redo_inner(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) ->
     } else if page::lsn(page) >= record.end {
         return Ok(());
     }
-    match record.rmid {
-        rmgr::XLOG => redo_xlog(record),
-        rmgr::HEAP => heap::redo(record, block, page),
-        rmgr::HEAP2 => heap2::redo(record, block, page),
-        rmgr::BTREE => btree::redo(record, block, page),
-        rmgr::SEQUENCE => sequence::redo(record, page),
-        _ => Err("no redo for pages of this resource manager"),
+    match redo_of(record.rmid) {
+        Some(redo) => redo(record, block, page),
+        None => Err("no redo for pages of this resource manager"),
     }
+}
+
+type Redo = fn(&DecodedRecord, &BlockRef, &mut PageBytes) -> Result<(), Fault>;
+
+fn redo_of(rmid: u8) -> Option<Redo> {
+    Some(match rmid {
+        rmgr::XLOG => |record, _, _| redo_xlog(record),
+        rmgr::HEAP => heap::redo,
+        rmgr::HEAP2 => heap2::redo,
+        rmgr::BTREE => btree::redo,
+        rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
+        _ => return None,
+    })
+}
+
+/// Whether there is redo for what records of this resource manager do to pages. Without it only images can be
+/// restored, and a record that changes a page without one must not be taken.
+pub fn knows(rmid: u8) -> bool {
+    redo_of(rmid).is_some()
 }
 
 /// `XLOG_FPI` (0xB0) always carries images to apply. `XLOG_FPI_FOR_HINT` (0xA0) need not while full page writes are

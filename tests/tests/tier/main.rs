@@ -1,4 +1,13 @@
 //! The tier as its users rely on it: real processes, real Postgres, real disks.
 
+mod branches;
+mod comparison;
 mod durability;
+mod faults;
+mod fencing;
+mod load;
+mod pageserver_loss;
 mod state;
+mod unreplayable;
+mod wal_chain;
+mod workload;

@@ -165,3 +165,60 @@ fn a_lost_compute_takes_nothing_along() {
     compute.run("pg_amcheck", &["--install-missing", "--heapallindexed", "--all"]);
     compute.stop();
 }
+
+/// A logical slot reads on where it was, through WAL that no compute has any more.
+#[test]
+fn a_logical_slot_reads_wal_of_earlier_computes() {
+    let tier = Tier::start(&Shape::default());
+    let compute = tier.compute_with("main", "first", SETTINGS);
+    compute.sql(&[
+        "create table t (n int)",
+        "select pg_create_logical_replication_slot('s', 'test_decoding')",
+    ]);
+    compute.sql(&[
+        "insert into t select generate_series(1, 100)",
+        "select pg_switch_wal()",
+    ]);
+    compute.sql(&[
+        "insert into t select generate_series(101, 200)",
+        "checkpoint",
+        "select pg_switch_wal()",
+    ]);
+    compute.kill();
+    let compute = tier.compute_with("main", "second", SETTINGS);
+    compute.sql(&["insert into t values (201)", "checkpoint"]);
+    let changes =
+        "select count(*) from pg_logical_slot_get_changes('s', null, null) where data like '%INSERT%'";
+    assert_eq!(compute.sql(&[changes]), "201");
+    compute.sql(&["insert into t values (202)"]);
+    assert_eq!(compute.sql(&[changes]), "1");
+    compute.stop();
+}
+
+/// With `wal_level = minimal` Postgres would write relations without WAL: refused, and no file can ask for it.
+#[test]
+fn settings_that_would_lose_data_are_refused() {
+    let tier = Tier::start(&Shape::default());
+    let connect = tier.connect("main");
+    for (setting, says) in [
+        ("wal_level=minimal", "would lose data"),
+        ("fsync=off", "cannot be changed"),
+        ("wal_sync_method=open_datasync", "cannot be changed"),
+    ] {
+        let directory = tier.home().join("refused");
+        let error =
+            Compute::try_start(&connect, &directory, &[&format!("--set={setting}")]).expect_err("a refusal");
+        assert!(error.contains(says), "{setting}: {error}");
+    }
+    let compute = tier.compute("main", "first");
+    compute.sql(&["alter system set wal_level = minimal"]);
+    compute.sql(&["alter system set fsync = off"]);
+    compute.sql(&["alter system set max_wal_senders = 0"]);
+    compute.stop();
+    let compute = tier.compute("main", "second");
+    assert_eq!(
+        compute.sql(&["show wal_level", "show fsync", "show full_page_writes"]),
+        "replica\non\noff"
+    );
+    compute.stop();
+}

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lakebed_shim_abi::message::{Blocks, Outcome};
+use lakebed_shim_abi::path::{self as shim_path, PathKind, WalSegment};
 use lakebed_shim_abi::region::{Region, SlotRef};
 use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify, database_directory};
 use lakebed_types::{ForkNumber, PAGE_SIZE, PageKey, RelTag, Term};
@@ -30,6 +31,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use crate::catalogue::CatalogueClient;
 use crate::data_dir::{Owner, give, make_directories};
+use crate::old_wal::OldWal;
 use crate::pages::{PageClient, PageError};
 use slots::{SlotFile, Slots};
 
@@ -55,6 +57,9 @@ pub enum FileError {
     /// Shard 0.
     #[error("asking shard 0 about {0}: {1}")]
     Catalogue(String, String),
+    /// A segment of old WAL.
+    #[error("{0}: {1}")]
+    Wal(String, String),
     /// The shim asked for what it should not.
     #[error("{0}")]
     Protocol(String),
@@ -88,6 +93,7 @@ pub struct Files {
     slots: Slots,
     pages: PageClient,
     catalogue: CatalogueClient,
+    old_wal: OldWal,
     paths: Mutex<HashMap<String, Arc<AsyncMutex<PathState>>>>,
     listed: AsyncMutex<HashSet<String>>,
     prefetches: Arc<Semaphore>,
@@ -103,6 +109,7 @@ impl Files {
         region: Region,
         pages: PageClient,
         catalogue: CatalogueClient,
+        old_wal: OldWal,
     ) -> Files {
         Files {
             data,
@@ -111,6 +118,7 @@ impl Files {
             slots: Slots::new(region),
             pages,
             catalogue,
+            old_wal,
             paths: Mutex::default(),
             listed: AsyncMutex::default(),
             prefetches: Arc::new(Semaphore::new(PREFETCHES)),
@@ -156,6 +164,16 @@ impl Files {
     pub async fn open(&self, path: &str, create: bool) -> Result<(Outcome, SlotRef), FileError> {
         let state = self.state(path);
         let mut state = state.lock().await;
+        if let PathKind::Wal(segment) = shim_path::classify(path.as_bytes()) {
+            // Postgres removes and makes segments by itself, so nothing is remembered of them.
+            let there = self.data.join(path).exists() || self.fetch_wal(path, segment).await?;
+            let outcome = if there {
+                Outcome::Existing
+            } else {
+                Outcome::Missing
+            };
+            return Ok((outcome, SlotRef::default()));
+        }
         if matches!(*state, PathState::Unknown) {
             *state = self.look_up(path).await?;
         }
@@ -169,6 +187,11 @@ impl Files {
             }
             PathState::Unknown | PathState::Gone => Ok((Outcome::Missing, SlotRef::default())),
         }
+    }
+
+    async fn fetch_wal(&self, path: &str, segment: WalSegment) -> Result<bool, FileError> {
+        let fetched = self.old_wal.fetch(&self.data.join("pg_wal"), segment).await;
+        fetched.map_err(|error| FileError::Wal(path.to_owned(), format!("{error:#}")))
     }
 
     /// Makes the local file, this many bytes long.
@@ -196,8 +219,7 @@ impl Files {
             // They came with the basebackup, all of them.
             FileKind::Slru { .. } if self.data.join(path).exists() => return Ok(PathState::Local),
             FileKind::Slru { .. } => return Ok(PathState::Gone),
-            FileKind::Wal => return Ok(PathState::Gone),
-            FileKind::Control | FileKind::Transient | FileKind::Carried => {
+            FileKind::Wal | FileKind::Control | FileKind::Transient | FileKind::Carried => {
                 return Err(FileError::Protocol(format!("{path} is not a managed file")));
             }
         };
@@ -488,7 +510,7 @@ fn segment_blocks(blocks: Option<u32>, segment: u32) -> Option<u32> {
 }
 
 fn is_carried(path: &str) -> bool {
-    lakebed_shim_abi::path::classify(path.as_bytes()) == lakebed_shim_abi::path::PathKind::Carried
+    shim_path::classify(path.as_bytes()) == PathKind::Carried
 }
 
 /// Tablespace and database whose directory this is.

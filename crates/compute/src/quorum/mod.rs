@@ -15,7 +15,7 @@ use bytes::Bytes;
 use lakebed_proto::quorum as wire;
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_quorum::message::{Refusal, Request};
+use lakebed_quorum::message::{Body, Refusal, Request};
 use lakebed_quorum::proposer::{Command, Config, Input, Phase, Proposer, Source};
 use lakebed_types::{Lsn, NodeId, Term};
 use rand::{Rng, SeedableRng};
@@ -74,6 +74,8 @@ pub struct PeerView {
     pub phase: Option<Phase>,
     /// End of its WAL that counts.
     pub flush: Option<Lsn>,
+    /// What it knows to be committed, as it said last on the stream that is open.
+    pub commit: Option<Lsn>,
     /// What was wrong last; empty while it works.
     pub trouble: String,
 }
@@ -136,12 +138,22 @@ struct Core {
     proposer: Proposer,
     links: BTreeMap<NodeId, Link>,
     trouble: BTreeMap<NodeId, String>,
+    /// What each safekeeper knows to be committed, as it said last.
+    told: BTreeMap<NodeId, Lsn>,
     reads: JoinSet<DonorRead>,
     /// Commit positions that wait for the WAL that will carry them.
     notices: BTreeMap<NodeId, Request>,
     notices_due: Option<tokio::time::Instant>,
     ended: Option<Attempt>,
     won: Option<Won>,
+}
+
+impl Standing {
+    /// Whether every safekeeper that takes part knows all that is committed.
+    pub fn all_told(&self) -> bool {
+        let mut part = self.peers.values().filter(|peer| peer.trouble.is_empty());
+        part.all(|peer| peer.flush.is_none() || peer.commit >= Some(self.commit))
+    }
 }
 
 impl Driver {
@@ -196,6 +208,7 @@ impl Driver {
             proposer: Proposer::new(config, floor, now()),
             links: BTreeMap::new(),
             trouble: BTreeMap::new(),
+            told: BTreeMap::new(),
             reads: JoinSet::new(),
             notices: BTreeMap::new(),
             notices_due: None,
@@ -240,7 +253,12 @@ impl Driver {
                 }),
             };
             if let Some(input) = input {
+                let known = core.proposer.commit().is_valid();
                 self.handle(&mut core, input);
+                if core.proposer.commit().is_valid() != known {
+                    // The boot goes on from here, and asks those that count: not only at the next tick.
+                    self.publish(&core);
+                }
             }
             if let Some(ended) = core.ended.take() {
                 self.publish(&core);
@@ -263,10 +281,16 @@ impl Driver {
                     },
                 );
                 core.trouble.remove(&node);
+                core.told.remove(&node);
                 Some(Input::Connected(node))
             }
             LinkEventKind::Received(msg) => {
                 let current = core.links.get(&node).is_some_and(|link| link.stream == stream);
+                if let Body::Appended { commit, .. } = msg.body
+                    && current
+                {
+                    core.told.insert(node, commit);
+                }
                 current.then_some(Input::Received {
                     from: node,
                     msg: *msg,
@@ -354,11 +378,12 @@ impl Driver {
     }
 
     fn send(&self, core: &mut Core, to: NodeId, msg: Request) -> Option<Input> {
-        let message = wire::request_to_wire(msg, self.branch.tenant, self.branch.timeline);
-        let sent = core
-            .links
-            .get(&to)
-            .is_some_and(|link| link.messages.try_send(message).is_ok());
+        let sent = core.links.get(&to).is_some_and(|link| {
+            pieces(msg).all(|piece| {
+                let message = wire::request_to_wire(piece, self.branch.tenant, self.branch.timeline);
+                link.messages.try_send(message).is_ok()
+            })
+        });
         if !sent && core.links.remove(&to).is_some() {
             // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one is opened.
             core.trouble.insert(to, "too far behind".to_owned());
@@ -413,6 +438,7 @@ impl Driver {
                 address: address.clone(),
                 phase: progress.map(|(phase, _)| phase),
                 flush: progress.and_then(|(_, flush)| flush),
+                commit: core.told.get(node).copied(),
                 trouble: core.trouble.get(node).cloned().unwrap_or_default(),
             };
             (node.0, view)
@@ -435,5 +461,60 @@ async fn due(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Cuts an append whose one record is longer than a message. The safekeeper puts records together again, so the pieces
+/// need not end at record boundaries; each is answered, and the last answer says what the append asked for.
+fn pieces(request: Request) -> impl Iterator<Item = Request> {
+    let (whole, cut) = match request {
+        Request::Append {
+            generation,
+            term,
+            begin,
+            bytes,
+            commit,
+            truncate,
+        } if bytes.len() as u64 > CHUNK_BYTES => {
+            let offsets = (0..bytes.len() as u64).step_by(CHUNK_BYTES as usize);
+            let piece = move |offset: u64| Request::Append {
+                generation,
+                term,
+                begin: Lsn(begin.0 + offset),
+                bytes: bytes.slice(offset as usize..bytes.len().min((offset + CHUNK_BYTES) as usize)),
+                commit,
+                truncate,
+            };
+            (None, Some(offsets.map(piece)))
+        }
+        other => (Some(other), None),
+    };
+    whole.into_iter().chain(cut.into_iter().flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_types::Generation;
+
+    #[test]
+    fn a_long_record_goes_in_pieces_without_a_gap() {
+        let bytes = Bytes::from(vec![7; 2 * CHUNK_BYTES as usize + 5]);
+        let append = |begin, bytes| Request::Append {
+            generation: Generation(1),
+            term: Term(2),
+            begin: Lsn(begin),
+            bytes,
+            commit: Lsn(8),
+            truncate: Lsn(0),
+        };
+        let sent: Vec<Request> = pieces(append(100, bytes.clone())).collect();
+        let cut = |from: u64, to: u64| append(100 + from, bytes.slice(from as usize..to as usize));
+        let (one, two) = (CHUNK_BYTES, 2 * CHUNK_BYTES);
+        assert_eq!(sent, [cut(0, one), cut(one, two), cut(two, two + 5)]);
+        let short = append(100, Bytes::from_static(b"short"));
+        assert_eq!(pieces(short.clone()).collect::<Vec<_>>(), [short]);
+        let empty = append(100, Bytes::new());
+        assert_eq!(pieces(empty.clone()).collect::<Vec<_>>(), [empty]);
     }
 }
