@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use postgres::{Client, NoTls};
 
 use super::stats::Samples;
 
@@ -53,6 +54,15 @@ impl Pgbench {
         let mut command = self.command();
         command.args(["-i", "-q", "-s", &scale.to_string(), "postgres"]);
         output(command).map(|_| ())
+    }
+
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn checkpoint(&self) -> anyhow::Result<()> {
+        let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port);
+        Ok(Client::connect(&url, NoTls)?.batch_execute("checkpoint")?)
     }
 
     /// Runs a script, or TPC-B without one.

@@ -3,7 +3,8 @@
 //! Counted by a TCP proxy in front of one of the three receivers, in both directions, over the time of the run: for
 //! the tier that is the gRPC connection from the compute to a safekeeper with all its framing, for stock Postgres the
 //! replication connection of one `pg_receivewal`. Pageservers also come through the proxy; theirs are other
-//! connections, and the compute's is the one that carries the most towards the server.
+//! connections, and the compute's is the one that carries the most towards the server. A checkpoint comes just before
+//! each run: the first change of a page after it is what stock Postgres writes a page image for.
 
 use std::time::Duration;
 
@@ -104,6 +105,7 @@ fn measure(args: &WalVolumeArgs, system: &System, report: &Report) -> anyhow::Re
     system.pgbench.initialize(args.scale)?;
     for &clients in &args.clients {
         eprintln!("{clients} clients, {}", system.name);
+        system.pgbench.checkpoint()?;
         let before = system.proxy.counts();
         let ran = system
             .pgbench
