@@ -46,6 +46,8 @@ pub fn init(format: LogFormat, default_filter: &str) -> Result<(), TelemetryErro
     let lines = tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(std::io::stderr)
+        // A log on a full disk must not end the process that could say so.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => lines.finish().try_init()?,

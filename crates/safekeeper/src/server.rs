@@ -159,6 +159,15 @@ impl Safekeeper {
         serde_json::json!({ "node_id": self.config.node_id, "timelines": timelines })
     }
 
+    /// A timeline that has stopped, and why; none while all work.
+    pub fn stopped(&self) -> Option<String> {
+        let timelines = self.read();
+        timelines.values().find_map(|timeline| {
+            let reason = timeline.view().borrow().stopped.clone()?;
+            Some(format!("timeline {}/{}: {reason}", timeline.name.0, timeline.name.1))
+        })
+    }
+
     /// The configuration it was opened with.
     pub fn config(&self) -> &SafekeeperConfig {
         &self.config

@@ -21,8 +21,9 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
         stored_incarnation(&config.data_dir.join("incarnation")).context("the data directory")?;
     let mut registry = Registry::default();
     safekeeper.register_metrics(&mut registry);
-    let status = safekeeper.clone();
-    let source = (|| Health::Ok, move || status.status_json());
+    let (health, status) = (safekeeper.clone(), safekeeper.clone());
+    let health = move || health.stopped().map_or(Health::Ok, Health::Unavailable);
+    let source = (health, move || status.status_json());
     let admin = config.admin_listen.unwrap_or_else(any_local_port);
     let admin = serve_admin(admin, source, registry, shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
