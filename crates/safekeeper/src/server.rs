@@ -164,7 +164,10 @@ impl Safekeeper {
         let timelines = self.read();
         timelines.values().find_map(|timeline| {
             let reason = timeline.view().borrow().stopped.clone()?;
-            Some(format!("timeline {}/{}: {reason}", timeline.name.0, timeline.name.1))
+            Some(format!(
+                "timeline {}/{}: {reason}",
+                timeline.name.0, timeline.name.1
+            ))
         })
     }
 
