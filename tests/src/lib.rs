@@ -17,6 +17,7 @@ pub mod recovery;
 pub mod waldump;
 
 pub use compute::{Compute, process_exists};
+pub use http::get as http_get;
 pub use process::Process;
 
 use std::collections::BTreeMap;

@@ -9,5 +9,6 @@ mod load;
 mod pageserver_loss;
 mod state;
 mod unreplayable;
+mod up;
 mod wal_chain;
 mod workload;

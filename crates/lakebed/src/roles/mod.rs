@@ -121,3 +121,38 @@ pub fn say_ready(address: impl ToString, admin: SocketAddr) {
 pub fn any_local_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_compute::ComputeConfig;
+    use lakebed_controller::ControllerConfig;
+    use lakebed_pageserver::config::PageserverConfig;
+    use lakebed_safekeeper::SafekeeperConfig;
+
+    fn example(role: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../deploy/{role}.toml"))
+    }
+
+    #[test]
+    fn the_examples_in_deploy_are_configurations() {
+        read_config::<ControllerConfig>(&example("controller"), "controller").unwrap();
+        read_config::<SafekeeperConfig>(&example("safekeeper"), "safekeeper").unwrap();
+        read_config::<PageserverConfig>(&example("pageserver"), "pageserver").unwrap();
+        let (_, mut compute) = read_config::<toml::Table>(&example("compute"), "compute").unwrap();
+        assert!(compute.remove("connect").is_some());
+        compute.insert("shim".to_owned(), "liblakebed_compute_shim.so".into());
+        compute.try_into::<ComputeConfig>().unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        let error = read_config::<SafekeeperConfig>(&example("pageserver"), "safekeeper").unwrap_err();
+        assert!(
+            format!("{error:#}").contains("unknown table `pageserver`"),
+            "{error:#}"
+        );
+        let error = read_config::<SafekeeperConfig>(&example("none"), "safekeeper").unwrap_err();
+        assert!(format!("{error:#}").contains("none.toml"), "{error:#}");
+    }
+}
