@@ -14,6 +14,7 @@ pub mod acks;
 pub mod branch;
 pub mod catalogue;
 pub mod config;
+pub mod config_files;
 pub mod data_dir;
 pub mod files;
 pub mod local_wal;

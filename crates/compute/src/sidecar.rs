@@ -21,6 +21,7 @@ use crate::acks::Acks;
 use crate::branch::Branch;
 use crate::catalogue::CatalogueClient;
 use crate::config::ComputeConfig;
+use crate::config_files::ConfigFiles;
 use crate::data_dir;
 use crate::files::{Files, server};
 use crate::local_wal::LocalWal;
@@ -75,6 +76,7 @@ pub struct Sidecar {
     memory: SharedMemory,
     standing: watch::Receiver<Standing>,
     source: oneshot::Receiver<Result<(), SourceError>>,
+    config_files: ConfigFiles,
     source_stop: Arc<AtomicBool>,
     stop: CancellationToken,
     inspect: Inspect,
@@ -108,7 +110,9 @@ impl Sidecar {
     pub async fn run(self, shutdown: CancellationToken) -> Ended {
         let mut standing = self.standing.clone();
         let mut source = self.source;
+        let mut config_files = self.config_files;
         let ended = tokio::select! {
+            never = config_files.follow() => match never {},
             lost = standing.wait_for(|standing| standing.lost.is_some()) => {
                 match lost.map(|standing| standing.lost.clone()) {
                     Ok(Some(Lost::Fenced(term))) => Ended::Fenced(term.0),
@@ -132,6 +136,14 @@ impl Sidecar {
                     _ = standing.wait_for(|standing| standing.lost.is_some()) => {}
                 }
                 self.postgres.stop_now(FENCED_PATIENCE).await;
+                if tokio::time::timeout(STOP_PATIENCE, config_files.carry())
+                    .await
+                    .is_err()
+                {
+                    tracing::warn!(
+                        "the tier does not take the configuration files; a change of the last second is lost"
+                    );
+                }
                 // Nobody else will tell them: branches and pageservers would not reach the end of this compute's WAL
                 // before the next compute.
                 let told = standing.wait_for(|standing| standing.lost.is_some() || standing.all_told());
@@ -197,6 +209,8 @@ async fn boot(
     let chunks =
         chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
     data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
+    let config_files =
+        ConfigFiles::new(&data, catalogue.clone(), won.term).context("reading the configuration")?;
     let old_wal = OldWal::new(branch.clone(), owner);
     if has_slots(&data) {
         let completed = old_wal
@@ -271,6 +285,7 @@ async fn boot(
         memory,
         standing,
         source: source_end,
+        config_files,
         source_stop,
         stop,
         inspect,

@@ -52,6 +52,7 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         store: "memory:".to_owned(),
         flush_bytes: 1 << 20,
         image_deltas: 24,
+        page_cache_bytes: 1 << 20,
     };
     let store = BlobStore::open(&config.store).unwrap();
     let metrics = Metrics::register(&mut Registry::default());

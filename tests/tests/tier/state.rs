@@ -151,6 +151,10 @@ fn a_lost_compute_takes_nothing_along() {
     ]);
     compute.sql(&["select pg_drop_replication_slot('physical')"]);
     compute.sql(&["alter system reset work_mem"]);
+    // Edited by hand, as no statement can.
+    let edited = compute.data_dir().join("pg_hba.conf");
+    let text = std::fs::read_to_string(&edited).expect("pg_hba.conf");
+    std::fs::write(&edited, format!("{text}# mine\n")).expect("pg_hba.conf");
     compute.stop();
 
     let compute = tier.compute_with("main", "third", SETTINGS);
@@ -160,8 +164,9 @@ fn a_lost_compute_takes_nothing_along() {
         "select slot_name from pg_replication_slots",
         "select n from two",
         "show work_mem",
+        "select pg_read_file('pg_hba.conf') like E'%# mine\\n'",
     ]);
-    assert_eq!(rows, "0\n0\nlogical\n1\n4MB");
+    assert_eq!(rows, "0\n0\nlogical\n1\n4MB\nt");
     compute.run("pg_amcheck", &["--install-missing", "--heapallindexed", "--all"]);
     compute.stop();
 }
