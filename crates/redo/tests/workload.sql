@@ -84,7 +84,7 @@ INSERT INTO g SELECT i, ARRAY[1, 2 + i % 3, 1000 + i % 4000] FROM generate_serie
 CREATE INDEX g_keys ON g USING gin (keys) WITH (fastupdate = off);
 DELETE FROM g WHERE id BETWEEN 10000 AND 40000 OR id % 11 = 0;
 VACUUM (INDEX_CLEANUP ON) g;
-INSERT INTO g SELECT i, ARRAY[1, 2 + i % 3, 1000 + i % 4000] FROM generate_series(60001, 80000) i;
+INSERT INTO g SELECT i, ARRAY[1, 5 + i % 3, 1000 + i % 4000] FROM generate_series(60001, 75000) i;
 DELETE FROM g WHERE id % 5 = 0;
 VACUUM (INDEX_CLEANUP ON) g;
 INSERT INTO g SELECT i, CASE i % 4 WHEN 0 THEN ARRAY[1, NULL] WHEN 1 THEN '{}' WHEN 2 THEN ARRAY[7, 2] END FROM generate_series(1, 4000) i;
@@ -100,12 +100,12 @@ INSERT INTO g_wide SELECT i, ARRAY[lpad(i::text, 480, md5(i::text)), 'all'] FROM
 CREATE TABLE g_list (keys int[]) WITH (autovacuum_enabled = off);
 CREATE INDEX g_list_small ON g_list USING gin (keys) WITH (gin_pending_list_limit = 64);
 CREATE INDEX g_list_large ON g_list USING gin (keys);
-INSERT INTO g_list SELECT ARRAY[i % 10, i] FROM generate_series(1, 6000) i;
+INSERT INTO g_list SELECT ARRAY[i % 2, i] FROM generate_series(1, 6000) i;
 INSERT INTO g_list SELECT array_agg(i) FROM generate_series(1, 5000) i;
 INSERT INTO g_list SELECT ARRAY[i % 10, i] FROM generate_series(1, 100) i;
 SELECT gin_clean_pending_list('g_list_large');
-INSERT INTO g_list SELECT ARRAY[i % 10, i] FROM generate_series(1, 3000) i;
-DELETE FROM g_list WHERE keys[1] < 5;
+INSERT INTO g_list SELECT ARRAY[i % 2, i] FROM generate_series(1, 3000) i;
+DELETE FROM g_list WHERE keys[2] % 3 = 0;
 VACUUM (INDEX_CLEANUP ON) g_list;
 CREATE UNLOGGED TABLE g_unlogged (keys int[]);
 CREATE INDEX ON g_unlogged USING gin (keys);
