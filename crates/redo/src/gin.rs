@@ -1,8 +1,8 @@
 //! Redo of GIN indexes (`access/gin/ginxlog.c`).
 //!
 //! An index has a metapage (block 0), the entry tree of keys (root: block 1), a posting tree of TIDs for each key that
-//! has many ([`data`]), and a list of pending entries ([`pending`]). The special area (`GinPageOpaqueData`, 8 bytes) is:
-//! right neighbour, number of items (posting tree, not leaf) or of heap tuples (list), flags (16 bits).
+//! has many ([`data`]), and a list of pending entries ([`pending`]). The special area (`GinPageOpaqueData`, 8 bytes)
+//! is: right neighbour, number of items (posting tree, not leaf) or of heap tuples (list), flags (16 bits).
 //!
 //! Record types and the roles of their block references:
 //!

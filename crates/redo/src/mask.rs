@@ -2,7 +2,7 @@
 //! function of each resource manager), blanked so that the rest can be compared byte for byte.
 //!
 //! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
-//! leaf items and vacuum bookkeeping.
+//! leaf items and vacuum bookkeeping. GIN: deleted pages.
 
 use lakebed_types::PAGE_SIZE;
 

@@ -1,4 +1,4 @@
--- Makes every heap, B-tree and sequence record that ordinary SQL can make.
+-- Makes every heap, B-tree, GIN and sequence record that ordinary SQL can make.
 CREATE TABLE t (id int PRIMARY KEY, k int, v text, filler text) WITH (fillfactor = 80);
 CREATE INDEX t_k ON t (k);
 CREATE INDEX t_v ON t (v);
@@ -88,6 +88,10 @@ INSERT INTO g SELECT i, ARRAY[1, 5 + i % 3, 1000 + i % 4000] FROM generate_serie
 DELETE FROM g WHERE id % 5 = 0;
 VACUUM (INDEX_CLEANUP ON) g;
 INSERT INTO g SELECT i, CASE i % 4 WHEN 0 THEN ARRAY[1, NULL] WHEN 1 THEN '{}' WHEN 2 THEN ARRAY[7, 2] END FROM generate_series(1, 4000) i;
+-- GIN, differences between TIDs around the lengths of one and two bytes; 226 rows a page
+CREATE TABLE g_gap (a int) WITH (autovacuum_enabled = off);
+CREATE INDEX g_gap_one ON g_gap USING gin ((ARRAY[a - a])) WITH (fastupdate = off) WHERE a / 226 < 15 OR CASE a / 226 % 32 WHEN 0 THEN a % 226 IN (0, 127) WHEN 8 THEN a % 226 = 126 WHEN 16 THEN a % 226 = 126 WHEN 20 THEN a % 226 IN (0, 128) END;
+INSERT INTO g_gap SELECT generate_series(0, 99 * 226);
 -- GIN, three levels of the entry tree; two key columns
 CREATE TABLE g_wide (a int, keys text[]);
 CREATE INDEX g_wide_keys ON g_wide USING gin (keys) WITH (fastupdate = off);

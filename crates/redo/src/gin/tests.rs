@@ -106,6 +106,22 @@ fn posting_lists_are_encoded_as_postgres_does() {
 }
 
 #[test]
+fn differences_of_every_length_come_back() {
+    for length in 1..=6u32 {
+        let least = 1u64 << (7 * length);
+        for (difference, bytes) in [(least - 1, length), (least, length + 1)] {
+            let mut out = [0xEE; 16];
+            let mut encoder = Encoder::new(&mut out);
+            encoder.push(1).unwrap();
+            encoder.push(1 + difference).unwrap();
+            let end = encoder.finish().unwrap();
+            assert_eq!(out[6..8], (bytes as u16).to_le_bytes(), "{difference:#x}");
+            assert_eq!(tids(&out[..end]), [1, 1 + difference]);
+        }
+    }
+}
+
+#[test]
 fn every_change_of_a_leaf_takes_its_place() {
     let old: Vec<Vec<u8>> = (0..5)
         .map(|n| segment(&[tid(n * 10, 1), tid(n * 10, 5), tid(n * 10 + 1, 9)]))
