@@ -14,6 +14,7 @@
 
 mod btree;
 mod btree_tuple;
+mod gin;
 mod heap;
 mod heap2;
 mod image;
@@ -42,6 +43,8 @@ pub mod rmgr {
     pub const HEAP: u8 = 10;
     /// B-tree indexes.
     pub const BTREE: u8 = 11;
+    /// GIN indexes.
+    pub const GIN: u8 = 13;
     /// Sequences.
     pub const SEQUENCE: u8 = 15;
 }
@@ -116,6 +119,7 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::HEAP => heap::redo,
         rmgr::HEAP2 => heap2::redo,
         rmgr::BTREE => btree::redo,
+        rmgr::GIN => gin::redo,
         rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
         _ => return None,
     })

@@ -2,11 +2,12 @@
 //! function of each resource manager), blanked so that the rest can be compared byte for byte.
 //!
 //! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
-//! leaf items and vacuum bookkeeping.
+//! leaf items and vacuum bookkeeping. GIN: deleted pages.
 
 use lakebed_types::PAGE_SIZE;
 
 use crate::PageBytes;
+use crate::gin;
 use crate::heap::tuple;
 use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
 use crate::rmgr;
@@ -19,6 +20,7 @@ pub fn for_record(rmid: u8, page: &mut PageBytes, block: u32) {
     match rmid {
         rmgr::HEAP | rmgr::HEAP2 => heap(page, block),
         rmgr::BTREE => btree(page),
+        rmgr::GIN => gin_page(page),
         _ => common(page),
     }
 }
@@ -32,6 +34,8 @@ pub fn by_layout(page: &mut PageBytes, block: u32) {
         0 => heap(page, block),
         // The last two bytes are a page kind from 0xFF80 on in the other access methods.
         16 if get_u16(page, PAGE_SIZE - 2) < 0xFF80 => btree(page),
+        // SP-GiST and BRIN have a page kind from 0xF000 on where GIN has flags.
+        8 if get_u16(page, PAGE_SIZE - 2) < 0xF000 => gin_page(page),
         _ => common(page),
     }
 }
@@ -104,4 +108,16 @@ fn btree(page: &mut PageBytes) {
     }
     put_u16(page, PAGE_SIZE - 4, flags & !(1 << 5 | 1 << 6));
     put_u16(page, PAGE_SIZE - 2, 0);
+}
+
+fn gin_page(page: &mut PageBytes) {
+    let unmasked = *page;
+    common(page);
+    if page::special(page) == PAGE_SIZE - 8 && get_u16(page, gin::FLAGS) & gin::flag::DELETED != 0 {
+        page[12..16].fill(0);
+        page[page::HEADER_BYTES..].fill(0);
+    } else if page::lower(page) == page::HEADER_BYTES {
+        // Postgres before 9.4 did not keep the end of a posting tree page's content in the header.
+        page[page::HEADER_BYTES..].copy_from_slice(&unmasked[page::HEADER_BYTES..]);
+    }
 }
