@@ -14,6 +14,7 @@
 
 mod btree;
 mod btree_tuple;
+mod gist;
 mod heap;
 mod heap2;
 mod image;
@@ -21,6 +22,7 @@ pub mod mask;
 pub mod page;
 mod reader;
 mod sequence;
+mod spgist;
 mod stored;
 mod vm;
 
@@ -42,8 +44,12 @@ pub mod rmgr {
     pub const HEAP: u8 = 10;
     /// B-tree indexes.
     pub const BTREE: u8 = 11;
+    /// GiST indexes.
+    pub const GIST: u8 = 14;
     /// Sequences.
     pub const SEQUENCE: u8 = 15;
+    /// SP-GiST indexes.
+    pub const SPGIST: u8 = 16;
 }
 
 /// What was wrong, in words; the place is added by [`RedoError`].
@@ -95,6 +101,9 @@ fn redo_inner(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) ->
         if !page::is_new(page) {
             page::set_lsn(page, record.end);
         }
+        if record.rmid == rmgr::GIST {
+            gist::after_image(record, block, page)?;
+        }
         return Ok(());
     }
     if block.will_init {
@@ -116,6 +125,8 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::HEAP => heap::redo,
         rmgr::HEAP2 => heap2::redo,
         rmgr::BTREE => btree::redo,
+        rmgr::GIST => gist::redo,
+        rmgr::SPGIST => spgist::redo,
         rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
         _ => return None,
     })
