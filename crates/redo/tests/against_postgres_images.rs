@@ -2,7 +2,7 @@
 //! server had them after the change. Each page is replayed from the cluster's first state and compared after every
 //! record. Full page writes are off, so that no image takes redo's place.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -87,6 +87,14 @@ fn compare_split_marks(record: &DecodedRecord, block: &BlockRef, ours: &PageByte
     }
 }
 
+/// GiST's flag "tuples were deleted" (2 to the 2nd): a server that removes dead tuples on insert does not set it, its
+/// recovery does, so that Postgres's own consistency check fails here. Nothing reads the flag. Redo follows recovery.
+fn hide_gist_prune_mark(pruned: bool, ours: &PageBytes, expected: &mut PageBytes) {
+    if pruned {
+        expected[8188] |= ours[8188] & 4;
+    }
+}
+
 fn segment_name(segment: u64) -> u64 {
     ((segment / 256) << 32) | (segment % 256)
 }
@@ -119,7 +127,11 @@ fn every_page_equals_the_image_in_its_record() {
     };
     let mut checked: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
+    let mut pruned = HashSet::new();
     for record in records(&cluster.data_dir(), &first) {
+        if (record.rmid, record.info & 0xF0) == (14, 0x10) {
+            pruned.insert((record.blocks[0].rel, record.blocks[0].block));
+        }
         *seen.entry((record.rmid, record.info & 0xF0)).or_default() += 1;
         for (index, block) in record.blocks.iter().enumerate() {
             if block.rel.fork == ForkNumber::Fsm {
@@ -149,6 +161,10 @@ fn every_page_equals_the_image_in_its_record() {
             if block.rel.fork == ForkNumber::Vm {
                 // Bits that heap records clear without naming the map are not this crate's business.
                 continue;
+            }
+            if record.rmid == 14 {
+                let pruned = pruned.contains(&(block.rel, block.block));
+                hide_gist_prune_mark(pruned, &ours, &mut expected);
             }
             compare_split_marks(&record, block, &ours, &expected);
             mask::for_record(record.rmid, &mut ours, block.block);
