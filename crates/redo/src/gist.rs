@@ -253,3 +253,6 @@ fn delete_downlink(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), F
     check(page)?;
     page::index_delete(page, number)
 }
+
+#[cfg(test)]
+mod tests;

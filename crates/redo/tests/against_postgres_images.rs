@@ -127,6 +127,7 @@ fn every_page_equals_the_image_in_its_record() {
     };
     let mut checked: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
+    let mut roles: BTreeMap<(u8, u8, u8), u32> = BTreeMap::new();
     let mut pruned = HashSet::new();
     for record in records(&cluster.data_dir(), &first) {
         if (record.rmid, record.info & 0xF0) == (14, 0x10) {
@@ -182,6 +183,8 @@ fn every_page_equals_the_image_in_its_record() {
                 );
             }
             *checked.entry((record.rmid, record.info & 0xF0)).or_default() += 1;
+            let role = (record.rmid, record.info & 0xF0, block.id);
+            *roles.entry(role).or_default() += 1;
         }
     }
     println!("images checked by (resource manager, operation): {checked:?}");
@@ -198,6 +201,24 @@ fn every_page_equals_the_image_in_its_record() {
         .map(|op| (10, op));
     let heap2 = [0x10, 0x20, 0x30, 0x40, 0x50].map(|op| (9, op));
     let btree = [0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0xA0, 0xB0, 0xC0].map(|op| (11, op));
+    // Every page that a GiST or SP-GiST record can name, by its block reference.
+    for (rmid, op, ids) in [
+        (14, 0x00, 2),
+        (14, 0x10, 1),
+        (14, 0x30, 4),
+        (14, 0x60, 2),
+        (16, 0x10, 2),
+        (16, 0x20, 3),
+        (16, 0x30, 3),
+        (16, 0x40, 2),
+        (16, 0x50, 4),
+    ] {
+        let counts: Vec<u32> = (0..ids)
+            .map(|id| roles.get(&(rmid, op, id)).copied().unwrap_or(0))
+            .collect();
+        println!("resource manager {rmid}, operation {op:#04x}: pages equal by block reference {counts:?}");
+        assert!(!counts.contains(&0), "a page of {rmid} {op:#x} was never seen");
+    }
     let gist = [0x00, 0x10, 0x30, 0x60].map(|op| (14, op));
     let spgist = (0x10..=0x80).step_by(0x10).map(|op| (16, op));
     assert!(seen.contains_key(&(14, 0x20)), "no GiST page was used again");
