@@ -128,6 +128,7 @@ fn every_page_equals_the_image_in_its_record() {
     let mut checked: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut roles: BTreeMap<(u8, u8, u8), u32> = BTreeMap::new();
+    let mut damaged = hostile::Outcome::default();
     let mut pruned = HashSet::new();
     for record in records(&cluster.data_dir(), &first) {
         if (record.rmid, record.info & 0xF0) == (14, 0x10) {
@@ -140,8 +141,9 @@ fn every_page_equals_the_image_in_its_record() {
             }
             let page = pages.get(block.rel, block.block);
             let mut stored_result = *page;
-            if [14, 16].contains(&record.rmid) {
-                hostile::survive_mutations(&record, index, page);
+            let role = (record.rmid, record.info & 0xF0, block.id);
+            if [14, 16].contains(&record.rmid) && roles.get(&role).is_none_or(|&count| count < 1000) {
+                hostile::survive_mutations(&record, index, page, &mut damaged);
             }
             redo_block(&record, block, page).unwrap();
             let stored = StoredRecord::new(&record, index).unwrap();
@@ -183,7 +185,6 @@ fn every_page_equals_the_image_in_its_record() {
                 );
             }
             *checked.entry((record.rmid, record.info & 0xF0)).or_default() += 1;
-            let role = (record.rmid, record.info & 0xF0, block.id);
             *roles.entry(role).or_default() += 1;
         }
     }
@@ -201,6 +202,8 @@ fn every_page_equals_the_image_in_its_record() {
         .map(|op| (10, op));
     let heap2 = [0x10, 0x20, 0x30, 0x40, 0x50].map(|op| (9, op));
     let btree = [0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0xA0, 0xB0, 0xC0].map(|op| (11, op));
+    println!("damaged records and pages: {damaged:?}");
+    assert!(damaged.refused > 1000 && damaged.replayed > 1000);
     // Every page that a GiST or SP-GiST record can name, by its block reference.
     for (rmid, op, ids) in [
         (14, 0x00, 2),

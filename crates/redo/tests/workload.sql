@@ -89,12 +89,12 @@ CREATE TABLE gist (id int, p point, b box, r int4range, v tsvector) WITH (autova
 CREATE INDEX gist_p ON gist USING gist (p);
 CREATE INDEX gist_b ON gist USING gist (b);
 CREATE INDEX gist_r ON gist USING gist (r);
-CREATE INDEX gist_v ON gist USING gist (v);
+CREATE INDEX gist_v ON gist USING gist (v tsvector_ops (siglen = 2000));
 CREATE INDEX gist_many ON gist USING gist (r, b) INCLUDE (id);
 SELECT setseed(0.5);
 INSERT INTO gist SELECT i, point(x, y), box(point(x, y), point(x + 3, y + 2)), int4range(x::int, x::int + i % 50),
     to_tsvector('simple', md5(i::text) || ' ' || md5((i % 100)::text) || ' w' || i % 7)
-    FROM (SELECT i, random() * 1000 x, random() * 1000 y FROM generate_series(1, 12000) i) n;
+    FROM (SELECT i, random() * 1000 x, random() * 1000 y FROM generate_series(1, 8000) i) n;
 UPDATE gist SET p = point(p[1], p[0]) WHERE id % 4 = 0;
 INSERT INTO gist (id) SELECT generate_series(1, 600);
 CREATE INDEX gist_sorted ON gist USING gist (p);
@@ -137,7 +137,7 @@ CREATE INDEX spgist_a ON spgist USING spgist (a);
 CREATE INDEX spgist_b ON spgist USING spgist (b);
 INSERT INTO spgist SELECT i, md5(i::text), point(random() * 1000, random() * 1000), int4range(i % 777, i % 777 + i % 9),
     ('10.' || i % 7 || '.' || i % 251 || '.' || i % 83)::inet, box(point(i % 91, i % 89), point(i % 97, i % 101))
-    FROM generate_series(1, 12000) i;
+    FROM generate_series(1, 8000) i;
 INSERT INTO spgist (id, t) SELECT n, chr(65 + p) || chr(33 + n) || repeat(md5(n::text), 6)
     FROM generate_series(0, 91) n, generate_series(0, 30) p ORDER BY n, p;
 INSERT INTO spgist (id, t) SELECT n, 'common/prefix/of/many/' || repeat('x', 60 - n % 60) || n FROM generate_series(1, 4000) n;

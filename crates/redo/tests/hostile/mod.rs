@@ -1,10 +1,17 @@
 //! Damaged copies of real records and pages: redo may answer with an error or with nonsense, but must not panic.
 
-use lakebed_redo::{PageBytes, redo_block};
+use lakebed_redo::{PageBytes, mask, redo_block};
 use lakebed_wal::record::DecodedRecord;
 
 /// Mutations of each record and page.
 const ROUNDS: u64 = 4;
+
+/// How replays of damaged input ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub replayed: u32,
+    pub refused: u32,
+}
 
 /// A small generator (xorshift), seeded from the record's place so that a failure repeats on the same WAL.
 struct Random(u64);
@@ -34,7 +41,7 @@ impl Random {
 }
 
 /// Replays damaged copies of `record` on damaged copies of `page`; only a panic fails.
-pub fn survive_mutations(record: &DecodedRecord, index: usize, page: &PageBytes) {
+pub fn survive_mutations(record: &DecodedRecord, index: usize, page: &PageBytes, outcome: &mut Outcome) {
     let mut random = Random(record.start.0 ^ index as u64 ^ 0x9E37_79B9_7F4A_7C15);
     for round in 0..ROUNDS {
         let mut record = record.clone();
@@ -67,6 +74,11 @@ pub fn survive_mutations(record: &DecodedRecord, index: usize, page: &PageBytes)
         page[..8].fill(0);
         let block = record.blocks[index].clone();
         let mut page = PageBytes::try_from(&page[..]).unwrap();
-        let _ = redo_block(&record, &block, &mut page);
+        match redo_block(&record, &block, &mut page) {
+            Ok(()) => outcome.replayed += 1,
+            Err(_) => outcome.refused += 1,
+        }
+        mask::for_record(record.rmid, &mut page, block.block);
+        mask::by_layout(&mut page, block.block);
     }
 }
