@@ -15,6 +15,7 @@
 mod btree;
 mod btree_tuple;
 mod gin;
+mod gist;
 mod heap;
 mod heap2;
 mod image;
@@ -22,6 +23,7 @@ pub mod mask;
 pub mod page;
 mod reader;
 mod sequence;
+mod spgist;
 mod stored;
 mod vm;
 
@@ -45,8 +47,12 @@ pub mod rmgr {
     pub const BTREE: u8 = 11;
     /// GIN indexes.
     pub const GIN: u8 = 13;
+    /// GiST indexes.
+    pub const GIST: u8 = 14;
     /// Sequences.
     pub const SEQUENCE: u8 = 15;
+    /// SP-GiST indexes.
+    pub const SPGIST: u8 = 16;
 }
 
 /// What was wrong, in words; the place is added by [`RedoError`].
@@ -98,6 +104,9 @@ fn redo_inner(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) ->
         if !page::is_new(page) {
             page::set_lsn(page, record.end);
         }
+        if record.rmid == rmgr::GIST {
+            gist::after_image(record, block, page)?;
+        }
         return Ok(());
     }
     if block.will_init {
@@ -120,6 +129,8 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::HEAP2 => heap2::redo,
         rmgr::BTREE => btree::redo,
         rmgr::GIN => gin::redo,
+        rmgr::GIST => gist::redo,
+        rmgr::SPGIST => spgist::redo,
         rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
         _ => return None,
     })

@@ -2,12 +2,14 @@
 //! function of each resource manager), blanked so that the rest can be compared byte for byte.
 //!
 //! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
-//! leaf items and vacuum bookkeeping. GIN: deleted pages.
+//! leaf items and vacuum bookkeeping. GIN: deleted pages. GiST: dead flags of leaf items, garbage flag, and the mark of
+//! a finished split.
 
 use lakebed_types::PAGE_SIZE;
 
 use crate::PageBytes;
 use crate::gin;
+use crate::gist;
 use crate::heap::tuple;
 use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
 use crate::rmgr;
@@ -21,6 +23,7 @@ pub fn for_record(rmid: u8, page: &mut PageBytes, block: u32) {
         rmgr::HEAP | rmgr::HEAP2 => heap(page, block),
         rmgr::BTREE => btree(page),
         rmgr::GIN => gin_page(page),
+        rmgr::GIST => gist(page),
         _ => common(page),
     }
 }
@@ -36,6 +39,7 @@ pub fn by_layout(page: &mut PageBytes, block: u32) {
         16 if get_u16(page, PAGE_SIZE - 2) < 0xFF80 => btree(page),
         // SP-GiST and BRIN have a page kind from 0xF000 on where GIN has flags.
         8 if get_u16(page, PAGE_SIZE - 2) < 0xF000 => gin_page(page),
+        16 if get_u16(page, PAGE_SIZE - 2) == gist::PAGE_KIND => gist(page),
         _ => common(page),
     }
 }
@@ -93,18 +97,7 @@ fn btree(page: &mut PageBytes) {
     let flags = get_u16(page, PAGE_SIZE - 4);
     // Leaf: dead marks on items are set without WAL.
     if flags & 1 != 0 {
-        for number in 1..=page::item_count(page) {
-            let Ok(id) = page::item_id(page, number) else {
-                return;
-            };
-            if id.state != ItemState::Unused {
-                let unused = page::ItemId {
-                    state: ItemState::Unused,
-                    ..id
-                };
-                let _ = page::set_item_id(page, number, unused);
-            }
-        }
+        item_states(page);
     }
     put_u16(page, PAGE_SIZE - 4, flags & !(1 << 5 | 1 << 6));
     put_u16(page, PAGE_SIZE - 2, 0);
@@ -119,5 +112,36 @@ fn gin_page(page: &mut PageBytes) {
     } else if page::lower(page) == page::HEADER_BYTES {
         // Postgres before 9.4 did not keep the end of a posting tree page's content in the header.
         page[page::HEADER_BYTES..].copy_from_slice(&unmasked[page::HEADER_BYTES..]);
+    }
+}
+
+/// `gist_mask`. NSN and the flag that asks to follow the right link are written after the record that finishes a split.
+fn gist(page: &mut PageBytes) {
+    common(page);
+    let flags = get_u16(page, gist::FLAGS);
+    if flags & gist::flag::LEAF != 0 {
+        item_states(page);
+    }
+    page[gist::OPAQUE..gist::OPAQUE + 8].fill(0);
+    put_u16(
+        page,
+        gist::FLAGS,
+        flags & !(gist::flag::FOLLOW_RIGHT | gist::flag::HAS_GARBAGE),
+    );
+}
+
+/// `mask_lp_flags`: the state of every line pointer in use.
+fn item_states(page: &mut PageBytes) {
+    for number in 1..=page::item_count(page) {
+        let Ok(id) = page::item_id(page, number) else {
+            return;
+        };
+        if id.state != ItemState::Unused {
+            let unused = page::ItemId {
+                state: ItemState::Unused,
+                ..id
+            };
+            let _ = page::set_item_id(page, number, unused);
+        }
     }
 }

@@ -74,7 +74,7 @@ fn faults_are_errors_that_name_the_place() {
 
 #[test]
 fn every_truncation_and_bit_flip_of_a_record_is_survived() {
-    for rmid in [0, 9, 10, 11, 15, 200] {
+    for rmid in [0, 9, 10, 11, 14, 15, 16, 200] {
         for info in (0..=255u8).step_by(16) {
             for length in 0..24 {
                 let mut record = heap_insert(1, false);
@@ -85,7 +85,12 @@ fn every_truncation_and_bit_flip_of_a_record_is_survived() {
                 for id in 0..5 {
                     record.blocks[0].id = id;
                     let mut bytes = [0u8; 8192];
-                    page::init(&mut bytes, usize::from(rmid == 11) * 16);
+                    let special = match rmid {
+                        11 | 14 => 16,
+                        16 => 8,
+                        _ => 0,
+                    };
+                    page::init(&mut bytes, special);
                     let _ = redo_block(&record, &record.blocks[0], &mut bytes);
                     let mut garbage = [0x5A; 8192];
                     garbage[..8].fill(0);

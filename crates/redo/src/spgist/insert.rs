@@ -1,0 +1,161 @@
+//! Insertion without a new inner tuple for a leaf page: adding and moving leaf tuples, adding nodes to an inner tuple,
+//! splitting an inner tuple in two.
+
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+use super::spgist_page::{self, Kind, Remains};
+use super::{Downlink, FOREIGN_PAGE, Place, State, block_number, numbers, tuple};
+use crate::page;
+use crate::reader::Reader;
+use crate::{Fault, PageBytes};
+
+/// A leaf tuple: a new chain (then the parent's downlink leads to it), the second of a chain, or in place of a chain's
+/// only, dead tuple.
+pub(super) fn add_leaf(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (new_page, nulls) = (main.u8()? != 0, main.u8()? != 0);
+    let (number, head) = (main.u16()?, main.u16()?);
+    let downlink = Downlink::read(&mut main)?;
+    match block.id {
+        0 => {
+            let leaf = tuple::take_leaf(&mut main)?;
+            spgist_page::begin(block, page, new_page, Kind::Leaf { nulls })?;
+            if number == head {
+                return spgist_page::replace(page, leaf, number);
+            }
+            spgist_page::add_or_replace(page, leaf, number)?;
+            if head != 0 {
+                tuple::set_next(page::item_mut(page, head)?, number)?;
+            }
+            Ok(())
+        }
+        1 if downlink.number != 0 => {
+            spgist_page::existing(block, page)?;
+            let block = block_number(record, 0)?;
+            downlink.update(page, Place { block, number })
+        }
+        _ => Err(FOREIGN_PAGE),
+    }
+}
+
+/// A chain moves to another page together with a new leaf tuple, and leaves a redirect behind.
+pub(super) fn move_leafs(
+    record: &DecodedRecord,
+    block: &BlockRef,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let moved = main.u16()?;
+    let (new_page, replace_dead, nulls) = (main.u8()? != 0, main.u8()? != 0, main.u8()? != 0);
+    main.take(1)?;
+    let downlink = Downlink::read(&mut main)?;
+    main.take(2)?;
+    let state = State::read(&mut main)?;
+    let from = numbers(&mut main, moved)?;
+    let inserted = if replace_dead {
+        1
+    } else {
+        moved.checked_add(1).ok_or("it moves too many tuples")?
+    };
+    let to = numbers(&mut main, inserted)?;
+    let target = Place {
+        block: block_number(record, 1)?,
+        number: to[to.len() - 1],
+    };
+    match block.id {
+        0 => {
+            spgist_page::existing(block, page)?;
+            let remains = if state.building {
+                Remains::Placeholders
+            } else {
+                Remains::Redirect(target)
+            };
+            spgist_page::delete(page, &from, remains, state)
+        }
+        1 => {
+            spgist_page::begin(block, page, new_page, Kind::Leaf { nulls })?;
+            for number in to {
+                spgist_page::add_or_replace(page, tuple::take_leaf(&mut main)?, number)?;
+            }
+            Ok(())
+        }
+        2 => {
+            spgist_page::existing(block, page)?;
+            downlink.update(page, target)
+        }
+        _ => Err(FOREIGN_PAGE),
+    }
+}
+
+/// An inner tuple gets one more node: in its place, or on another page with a redirect left behind.
+pub(super) fn add_node(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (number, new_number) = (main.u16()?, main.u16()?);
+    // The parent's block reference, 0xFF if its downlink stays as it is.
+    let (new_page, parent) = (main.u8()? != 0, main.u8()?);
+    let downlink = Downlink::read(&mut main)?;
+    main.take(2)?;
+    let state = State::read(&mut main)?;
+    let inner = tuple::take_inner(&mut main)?;
+    if record.block(1).is_none() {
+        if block.id != 0 {
+            return Err(FOREIGN_PAGE);
+        }
+        spgist_page::existing(block, page)?;
+        return spgist_page::replace(page, inner, number);
+    }
+    let target = Place {
+        block: block_number(record, 1)?,
+        number: new_number,
+    };
+    match block.id {
+        0 => {
+            spgist_page::existing(block, page)?;
+            let (kind, counter) = if state.building {
+                (tuple::PLACEHOLDER, spgist_page::PLACEHOLDERS)
+            } else {
+                (tuple::REDIRECT, spgist_page::REDIRECTS)
+            };
+            spgist_page::replace(page, &tuple::dead(kind, target, state.xid)?, number)?;
+            spgist_page::count(page, counter, 1);
+        }
+        1 => {
+            spgist_page::begin(block, page, new_page, Kind::Inner { nulls: false })?;
+            spgist_page::add_or_replace(page, inner, new_number)?;
+        }
+        2 if parent == 2 => spgist_page::existing(block, page)?,
+        _ => return Err(FOREIGN_PAGE),
+    }
+    if parent == block.id {
+        downlink.update(page, target)?;
+    }
+    Ok(())
+}
+
+/// An inner tuple is split into one with a shorter prefix, in its place, and one below it.
+pub(super) fn split_tuple(
+    record: &DecodedRecord,
+    block: &BlockRef,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (prefix_number, postfix_number) = (main.u16()?, main.u16()?);
+    let (new_page, same_page) = (main.u8()? != 0, main.u8()? != 0);
+    let prefix = tuple::take_inner(&mut main)?;
+    let postfix = tuple::take_inner(&mut main)?;
+    match block.id {
+        0 => {
+            spgist_page::existing(block, page)?;
+            spgist_page::replace(page, prefix, prefix_number)?;
+            if same_page {
+                spgist_page::add_or_replace(page, postfix, postfix_number)?;
+            }
+            Ok(())
+        }
+        1 if !same_page => {
+            spgist_page::begin(block, page, new_page, Kind::Inner { nulls: false })?;
+            spgist_page::add_or_replace(page, postfix, postfix_number)
+        }
+        _ => Err(FOREIGN_PAGE),
+    }
+}

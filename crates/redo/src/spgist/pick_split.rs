@@ -1,0 +1,120 @@
+//! A chain that has outgrown its page becomes an inner tuple with several chains, on the old leaf page and a new one.
+
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+use super::spgist_page::{self, Kind, Remains};
+use super::{Downlink, FOREIGN_PAGE, Place, State, block_number, numbers, tuple};
+use crate::reader::Reader;
+use crate::{Fault, PageBytes};
+
+/// `spgxlogPickSplit` with what follows it, up to the leaf tuples.
+struct PickSplit<'a> {
+    root: bool,
+    init_source: bool,
+    init_destination: bool,
+    init_inner: bool,
+    nulls: bool,
+    inner_is_parent: bool,
+    downlink: Downlink,
+    state: State,
+    /// Where the new inner tuple goes.
+    target: Place,
+    deleted: Vec<u16>,
+    inserted: Vec<u16>,
+    /// For each inserted tuple: 0 for the source page, else the destination page.
+    pages: &'a [u8],
+    inner: &'a [u8],
+    leaves: Reader<'a>,
+}
+
+impl<'a> PickSplit<'a> {
+    fn read(record: &'a DecodedRecord) -> Result<PickSplit<'a>, Fault> {
+        let mut main = Reader::new(&record.main_data);
+        let root = main.u8()? != 0;
+        main.take(1)?;
+        let (deleted, inserted) = (main.u16()?, main.u16()?);
+        let (init_source, init_destination) = (main.u8()? != 0, main.u8()? != 0);
+        let number = main.u16()?;
+        let (init_inner, nulls, inner_is_parent) = (main.u8()? != 0, main.u8()? != 0, main.u8()? != 0);
+        main.take(1)?;
+        let downlink = Downlink::read(&mut main)?;
+        main.take(2)?;
+        let state = State::read(&mut main)?;
+        let deleted = numbers(&mut main, deleted)?;
+        let inserted = numbers(&mut main, inserted)?;
+        let pages = main.take(inserted.len())?;
+        let inner = tuple::take_inner(&mut main)?;
+        Ok(PickSplit {
+            root,
+            init_source,
+            init_destination,
+            init_inner,
+            nulls,
+            inner_is_parent,
+            downlink,
+            state,
+            target: Place {
+                block: block_number(record, 2)?,
+                number,
+            },
+            deleted,
+            inserted,
+            pages,
+            inner,
+            leaves: main,
+        })
+    }
+
+    /// Inserts the leaf tuples that belong on this page.
+    fn insert_leaves(&mut self, page: &mut PageBytes, on_destination: bool) -> Result<(), Fault> {
+        for (&number, &select) in self.inserted.iter().zip(self.pages) {
+            let leaf = tuple::take_leaf(&mut self.leaves)?;
+            if (select != 0) == on_destination {
+                spgist_page::add_or_replace(page, leaf, number)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn pick_split(
+    record: &DecodedRecord,
+    block: &BlockRef,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
+    let mut split = PickSplit::read(record)?;
+    let leaf = Kind::Leaf { nulls: split.nulls };
+    match block.id {
+        // The root is touched only as the new inner tuple's page.
+        0 if !split.root => {
+            spgist_page::begin(block, page, split.init_source, leaf)?;
+            if !split.init_source {
+                let remains = if split.state.building {
+                    Remains::Placeholders
+                } else {
+                    Remains::Redirect(split.target)
+                };
+                spgist_page::delete(page, &split.deleted, remains, split.state)?;
+            }
+            split.insert_leaves(page, false)
+        }
+        1 => {
+            spgist_page::begin(block, page, split.init_destination, leaf)?;
+            split.insert_leaves(page, true)
+        }
+        2 => {
+            let inner = Kind::Inner { nulls: split.nulls };
+            spgist_page::begin(block, page, split.init_inner, inner)?;
+            spgist_page::add_or_replace(page, split.inner, split.target.number)?;
+            if split.inner_is_parent {
+                split.downlink.update(page, split.target)?;
+            }
+            Ok(())
+        }
+        3 => {
+            spgist_page::existing(block, page)?;
+            split.downlink.update(page, split.target)
+        }
+        _ => Err(FOREIGN_PAGE),
+    }
+}

@@ -1,0 +1,80 @@
+//! Vacuum of leaf pages, of a root that is a leaf, and of redirects and placeholders.
+
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+use super::spgist_page::{self, PLACEHOLDERS, REDIRECTS, Remains};
+use super::{FOREIGN_PAGE, State, numbers, tuple};
+use crate::page;
+use crate::reader::Reader;
+use crate::{Fault, PageBytes};
+
+fn only_page(block: &BlockRef, page: &PageBytes) -> Result<(), Fault> {
+    if block.id != 0 {
+        return Err(FOREIGN_PAGE);
+    }
+    spgist_page::existing(block, page)
+}
+
+/// Some tuples die, some become placeholders, some move into the place of a dead chain head, and chains are linked
+/// anew.
+pub(super) fn leaf(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (dead, placeholders, moves, links) = (main.u16()?, main.u16()?, main.u16()?, main.u16()?);
+    let state = State::read(&mut main)?;
+    let dead = numbers(&mut main, dead)?;
+    let placeholders = numbers(&mut main, placeholders)?;
+    let from = numbers(&mut main, moves)?;
+    let to = numbers(&mut main, moves)?;
+    let tuples = numbers(&mut main, links)?;
+    let nexts = numbers(&mut main, links)?;
+    only_page(block, page)?;
+    spgist_page::delete(page, &dead, Remains::Dead, state)?;
+    spgist_page::delete(page, &placeholders, Remains::Placeholders, state)?;
+    for (&from, &to) in from.iter().zip(&to) {
+        let (one, other) = (page::item_id(page, from)?, page::item_id(page, to)?);
+        page::set_item_id(page, from, other)?;
+        page::set_item_id(page, to, one)?;
+    }
+    spgist_page::delete(page, &from, Remains::Placeholders, state)?;
+    for (&number, &next) in tuples.iter().zip(&nexts) {
+        let item = page::item_mut(page, number)?;
+        if tuple::state(item)? != tuple::LIVE {
+            return Err("it links a tuple that is not alive");
+        }
+        tuple::set_next(item, next)?;
+    }
+    Ok(())
+}
+
+/// Tuples of a root that is a leaf are in no chain and simply go.
+pub(super) fn root(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let count = main.u16()?;
+    main.take(2)?;
+    State::read(&mut main)?;
+    let gone = numbers(&mut main, count)?;
+    only_page(block, page)?;
+    page::index_multi_delete(page, &gone)
+}
+
+/// Redirects that no scan needs any more become placeholders; placeholders at the end go.
+pub(super) fn redirect(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(&record.main_data);
+    let (count, first) = (main.u16()?, main.u16()?);
+    let _newest_xid = main.u32()?;
+    let redirects = numbers(&mut main, count)?;
+    only_page(block, page)?;
+    for &number in &redirects {
+        tuple::make_placeholder(page::item_mut(page, number)?)?;
+        spgist_page::count(page, REDIRECTS, -1);
+        spgist_page::count(page, PLACEHOLDERS, 1);
+    }
+    if first != 0 {
+        let gone: Vec<u16> = (first..=page::item_count(page)).collect();
+        page::index_multi_delete(page, &gone)?;
+        for _ in gone {
+            spgist_page::count(page, PLACEHOLDERS, -1);
+        }
+    }
+    Ok(())
+}
