@@ -2,11 +2,13 @@
 //! function of each resource manager), blanked so that the rest can be compared byte for byte.
 //!
 //! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
-//! leaf items and vacuum bookkeeping.
+//! leaf items and vacuum bookkeeping. Hash: dead flags of items, freed pages. BRIN: the mark of a page that is emptied.
 
 use lakebed_types::PAGE_SIZE;
 
 use crate::PageBytes;
+use crate::brin;
+use crate::hash;
 use crate::heap::tuple;
 use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
 use crate::rmgr;
@@ -19,6 +21,9 @@ pub fn for_record(rmid: u8, page: &mut PageBytes, block: u32) {
     match rmid {
         rmgr::HEAP | rmgr::HEAP2 => heap(page, block),
         rmgr::BTREE => btree(page),
+        rmgr::HASH => hash(page),
+        rmgr::BRIN => brin(page),
+        rmgr::GENERIC => generic(page),
         _ => common(page),
     }
 }
@@ -32,6 +37,8 @@ pub fn by_layout(page: &mut PageBytes, block: u32) {
         0 => heap(page, block),
         // The last two bytes are a page kind from 0xFF80 on in the other access methods.
         16 if get_u16(page, PAGE_SIZE - 2) < 0xFF80 => btree(page),
+        16 if get_u16(page, PAGE_SIZE - 2) == hash::PAGE_ID => hash(page),
+        8 if (brin::kind::META..=brin::kind::REGULAR).contains(&get_u16(page, brin::KIND)) => brin(page),
         _ => common(page),
     }
 }
@@ -47,8 +54,16 @@ fn lsn_and_checksum(page: &mut PageBytes) {
 
 fn common(page: &mut PageBytes) {
     lsn_and_checksum(page);
+    hints(page);
+    free_space(page);
+}
+
+fn hints(page: &mut PageBytes) {
     put_u32(page, 20, 0);
     page::clear_flags(page, page::HAS_FREE_LINES | page::PAGE_FULL | page::ALL_VISIBLE);
+}
+
+fn free_space(page: &mut PageBytes) {
     let (lower, upper) = (page::lower(page), page::upper(page));
     if lower >= page::HEADER_BYTES && lower <= upper && upper <= PAGE_SIZE {
         page[lower..upper].fill(0);
@@ -104,4 +119,49 @@ fn btree(page: &mut PageBytes) {
     }
     put_u16(page, PAGE_SIZE - 4, flags & !(1 << 5 | 1 << 6));
     put_u16(page, PAGE_SIZE - 2, 0);
+}
+
+fn hash(page: &mut PageBytes) {
+    common(page);
+    let flags = get_u16(page, hash::FLAGS);
+    match flags & hash::flag::KIND {
+        // A freed page: nothing in it matters.
+        hash::flag::UNUSED => {
+            page[12..16].fill(0);
+            page[page::HEADER_BYTES..].fill(0);
+            return;
+        }
+        // Dead marks on items are set without WAL.
+        hash::flag::BUCKET | hash::flag::OVERFLOW => {
+            for number in 1..=page::item_count(page) {
+                if let Ok(id) = page::item_id(page, number) {
+                    let state = ItemState::Unused;
+                    let _ = page::set_item_id(page, number, page::ItemId { state, ..id });
+                }
+            }
+        }
+        _ => {}
+    }
+    put_u16(page, hash::FLAGS, flags & !hash::flag::HAS_DEAD_TUPLES);
+}
+
+fn brin(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+    hints(page);
+    // The range map is where other pages have free space; old versions of Postgres left the metapage's `pd_lower` at
+    // its start.
+    let masked = match get_u16(page, brin::KIND) {
+        brin::kind::REGULAR => true,
+        brin::kind::META => page::lower(page) > page::HEADER_BYTES,
+        _ => false,
+    };
+    if masked {
+        free_space(page);
+    }
+    put_u16(page, brin::FLAGS, get_u16(page, brin::FLAGS) & !brin::EVACUATE);
+}
+
+fn generic(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+    free_space(page);
 }

@@ -2,6 +2,8 @@
 //! server had them after the change. Each page is replayed from the cluster's first state and compared after every
 //! record. Full page writes are off, so that no image takes redo's place.
 
+mod mutations;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -14,6 +16,7 @@ use lakebed_wal::control::ControlFile;
 use lakebed_wal::page::{MAGIC_15, WalFormat};
 use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
+use mutations::{Sample, survive};
 
 const WORKLOAD: &str = include_str!("workload.sql");
 
@@ -86,6 +89,7 @@ fn every_page_equals_the_image_in_its_record() {
         "wal_recycle=off",
         "max_prepared_transactions=10",
         "autovacuum_naptime=1",
+        "track_commit_timestamp=on",
         "wal_compression=lz4",
     ]);
     cluster.sql(WORKLOAD);
@@ -101,13 +105,28 @@ fn every_page_equals_the_image_in_its_record() {
         pages: HashMap::new(),
     };
     let mut checked: BTreeMap<(u8, u8), u32> = BTreeMap::new();
+    let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
+    let mut samples: BTreeMap<(u8, u8, u8), Vec<Sample>> = BTreeMap::new();
     for record in records(&cluster.data_dir(), &first) {
+        *seen.entry((record.rmid, record.info & 0xF0)).or_default() += 1;
+        let pageless = (18..=19).contains(&record.rmid) || record.rmid == 21;
+        assert!(!pageless || record.blocks.is_empty(), "{record:?} names a page");
         for (index, block) in record.blocks.iter().enumerate() {
             if block.rel.fork == ForkNumber::Fsm {
                 continue;
             }
             let page = pages.get(block.rel, block.block);
             let mut stored_result = *page;
+            let sample = samples
+                .entry((record.rmid, record.info & 0xF0, block.id))
+                .or_default();
+            if sample.len() < 5 {
+                sample.push(Sample {
+                    record: record.clone(),
+                    index,
+                    page: Box::new(*page),
+                });
+            }
             redo_block(&record, block, page).unwrap();
             let stored = StoredRecord::new(&record, index).unwrap();
             StoredRecord::decode(stored.encode().into(), record.end)
@@ -146,13 +165,36 @@ fn every_page_equals_the_image_in_its_record() {
         }
     }
     println!("images checked by (resource manager, operation): {checked:?}");
+    println!("records seen by (resource manager, operation): {seen:?}");
+    let samples: Vec<Sample> = samples.into_values().flatten().collect();
+    let errors = survive(&samples, 200);
+    println!("{errors} errors from {} damaged replays", samples.len() * 200);
+    assert!(errors > samples.len(), "damage is not noticed");
     let heap = (0x00..=0x70)
         .step_by(0x10)
         .filter(|op| ![0x30].contains(op))
         .map(|op| (10, op));
     let heap2 = [0x10, 0x20, 0x30, 0x40, 0x50].map(|op| (9, op));
     let btree = [0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0xA0, 0xB0, 0xC0].map(|op| (11, op));
-    for kind in heap.chain(heap2).chain(btree).chain([(15, 0)]) {
+    // All but SPLIT_PAGE, which is always an image to apply.
+    let hash = (0x00..=0xC0)
+        .step_by(0x10)
+        .filter(|op| *op != 0x50)
+        .map(|op| (12, op));
+    let brin = [0x00, 0x10, 0x90, 0x20, 0xA0, 0x30, 0x40, 0x50].map(|op| (17, op));
+    let generic = [(20, 0)];
+    // Hash SPLIT_PAGE; CommitTs, ReplicationOrigin and LogicalMessage name no page.
+    for kind in [(12, 0x50), (18, 0), (19, 0), (19, 0x10), (21, 0)] {
+        assert!(seen.contains_key(&kind), "the workload produced no {kind:x?}");
+    }
+    for kind in heap
+        .chain(heap2)
+        .chain(btree)
+        .chain([(15, 0)])
+        .chain(hash)
+        .chain(brin)
+        .chain(generic)
+    {
         let count = checked.get(&kind).copied().unwrap_or(0);
         assert!(
             count > 0,
