@@ -145,7 +145,7 @@ fn data_u32(block: &BlockRef) -> Result<u32, Fault> {
 }
 
 fn numbers(bytes: &[u8]) -> Result<Vec<u16>, Fault> {
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return Err("its list of item numbers has an odd length");
     }
     Ok(bytes

@@ -96,6 +96,10 @@ DELETE FROM hk;
 SELECT count(*) FROM hk WHERE k = 1;
 SELECT count(*) FROM hk WHERE k = 1;
 INSERT INTO hk SELECT 1, i FROM generate_series(1, 2000) i;
+DELETE FROM hk;
+SELECT count(*) FROM hk WHERE k = 1;
+SELECT count(*) FROM hk WHERE k = 1;
+INSERT INTO hk SELECT 1, i FROM generate_series(1, 2000) i;
 RESET enable_seqscan;
 RESET enable_bitmapscan;
 -- as many initial buckets as for an estimate of 300000 rows

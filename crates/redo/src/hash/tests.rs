@@ -99,6 +99,26 @@ fn a_page_named_for_its_lock_stays_as_it_is() {
     }
 }
 
+/// SQL frees only the last page of a bucket, so block 4 does not occur.
+#[test]
+fn neighbours_of_a_freed_page_are_linked() {
+    let mut main = [20u32.to_le_bytes(), 40u32.to_le_bytes()].concat();
+    main.extend_from_slice(&[0, 0, 0, 0]);
+    let squeeze = record(
+        op::SQUEEZE_PAGE,
+        &main,
+        &[(1, 10, &[]), (3, 20, &[]), (4, 40, &[])],
+    );
+    let mut page = [0; 8192];
+    super::init(&mut page, 30, 1, flag::OVERFLOW);
+    let replay = |index: usize| {
+        let mut page = page;
+        redo_block(&squeeze, &squeeze.blocks[index], &mut page).unwrap();
+        (get_u32(&page, PREVIOUS), get_u32(&page, NEXT))
+    };
+    assert_eq!([0, 1, 2].map(replay), [(30, NONE), (30, 40), (20, NONE)]);
+}
+
 #[test]
 fn bits_and_split_points_outside_their_pages_are_faults() {
     let mut page = [0; 8192];
