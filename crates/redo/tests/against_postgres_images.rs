@@ -170,8 +170,10 @@ fn every_page_equals_the_image_in_its_record() {
             *checked.entry((record.rmid, record.info & 0xF0)).or_default() += 1;
         }
     }
-    println!("images checked by (resource manager, operation): {checked:?}");
-    println!("records seen by (resource manager, operation): {seen:?}");
+    for ((rmid, op), count) in &seen {
+        let images = checked.get(&(*rmid, *op)).copied().unwrap_or(0);
+        println!("resource manager {rmid}, operation {op:#04x}: {count} records, {images} images checked");
+    }
     // Every role that a page has in these records. Unit tests see to the two that SQL does not reach: the second bitmap
     // page of a large hash index, and the page after a freed one (only the last of a bucket is ever freed).
     let roles = [
@@ -202,8 +204,9 @@ fn every_page_equals_the_image_in_its_record() {
         assert!(samples.contains_key(&key), "no {key:x?}");
     }
     let samples: Vec<Sample> = samples.into_values().flatten().collect();
-    let errors = survive(&samples, 200);
-    println!("{errors} errors from {} damaged replays", samples.len() * 200);
+    let rounds = 200;
+    let errors = survive(&samples, rounds);
+    println!("{errors} errors from {} damaged replays", samples.len() * rounds);
     assert!(errors > samples.len(), "damage is not noticed");
     let heap = (0x00..=0x70)
         .step_by(0x10)
