@@ -12,10 +12,13 @@
 //! [`RedoError`], never a panic, and the caller must stop the timeline there. The page's content after an error
 //! is unspecified.
 
+mod brin;
 mod btree;
 mod btree_tuple;
+mod generic;
 mod gin;
 mod gist;
+mod hash;
 mod heap;
 mod heap2;
 mod image;
@@ -45,6 +48,8 @@ pub mod rmgr {
     pub const HEAP: u8 = 10;
     /// B-tree indexes.
     pub const BTREE: u8 = 11;
+    /// Hash indexes.
+    pub const HASH: u8 = 12;
     /// GIN indexes.
     pub const GIN: u8 = 13;
     /// GiST indexes.
@@ -53,6 +58,10 @@ pub mod rmgr {
     pub const SEQUENCE: u8 = 15;
     /// SP-GiST indexes.
     pub const SPGIST: u8 = 16;
+    /// Block range indexes.
+    pub const BRIN: u8 = 17;
+    /// Generic records of extensions.
+    pub const GENERIC: u8 = 20;
 }
 
 /// What was wrong, in words; the place is added by [`RedoError`].
@@ -128,10 +137,13 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::HEAP => heap::redo,
         rmgr::HEAP2 => heap2::redo,
         rmgr::BTREE => btree::redo,
+        rmgr::HASH => hash::redo,
         rmgr::GIN => gin::redo,
         rmgr::GIST => gist::redo,
         rmgr::SPGIST => spgist::redo,
         rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
+        rmgr::BRIN => brin::redo,
+        rmgr::GENERIC => generic::redo,
         _ => return None,
     })
 }

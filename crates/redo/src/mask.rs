@@ -2,14 +2,16 @@
 //! function of each resource manager), blanked so that the rest can be compared byte for byte.
 //!
 //! Always: LSN, checksum, hint flags of the header, free space. Heap: hint bits and command ids. B-tree: dead flags of
-//! leaf items and vacuum bookkeeping. GIN: deleted pages. GiST: dead flags of leaf items, garbage flag, and the mark of
-//! a finished split.
+//! leaf items and vacuum bookkeeping. Hash: dead flags of items, freed pages. GIN: deleted pages. GiST: dead flags of
+//! leaf items, garbage flag, and the mark of a finished split. BRIN: the mark of a page that is emptied.
 
 use lakebed_types::PAGE_SIZE;
 
 use crate::PageBytes;
+use crate::brin;
 use crate::gin;
 use crate::gist;
+use crate::hash;
 use crate::heap::tuple;
 use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
 use crate::rmgr;
@@ -22,6 +24,9 @@ pub fn for_record(rmid: u8, page: &mut PageBytes, block: u32) {
     match rmid {
         rmgr::HEAP | rmgr::HEAP2 => heap(page, block),
         rmgr::BTREE => btree(page),
+        rmgr::HASH => hash(page),
+        rmgr::BRIN => brin(page),
+        rmgr::GENERIC => generic(page),
         rmgr::GIN => gin_page(page),
         rmgr::GIST => gist(page),
         _ => common(page),
@@ -37,6 +42,8 @@ pub fn by_layout(page: &mut PageBytes, block: u32) {
         0 => heap(page, block),
         // The last two bytes are a page kind from 0xFF80 on in the other access methods.
         16 if get_u16(page, PAGE_SIZE - 2) < 0xFF80 => btree(page),
+        16 if get_u16(page, PAGE_SIZE - 2) == hash::PAGE_ID => hash(page),
+        8 if (brin::kind::META..=brin::kind::REGULAR).contains(&get_u16(page, brin::KIND)) => brin(page),
         // SP-GiST and BRIN have a page kind from 0xF000 on where GIN has flags.
         8 if get_u16(page, PAGE_SIZE - 2) < 0xF000 => gin_page(page),
         16 if get_u16(page, PAGE_SIZE - 2) == gist::PAGE_KIND => gist(page),
@@ -55,8 +62,16 @@ fn lsn_and_checksum(page: &mut PageBytes) {
 
 fn common(page: &mut PageBytes) {
     lsn_and_checksum(page);
+    hints(page);
+    free_space(page);
+}
+
+fn hints(page: &mut PageBytes) {
     put_u32(page, 20, 0);
     page::clear_flags(page, page::HAS_FREE_LINES | page::PAGE_FULL | page::ALL_VISIBLE);
+}
+
+fn free_space(page: &mut PageBytes) {
     let (lower, upper) = (page::lower(page), page::upper(page));
     if lower >= page::HEADER_BYTES && lower <= upper && upper <= PAGE_SIZE {
         page[lower..upper].fill(0);
@@ -144,4 +159,44 @@ fn item_states(page: &mut PageBytes) {
             let _ = page::set_item_id(page, number, unused);
         }
     }
+}
+
+fn hash(page: &mut PageBytes) {
+    common(page);
+    let flags = get_u16(page, hash::FLAGS);
+    match flags & hash::flag::KIND {
+        // A freed page: nothing in it matters.
+        hash::flag::UNUSED => {
+            page[12..16].fill(0);
+            page[page::HEADER_BYTES..].fill(0);
+            return;
+        }
+        // Dead marks on items are set without WAL.
+        hash::flag::BUCKET | hash::flag::OVERFLOW => {
+            item_states(page);
+        }
+        _ => {}
+    }
+    put_u16(page, hash::FLAGS, flags & !hash::flag::HAS_DEAD_TUPLES);
+}
+
+fn brin(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+    hints(page);
+    // The range map is where other pages have free space; old versions of Postgres left the metapage's `pd_lower` at
+    // its start.
+    let masked = match get_u16(page, brin::KIND) {
+        brin::kind::REGULAR => true,
+        brin::kind::META => page::lower(page) > page::HEADER_BYTES,
+        _ => false,
+    };
+    if masked {
+        free_space(page);
+    }
+    put_u16(page, brin::FLAGS, get_u16(page, brin::FLAGS) & !brin::EVACUATE);
+}
+
+fn generic(page: &mut PageBytes) {
+    lsn_and_checksum(page);
+    free_space(page);
 }

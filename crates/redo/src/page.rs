@@ -164,6 +164,11 @@ pub(crate) fn set_lower(page: &mut PageBytes, value: usize) {
     put_u16(page, 12, value as u16);
 }
 
+/// Forgets the last line pointer; there must be one.
+pub(crate) fn drop_last_line_pointer(page: &mut PageBytes) {
+    set_lower(page, lower(page) - ITEM_ID_BYTES);
+}
+
 pub(crate) fn set_upper(page: &mut PageBytes, value: usize) {
     put_u16(page, 14, value as u16);
 }
@@ -264,6 +269,8 @@ fn stored_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
 pub(crate) enum Place {
     /// Heap: the line pointer must be unused, or the next new one.
     HeapSlot,
+    /// BRIN: as in a heap page, without its limit of items.
+    Slot,
     /// Index: later line pointers move up by one.
     Insert,
 }
@@ -278,7 +285,7 @@ pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: P
     let mut shuffle = false;
     if number < limit {
         match place {
-            Place::HeapSlot => {
+            Place::HeapSlot | Place::Slot => {
                 let old = item_id(page, number)?;
                 if old.state != ItemState::Unused || old.length != 0 {
                     return Err("the new item's line pointer is in use");
@@ -402,7 +409,7 @@ fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
 }
 
 /// A line pointer of an index page whose storage is aligned and lies between upper and special.
-fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
+pub(crate) fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     let id = item_id(page, number)?;
     let start = usize::from(id.offset);
     let inside = start >= upper(page) && start + usize::from(id.length) <= special(page);
@@ -429,7 +436,7 @@ pub(crate) fn index_delete(page: &mut PageBytes, number: u16) -> Result<(), Faul
 }
 
 /// Moves everything from `pd_upper` up to `end` by `by` bytes, and the line pointers that lead there.
-fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result<(), Fault> {
+pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result<(), Fault> {
     let from = upper(page);
     let to = from
         .checked_add_signed(by)

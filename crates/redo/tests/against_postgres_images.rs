@@ -2,6 +2,8 @@
 //! server had them after the change. Each page is replayed from the cluster's first state and compared after every
 //! record. Full page writes are off, so that no image takes redo's place.
 
+mod mutations;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -14,8 +16,7 @@ use lakebed_wal::control::ControlFile;
 use lakebed_wal::page::{MAGIC_15, WalFormat};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 use lakebed_wal::stream::WalDecoder;
-
-mod hostile;
+use mutations::{Sample, survive};
 
 const WORKLOAD: &str = include_str!("workload.sql");
 
@@ -121,6 +122,7 @@ fn every_page_equals_the_image_in_its_record() {
         "wal_recycle=off",
         "max_prepared_transactions=10",
         "autovacuum_naptime=1",
+        "track_commit_timestamp=on",
         "wal_compression=lz4",
     ]);
     cluster.sql(WORKLOAD);
@@ -128,6 +130,12 @@ fn every_page_equals_the_image_in_its_record() {
     run(cluster
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "500"]));
+    let script = cluster.home().join("concurrent.sql");
+    fs::write(&script, include_str!("concurrent.sql")).unwrap();
+    run(cluster
+        .client("pgbench")
+        .args(["-n", "-c", "4", "-j", "2", "-t", "150", "-f"])
+        .arg(script));
     cluster.sql("UPDATE pgbench_accounts SET abalance = 1; VACUUM FULL pgbench_accounts; VACUUM (FREEZE) pgbench_tellers");
     cluster.stop(Stop::Clean);
 
@@ -137,23 +145,30 @@ fn every_page_equals_the_image_in_its_record() {
     };
     let mut checked: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
-    let mut roles: BTreeMap<(u8, u8, u8), u32> = BTreeMap::new();
-    let mut damaged = hostile::Outcome::default();
     let mut pruned = HashSet::new();
+    let mut samples: BTreeMap<(u8, u8, u8), Vec<Sample>> = BTreeMap::new();
     for record in records(&cluster.data_dir(), &first) {
         if (record.rmid, record.info & 0xF0) == (14, 0x10) {
             pruned.insert((record.blocks[0].rel, record.blocks[0].block));
         }
         *seen.entry(kind(&record)).or_default() += 1;
+        let pageless = (18..=19).contains(&record.rmid) || record.rmid == 21;
+        assert!(!pageless || record.blocks.is_empty(), "{record:?} names a page");
         for (index, block) in record.blocks.iter().enumerate() {
             if block.rel.fork == ForkNumber::Fsm {
                 continue;
             }
             let page = pages.get(block.rel, block.block);
             let mut stored_result = *page;
-            let role = (record.rmid, record.info & 0xF0, block.id);
-            if [14, 16].contains(&record.rmid) && roles.get(&role).is_none_or(|&count| count < 1000) {
-                hostile::survive_mutations(&record, index, page, &mut damaged);
+            let sample = samples
+                .entry((record.rmid, record.info & 0xF0, block.id))
+                .or_default();
+            if sample.len() < 5 {
+                sample.push(Sample {
+                    record: record.clone(),
+                    index,
+                    page: Box::new(*page),
+                });
             }
             redo_block(&record, block, page).unwrap();
             let stored = StoredRecord::new(&record, index).unwrap();
@@ -195,17 +210,55 @@ fn every_page_equals_the_image_in_its_record() {
                 );
             }
             *checked.entry(kind(&record)).or_default() += 1;
-            *roles.entry(role).or_default() += 1;
         }
     }
-    println!("images checked by (resource manager, operation): {checked:?}");
-    for (kind, count) in &seen {
-        let images = checked.get(kind).copied().unwrap_or(0);
-        println!(
-            "resource manager {}, operation {:#04x}: {count} records, {images} pages equal",
-            kind.0, kind.1
-        );
+    for ((rmid, op), count) in &seen {
+        let images = checked.get(&(*rmid, *op)).copied().unwrap_or(0);
+        println!("resource manager {rmid}, operation {op:#04x}: {count} records, {images} images checked");
     }
+    // Every role that a page has in these records. Unit tests see to the two that SQL does not reach: the second bitmap
+    // page of a large hash index, and the page after a freed one (only the last of a bucket is ever freed).
+    let roles = [
+        (12, 0x10, 2),
+        (12, 0x20, 2),
+        (12, 0x30, 3),
+        (12, 0x40, 3),
+        (12, 0x60, 2),
+        (12, 0x70, 3),
+        (12, 0x80, 4),
+        (12, 0x90, 2),
+        (12, 0xC0, 2),
+        (14, 0x00, 2),
+        (14, 0x10, 1),
+        (14, 0x30, 4),
+        (14, 0x60, 2),
+        (16, 0x10, 2),
+        (16, 0x20, 3),
+        (16, 0x30, 3),
+        (16, 0x40, 2),
+        (16, 0x50, 4),
+        (17, 0x10, 2),
+        (17, 0x20, 3),
+        (17, 0x40, 2),
+        (17, 0x50, 2),
+        (20, 0x00, 2),
+    ];
+    for (rmid, op, ids) in roles {
+        for id in 0..ids {
+            assert!(
+                samples.contains_key(&(rmid, op, id)),
+                "no page {id} of {rmid} {op:#x}"
+            );
+        }
+    }
+    for key in [(12, 0x30, 4), (12, 0x80, 5), (12, 0x80, 6)] {
+        assert!(samples.contains_key(&key), "no {key:x?}");
+    }
+    let samples: Vec<Sample> = samples.into_values().flatten().collect();
+    let rounds = 200;
+    let errors = survive(&samples, rounds);
+    println!("{errors} errors from {} damaged replays", samples.len() * rounds);
+    assert!(errors > samples.len(), "damage is not noticed");
     // GIN's splits (0x30) and entry page vacuums (0x40) carry images of their pages, which take redo's place.
     for operation in [0x30, 0x40] {
         assert!(
@@ -220,25 +273,16 @@ fn every_page_equals_the_image_in_its_record() {
         .map(|op| (10, op));
     let heap2 = [0x10, 0x20, 0x30, 0x40, 0x50].map(|op| (9, op));
     let btree = [0x00, 0x10, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0xA0, 0xB0, 0xC0].map(|op| (11, op));
-    println!("damaged records and pages: {damaged:?}");
-    assert!(damaged.refused > 1000 && damaged.replayed > 1000);
-    // Every page that a GiST or SP-GiST record can name, by its block reference.
-    for (rmid, op, ids) in [
-        (14, 0x00, 2),
-        (14, 0x10, 1),
-        (14, 0x30, 4),
-        (14, 0x60, 2),
-        (16, 0x10, 2),
-        (16, 0x20, 3),
-        (16, 0x30, 3),
-        (16, 0x40, 2),
-        (16, 0x50, 4),
-    ] {
-        let counts: Vec<u32> = (0..ids)
-            .map(|id| roles.get(&(rmid, op, id)).copied().unwrap_or(0))
-            .collect();
-        println!("resource manager {rmid}, operation {op:#04x}: pages equal by block reference {counts:?}");
-        assert!(!counts.contains(&0), "a page of {rmid} {op:#x} was never seen");
+    // All but SPLIT_PAGE, which is always an image to apply.
+    let hash = (0x00..=0xC0)
+        .step_by(0x10)
+        .filter(|op| *op != 0x50)
+        .map(|op| (12, op));
+    let brin = [0x00, 0x10, 0x90, 0x20, 0xA0, 0x30, 0x40, 0x50].map(|op| (17, op));
+    let generic = [(20, 0)];
+    // Hash SPLIT_PAGE; CommitTs, ReplicationOrigin and LogicalMessage name no page.
+    for kind in [(12, 0x50), (18, 0), (19, 0), (19, 0x10), (21, 0)] {
+        assert!(seen.contains_key(&kind), "the workload produced no {kind:x?}");
     }
     let gist = [0x00, 0x10, 0x30, 0x60].map(|op| (14, op));
     let spgist = (0x10..=0x80).step_by(0x10).map(|op| (16, op));
@@ -247,9 +291,12 @@ fn every_page_equals_the_image_in_its_record() {
         .chain(heap2)
         .chain(btree)
         .chain([(15, 0)])
+        .chain(hash)
         .chain(gin)
         .chain(gist)
         .chain(spgist)
+        .chain(brin)
+        .chain(generic)
     {
         let count = checked.get(&kind).copied().unwrap_or(0);
         assert!(
