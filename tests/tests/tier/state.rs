@@ -102,6 +102,28 @@ const THINGS: &[(&str, &[&str], &str)] = &[
         "select count(*), sum(n) from placed",
     ),
     (
+        "an index of every kind",
+        &[
+            "create extension bloom",
+            "create table ix as select n, array[n % 50, n % 7] a, point(n % 100, n / 100) p, md5(n::text) t \
+             from generate_series(1, 20000) n",
+            "create index on ix using gin (a)",
+            "create index on ix using gist (p)",
+            "create index on ix using spgist (t)",
+            "create index on ix using hash (t)",
+            "create index on ix using brin (n)",
+            "create index on ix using bloom (n)",
+            "delete from ix where n % 3 = 0",
+            "vacuum ix",
+            "insert into ix select n, array[n % 50, n % 7], point(n % 100, n / 100), md5(n::text) \
+             from generate_series(20001, 30000) n",
+        ],
+        "set enable_seqscan = off; select (select count(*) from ix where a @> array[3]), \
+         (select count(*) from ix where p <@ box '((10, 10), (30, 300))'), \
+         (select count(*) from ix where t ^@ 'ab'), (select count(*) from ix where t = md5('20777')), \
+         (select count(*) from ix where n between 500 and 25000), (select count(*) from ix where n = 20777)",
+    ),
+    (
         "a prepared transaction",
         &[
             "create table two (n int)",
