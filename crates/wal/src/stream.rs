@@ -200,7 +200,8 @@ impl WalDecoder {
                 }
                 return Ok(Some(self.complete(record)));
             }
-            if self.cursor.0.is_multiple_of(WAL_PAGE_BYTES) {
+            // A record that fills its page ends there: who waits for it must not wait for the next page's header.
+            if self.cursor.0.is_multiple_of(WAL_PAGE_BYTES) && !self.is_complete() {
                 if !self.page_header()? {
                     return Ok(None);
                 }
@@ -324,6 +325,11 @@ impl WalDecoder {
         }
         self.consume(length);
         Ok(true)
+    }
+
+    /// Whether all bytes of the record under way are there.
+    fn is_complete(&self) -> bool {
+        self.record.len() >= 4 && self.record.len() == self.total_length() as usize
     }
 
     fn total_length(&self) -> u32 {

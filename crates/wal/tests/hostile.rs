@@ -211,3 +211,31 @@ fn a_record_with_a_right_checksum_and_wrong_inside_is_an_error_not_a_panic() {
         }
     }
 }
+
+/// Postgres flushes up to the end of a commit record, and writes no further: were the header of the next page awaited, a
+/// commit that fills its page would be taken for unfinished.
+#[test]
+fn a_record_that_fills_its_page_needs_no_byte_of_the_next() {
+    use lakebed_wal::boot::shutdown_checkpoint;
+    use lakebed_wal::control::Checkpoint;
+    let format = lakebed_wal::page::WalFormat {
+        magic: lakebed_wal::page::MAGIC_15,
+        timeline: 1,
+        system_identifier: 5,
+        segment_bytes: 1 << 20,
+    };
+    let border = 0x204000;
+    // Within a page, and across a border with its second part filling the page.
+    for begin in [border - 120, border - 8192 - 96 + 24] {
+        let state = Checkpoint::decode(&[0; lakebed_wal::control::CHECKPOINT_BYTES]);
+        let wal = shutdown_checkpoint(format, lakebed_types::Lsn(begin), lakebed_types::Lsn(8), state);
+        let mut decoder =
+            lakebed_wal::stream::WalDecoder::new(format, lakebed_types::Lsn(begin), lakebed_types::Lsn(8));
+        decoder.feed(&wal.bytes);
+        let record = decoder.next_raw().unwrap().expect("complete");
+        assert_eq!((record.end, decoder.position()), (wal.end, wal.end));
+        if begin == border - 120 {
+            assert_eq!(record.end, lakebed_types::Lsn(border));
+        }
+    }
+}
