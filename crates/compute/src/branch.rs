@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::{quorum, v1};
 use lakebed_quorum::membership::Membership;
-use lakebed_types::{Lsn, NodeId, ShardCount, ShardIdentity, TenantId, TimelineId};
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, NodeId, PgVersion, ShardCount, ShardIdentity, TenantId, TimelineId};
+use lakebed_wal::page::WalFormat;
 
 /// Where one shard's pages are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Branch {
     pub last_record_start: Lsn,
     /// Postgres system identifier.
     pub system_id: u64,
+    /// Major version of Postgres that made it and must run on it.
+    pub version: PgVersion,
     /// WAL segment size in bytes.
     pub segment_bytes: u32,
     /// Who must agree.
@@ -41,9 +43,6 @@ pub struct Branch {
     /// All shards, by index.
     pub shards: Vec<ShardAddress>,
 }
-
-/// Major version of Postgres that computes run.
-pub const POSTGRES_MAJOR: u32 = 15;
 
 fn invalid(field: &'static str, reason: impl ToString) -> InvalidMessage {
     InvalidMessage::Field {
@@ -66,15 +65,8 @@ impl Branch {
         }
         let (tenant, timeline) = convert::timeline(wire.timeline.as_ref())?;
         let cluster = wire.cluster.as_ref().ok_or(InvalidMessage::Missing("cluster"))?;
-        if cluster.postgres_major != POSTGRES_MAJOR {
-            return Err(invalid(
-                "cluster.postgres_major",
-                format!(
-                    "the branch was made by Postgres {}; this build runs {POSTGRES_MAJOR}",
-                    cluster.postgres_major
-                ),
-            ));
-        }
+        let version = PgVersion::try_from(cluster.postgres_major)
+            .map_err(|error| invalid("cluster.postgres_major", error))?;
         let membership = quorum::membership(wire.membership.as_ref())?;
         let located = |location: &v1::NodeLocation| (NodeId(location.node_id), location.address.clone());
         let safekeepers: BTreeMap<NodeId, String> = wire.safekeepers.iter().map(located).collect();
@@ -93,6 +85,7 @@ impl Branch {
             name: format!("{}/{}", wire.tenant_name, wire.name),
             start: Lsn(wire.start_lsn),
             last_record_start: Lsn(wire.last_record_start),
+            version,
             system_id: cluster.system_identifier,
             segment_bytes: cluster.wal_segment_bytes,
             membership,
@@ -104,7 +97,7 @@ impl Branch {
     /// The form of its WAL.
     pub fn format(&self) -> WalFormat {
         WalFormat {
-            magic: MAGIC_15,
+            version: self.version,
             timeline: 1,
             system_identifier: self.system_id,
             segment_bytes: self.segment_bytes,

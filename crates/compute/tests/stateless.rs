@@ -108,7 +108,7 @@ async fn tier() -> Tier {
             start_lsn: start.0,
             cluster: Some(v1::ClusterIdentity {
                 system_identifier: cluster.system_identifier,
-                postgres_major: cluster.postgres_major,
+                postgres_major: cluster.postgres_major.major(),
                 wal_segment_bytes: cluster.wal_segment_bytes,
             }),
             membership: Some(quorum::membership_to_wire(&membership)),
@@ -124,6 +124,7 @@ async fn tier() -> Tier {
         name: "test/main".to_owned(),
         start,
         last_record_start,
+        version: cluster.postgres_major,
         system_id: cluster.system_identifier,
         segment_bytes: cluster.wal_segment_bytes,
         membership,

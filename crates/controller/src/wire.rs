@@ -7,7 +7,7 @@ use lakebed_placement::{
     TimelineState,
 };
 use lakebed_proto::{convert, v1};
-use lakebed_types::{NodeId, TenantId, TimelineId};
+use lakebed_types::{NodeId, PgVersion, TenantId, TimelineId};
 use tonic::Status;
 
 use crate::raft_node::ProposeError;
@@ -113,7 +113,8 @@ pub fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<ClusterIdentity, St
     }
     Ok(ClusterIdentity {
         system_identifier: wire.system_identifier,
-        postgres_major: wire.postgres_major,
+        postgres_major: PgVersion::try_from(wire.postgres_major)
+            .map_err(|error| Status::invalid_argument(format!("cluster.postgres_major: {error}")))?,
         wal_segment_bytes: wire.wal_segment_bytes,
     })
 }
@@ -122,7 +123,7 @@ pub fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<ClusterIdentity, St
 pub fn cluster_to_wire(cluster: ClusterIdentity) -> v1::ClusterIdentity {
     v1::ClusterIdentity {
         system_identifier: cluster.system_identifier,
-        postgres_major: cluster.postgres_major,
+        postgres_major: cluster.postgres_major.major(),
         wal_segment_bytes: cluster.wal_segment_bytes,
     }
 }

@@ -1,7 +1,7 @@
 //! Records for tests, made by hand from the C structures.
 
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::control::Checkpoint;
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
@@ -17,6 +17,7 @@ pub(crate) const REL: RelTag = RelTag {
 /// A record of transaction 700 without blocks.
 pub(crate) fn record(rmid: u8, info: u8, main_data: impl Into<Vec<u8>>) -> DecodedRecord {
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x1000),
         end: Lsn(0x1100),
         prev: Lsn(0xf00),

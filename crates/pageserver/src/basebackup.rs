@@ -11,7 +11,7 @@ use lakebed_ingest::ControlState;
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, SlruKind};
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_wal::page::WalFormat;
 
 use crate::import::CONTROL_FILE;
 use crate::ingest::ORIGINS;
@@ -222,7 +222,7 @@ fn boot_files(
     let state = state.map_err(|error| BasebackupError::State(lsn, error.to_string()))?;
     let cluster = timeline.identity.cluster;
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: cluster.postgres_major,
         timeline: WAL_TIMELINE,
         system_identifier: cluster.system_identifier,
         segment_bytes: cluster.wal_segment_bytes,

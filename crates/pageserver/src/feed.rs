@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::ingest::{IngestStop, Ingestor};
+use crate::manifest::Cluster;
 use crate::node::Node;
 use crate::timeline::Timeline;
 
@@ -183,12 +184,7 @@ impl Follower<'_> {
                 return Ok(());
             };
             let before = timeline.last_record();
-            ingest_batch(
-                self.node,
-                &mut ingestor,
-                batch,
-                identity.cluster.wal_segment_bytes,
-            )?;
+            ingest_batch(self.node, &mut ingestor, batch, identity.cluster)?;
             // Four times the flush size is where memory ends.
             while timeline.sizes().0 > 4 * self.node.config.flush_bytes {
                 timeline.flush().await.context("storing a layer to make room")?;
@@ -277,7 +273,7 @@ fn ingest_batch(
     node: &Node,
     ingestor: &mut Ingestor,
     batch: v1::FeedShardBatch,
-    segment_bytes: u32,
+    cluster: Cluster,
 ) -> Result<(), End> {
     for entry in batch.entries {
         let end = Lsn(entry.end_lsn);
@@ -285,6 +281,7 @@ fn ingest_batch(
             FeedEntryKind::Record(record) => {
                 let start = Lsn(record.start_lsn);
                 let raw = RawRecord {
+                    version: cluster.postgres_major,
                     start,
                     end,
                     bytes: record.record,
@@ -295,7 +292,7 @@ fn ingest_batch(
                     .and_then(|record| ingestor.record(&record));
                 if let Err(reason) = taken {
                     // What came before it is good, and served: all of it, also when this shard had no work in it.
-                    ingestor.publish(boundary_before(start, segment_bytes));
+                    ingestor.publish(boundary_before(start, cluster.wal_segment_bytes));
                     return Err(End::Stop(reason));
                 }
                 node.metrics.records.inc();

@@ -4,7 +4,7 @@
 //! owner with a lower generation can still write, but nobody reads what it writes.
 
 use lakebed_blobstore::{BlobError, BlobStore, paths};
-use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, PgVersion, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// Newest format that this version writes and reads.
@@ -16,7 +16,7 @@ pub struct Cluster {
     /// `system_identifier` of the control file.
     pub system_identifier: u64,
     /// Major version of Postgres.
-    pub postgres_major: u32,
+    pub postgres_major: PgVersion,
     /// Bytes of a WAL segment.
     pub wal_segment_bytes: u32,
 }

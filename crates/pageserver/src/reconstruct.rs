@@ -3,7 +3,7 @@
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::{PageBytes, StoredRecord, redo_vm_clear, redo_vm_truncate};
-use lakebed_types::{Lsn, PAGE_SIZE};
+use lakebed_types::{Lsn, PAGE_SIZE, PgVersion};
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
 /// wrong; the timeline needs an operator.
@@ -16,11 +16,16 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies one value to a page.
+/// Applies one value, whose records Postgres `version` wrote, to a page.
 ///
 /// # Errors
 /// See [`ReconstructError`].
-pub fn apply(page: &mut PageBytes, lsn: Lsn, value: &Value) -> Result<(), ReconstructError> {
+pub fn apply(
+    version: PgVersion,
+    page: &mut PageBytes,
+    lsn: Lsn,
+    value: &Value,
+) -> Result<(), ReconstructError> {
     let failed = |reason: String| ReconstructError { lsn, reason };
     match value.kind {
         ValueKind::Image if value.body.is_empty() => page.fill(0),
@@ -31,8 +36,8 @@ pub fn apply(page: &mut PageBytes, lsn: Lsn, value: &Value) -> Result<(), Recons
             *page = *image;
         }
         ValueKind::Base | ValueKind::Delta => {
-            let record =
-                StoredRecord::decode(value.body.clone(), lsn).map_err(|error| failed(error.to_string()))?;
+            let record = StoredRecord::decode(value.body.clone(), version, lsn)
+                .map_err(|error| failed(error.to_string()))?;
             record.apply(page).map_err(|error| failed(error.to_string()))?;
         }
         ValueKind::VmClear => {

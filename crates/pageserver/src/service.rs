@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, PageStatus, import_message};
-use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, Term, TimelineId};
+use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
@@ -84,7 +84,8 @@ fn spec(wire: v1::PageserverTimeline) -> Result<TimelineSpec, Status> {
         parent,
         cluster: Cluster {
             system_identifier: cluster.system_identifier,
-            postgres_major: cluster.postgres_major,
+            postgres_major: PgVersion::try_from(cluster.postgres_major)
+                .map_err(|error| Status::invalid_argument(format!("cluster.postgres_major: {error}")))?,
             wal_segment_bytes: cluster.wal_segment_bytes,
         },
         safekeepers: wire.safekeepers,
@@ -148,7 +149,7 @@ impl Pageserver for PageService {
             start_lsn: start_lsn.0,
             cluster: Some(v1::ClusterIdentity {
                 system_identifier: cluster.system_identifier,
-                postgres_major: cluster.postgres_major,
+                postgres_major: cluster.postgres_major.major(),
                 wal_segment_bytes: cluster.wal_segment_bytes,
             }),
             last_record_start: last_record_start.0,

@@ -478,7 +478,7 @@ impl Timeline {
             page.copy_from_slice(&known);
         }
         let length = chain.len();
-        replay(key, chain, &mut page)?;
+        self.replay(key, chain, &mut page)?;
         Ok((Bytes::from(page as Box<[u8]>), length))
     }
 
@@ -509,8 +509,17 @@ impl Timeline {
             None => (reconstruct::zeros(), 0),
         };
         let length = before + chain.len();
-        replay(key, chain, &mut page)?;
+        self.replay(key, chain, &mut page)?;
         Ok((page, length))
+    }
+
+    fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
+        let version = self.identity.cluster.postgres_major;
+        for (lsn, value) in chain.into_values() {
+            let applied = reconstruct::apply(version, page, lsn, &value);
+            applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
+        }
+        Ok(())
     }
 
     /// Number of values that a read of the page replays: an image alone is 1.
@@ -675,14 +684,6 @@ impl Timeline {
             },
         )))
     }
-}
-
-fn replay(key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
-    for (lsn, value) in chain.into_values() {
-        let applied = reconstruct::apply(page, lsn, &value);
-        applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
-    }
-    Ok(())
 }
 
 fn make_directory(directory: &std::path::Path) -> Result<(), TimelineError> {

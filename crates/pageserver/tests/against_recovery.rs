@@ -18,9 +18,9 @@ use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until};
 use lakebed_redo::{PageBytes, mask};
 use lakebed_types::shard::shard_of;
 use lakebed_types::{
-    ForkNumber, Generation, Lsn, PageKey, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
+    ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
 };
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
 
@@ -62,7 +62,7 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
     let mut shards = Vec::new();
     let mut start = Lsn(0);
     let mut format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: 0,
         segment_bytes: 1 << 24,

@@ -212,12 +212,9 @@ impl State {
             ));
         }
         let segment = cluster.wal_segment_bytes;
-        if !(15..=18).contains(&cluster.postgres_major)
-            || !segment.is_power_of_two()
-            || !(1 << 20..=1 << 30).contains(&segment)
-        {
+        if !segment.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment) {
             return Err(Rejection::Invalid(
-                "the cluster must be Postgres 15 to 18 with WAL segments of 1 MiB to 1 GiB, a power of two",
+                "the cluster must have WAL segments of 1 MiB to 1 GiB, a power of two",
             ));
         }
         let name = tenant.name.clone();

@@ -1,6 +1,6 @@
 //! States that several tests start from. Safekeepers are nodes 1, 2, …; pageservers 11, 12, ….
 
-use lakebed_types::{Lsn, NodeId, TenantId, TimelineId};
+use lakebed_types::{Lsn, NodeId, PgVersion, TenantId, TimelineId};
 
 use crate::command::{Command, Outcome, Rejection, Stamped};
 use crate::state::*;
@@ -56,7 +56,7 @@ pub fn create_tenant(state: &mut State, n: u8, name: &str, shards: &[u64], safek
 
 pub const CLUSTER: ClusterIdentity = ClusterIdentity {
     system_identifier: 42,
-    postgres_major: 15,
+    postgres_major: PgVersion::V15,
     wal_segment_bytes: 16 << 20,
 };
 

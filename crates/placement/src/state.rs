@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, ShardCount, ShardIndex, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
@@ -83,7 +83,7 @@ pub struct ClusterIdentity {
     /// From the control file.
     pub system_identifier: u64,
     /// 15 to 18.
-    pub postgres_major: u32,
+    pub postgres_major: PgVersion,
     /// A power of two, 1 MiB to 1 GiB.
     pub wal_segment_bytes: u32,
 }

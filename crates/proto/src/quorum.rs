@@ -86,7 +86,7 @@ pub fn request_to_wire(request: Request, tenant: TenantId, timeline: TimelineId)
             timeline: Some(convert::timeline_ref(tenant, timeline)),
             cluster: Some(v1::ClusterIdentity {
                 system_identifier: system_id,
-                postgres_major: pg_version,
+                postgres_major: pg_version.major(),
                 wal_segment_bytes: u32::try_from(segment_bytes).unwrap_or(u32::MAX),
             }),
             membership: Some(membership_to_wire(&membership)),

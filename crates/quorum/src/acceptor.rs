@@ -16,7 +16,7 @@ use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request, Response};
 use crate::mutation::{Broken, Mutation};
 use bytes::Bytes;
-use lakebed_types::{Lsn, NodeId, Term};
+use lakebed_types::{Lsn, NodeId, PgVersion, Term};
 
 /// Commit is made durable when it has moved this part of a segment, or with the next control write for another
 /// reason. It need not be exact: after a crash a lower commit is safe, and the next append raises it.
@@ -42,7 +42,7 @@ pub struct Durable {
     /// Postgres system identifier.
     pub system_id: u64,
     /// Major Postgres version.
-    pub pg_version: u32,
+    pub pg_version: PgVersion,
     /// WAL segment size in bytes.
     pub segment_bytes: u64,
 }

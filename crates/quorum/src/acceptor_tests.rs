@@ -3,7 +3,7 @@ use crate::history::TermHistory;
 use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request};
 use bytes::Bytes;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 
 const G: Generation = Generation(1);
 
@@ -30,7 +30,7 @@ fn acceptor() -> Acceptor {
         backup: Lsn(50),
         timeline_start: Lsn(50),
         system_id: 7,
-        pg_version: 15,
+        pg_version: PgVersion::V15,
         segment_bytes: 1 << 24,
     };
     Acceptor::new(state, Lsn(200)).unwrap()
@@ -97,7 +97,7 @@ fn rule_1_generation_and_identity() {
         let greeting = Request::Greeting {
             membership,
             system_id,
-            pg_version: 15,
+            pg_version: PgVersion::V15,
             segment_bytes: 1 << 24,
         };
         let commands = ask(&mut a, greeting);

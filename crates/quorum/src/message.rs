@@ -2,7 +2,7 @@
 
 use crate::{history::TermHistory, membership::Membership};
 use bytes::Bytes;
-use lakebed_types::{Generation, Lsn, Term};
+use lakebed_types::{Generation, Lsn, PgVersion, Term};
 
 /// From a proposer; each carries the generation of the membership it acts under.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Request {
         /// Postgres system identifier.
         system_id: u64,
         /// Major Postgres version.
-        pg_version: u32,
+        pg_version: PgVersion,
         /// WAL segment size in bytes.
         segment_bytes: u64,
     },

@@ -22,7 +22,7 @@ use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request, Response};
 use crate::mutation::{Broken, Mutation};
 use bytes::Bytes;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 pub use peer::Phase;
 use peer::{Link, Peer};
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Config {
     /// Postgres system identifier.
     pub system_id: u64,
     /// Major Postgres version.
-    pub pg_version: u32,
+    pub pg_version: PgVersion,
     /// WAL segment size in bytes.
     pub segment_bytes: u64,
     /// Without quorum contact for this long the compute stops.

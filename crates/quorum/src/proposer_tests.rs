@@ -3,7 +3,7 @@ use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request, Response};
 use crate::proposer::{Command, Config, Input, Phase, Proposer, Source};
 use bytes::Bytes;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 
 fn members(generation: u64, old: &[u64], new: Option<&[u64]>) -> Membership {
     let set = |ids: &[u64]| ids.iter().map(|n| NodeId(*n)).collect();
@@ -28,7 +28,7 @@ impl Bench {
         let config = Config {
             membership: members(1, &[1, 2, 3], None),
             system_id: 7,
-            pg_version: 15,
+            pg_version: PgVersion::V15,
             segment_bytes: 1 << 24,
             lease_ms: 1000,
             heartbeat_ms: 100,

@@ -19,7 +19,7 @@
 //! images are dropped.
 
 use bytes::{Buf, BufMut, Bytes};
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
 use crate::{PageBytes, RedoError, redo_block};
@@ -127,11 +127,11 @@ impl StoredRecord {
         out
     }
 
-    /// Reads the stored form of a record that ends at `end`.
+    /// Reads the stored form of a record that Postgres `version` wrote and that ends at `end`.
     ///
     /// # Errors
     /// See [`StoredError`].
-    pub fn decode(mut bytes: Bytes, end: Lsn) -> Result<StoredRecord, StoredError> {
+    pub fn decode(mut bytes: Bytes, version: PgVersion, end: Lsn) -> Result<StoredRecord, StoredError> {
         let input = &mut bytes;
         if u8_of(input)? != VERSION {
             return Err(StoredError("unknown version"));
@@ -155,6 +155,7 @@ impl StoredRecord {
             return Err(StoredError("no such block reference"));
         }
         let record = DecodedRecord {
+            version,
             start: end,
             end,
             prev: Lsn(0),

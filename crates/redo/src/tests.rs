@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
 use crate::{StoredRecord, page, redo_block, redo_vm_clear, redo_vm_truncate, rmgr};
@@ -17,6 +17,7 @@ fn heap_insert(number: u16, will_init: bool) -> DecodedRecord {
     let mut data = vec![1, 0, 0, 8, 24];
     data.extend_from_slice(b"\0hello");
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x100),
         end: Lsn(0x1_0000_0140),
         prev: Lsn(0),
@@ -110,13 +111,13 @@ fn stored_records_replay_like_the_record() {
     let stored = StoredRecord::new(&record, 0).unwrap();
     assert!(stored.starts_page());
     let bytes = Bytes::from(stored.encode());
-    let back = StoredRecord::decode(bytes.clone(), record.end).unwrap();
+    let back = StoredRecord::decode(bytes.clone(), PgVersion::V15, record.end).unwrap();
     let (mut direct, mut through) = ([0; 8192], [0; 8192]);
     redo_block(&record, &record.blocks[0], &mut direct).unwrap();
     back.apply(&mut through).unwrap();
     assert!(direct == through);
     for cut in 0..bytes.len() {
-        assert!(StoredRecord::decode(bytes.slice(..cut), record.end).is_err());
+        assert!(StoredRecord::decode(bytes.slice(..cut), PgVersion::V15, record.end).is_err());
     }
 }
 

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use lakebed_pgtest::{Cluster, Stop, run};
 use lakebed_redo::{PageBytes, StoredRecord, mask, redo_block, restore_image};
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::control::ControlFile;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 use lakebed_wal::stream::WalDecoder;
 use mutations::{Sample, survive};
@@ -48,7 +48,7 @@ impl Pages {
 fn records(data: &Path, first: &ControlFile) -> Vec<DecodedRecord> {
     let start = first.checkpoint_lsn();
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: first.system_identifier(),
         segment_bytes: first.segment_bytes(),
@@ -172,7 +172,7 @@ fn every_page_equals_the_image_in_its_record() {
             }
             redo_block(&record, block, page).unwrap();
             let stored = StoredRecord::new(&record, index).unwrap();
-            StoredRecord::decode(stored.encode().into(), record.end)
+            StoredRecord::decode(stored.encode().into(), record.version, record.end)
                 .unwrap()
                 .apply(&mut stored_result)
                 .unwrap();

@@ -18,7 +18,7 @@ use std::path::Path;
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 
 use crate::durable_file::{self, DurableFileError};
 
@@ -90,7 +90,7 @@ fn encode(state: &Durable) -> Vec<u8> {
     ] {
         out.extend(word.to_le_bytes());
     }
-    out.extend(state.pg_version.to_le_bytes());
+    out.extend(state.pg_version.major().to_le_bytes());
     out.extend(state.segment_bytes.to_le_bytes());
     out.extend(state.membership.generation.0.to_le_bytes());
     for set in [Some(&state.membership.old), state.membership.new.as_ref()] {
@@ -143,7 +143,8 @@ fn decode(payload: &[u8]) -> Option<Durable> {
     let term = Term(from.u64()?);
     let (timeline_start, truncate, backup, commit) = (from.lsn()?, from.lsn()?, from.lsn()?, from.lsn()?);
     let system_id = from.u64()?;
-    let (pg_version, segment_bytes) = (from.u32()?, from.u64()?);
+    let pg_version = PgVersion::try_from(from.u32()?).ok()?;
+    let segment_bytes = from.u64()?;
     let membership = Membership {
         generation: Generation(from.u64()?),
         old: from.set()??,
@@ -187,7 +188,7 @@ mod tests {
             backup: Lsn(120),
             timeline_start: Lsn(80),
             system_id: 0x1234,
-            pg_version: 15,
+            pg_version: PgVersion::V15,
             segment_bytes: 1 << 24,
         }
     }

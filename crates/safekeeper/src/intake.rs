@@ -159,12 +159,12 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lakebed_types::PgVersion;
     use lakebed_wal::boot::shutdown_checkpoint;
     use lakebed_wal::control::Checkpoint;
-    use lakebed_wal::page::MAGIC_15;
 
     const FORMAT: WalFormat = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: 1 << 20,

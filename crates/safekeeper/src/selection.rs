@@ -105,6 +105,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use lakebed_ingest::{Route, ShardSet};
+    use lakebed_types::PgVersion;
     use lakebed_types::{ForkNumber, ShardCount};
     use lakebed_wal::stream::RawRecord;
 
@@ -126,6 +127,7 @@ mod tests {
         let hints = to != 0;
         RoutedRecord {
             raw: RawRecord {
+                version: PgVersion::V15,
                 start: Lsn(end - 8),
                 end: Lsn(end),
                 bytes: Bytes::from_static(b"record"),

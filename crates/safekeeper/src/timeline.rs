@@ -12,7 +12,7 @@ use bytes::Bytes;
 use lakebed_proto::v1;
 use lakebed_quorum::acceptor::{Acceptor, Durable};
 use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WAL_PAGE_BYTES, WalFormat};
+use lakebed_wal::page::{WAL_PAGE_BYTES, WalFormat};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,6 @@ use crate::{boundary, durable_file, wire};
 
 /// Bytes of WAL that proposers of one timeline may have in flight.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
-/// Postgres major versions whose WAL is understood.
-pub const POSTGRES_MAJORS: std::ops::RangeInclusive<u32> = 15..=15;
 
 const SCAN_BYTES: u64 = 1 << 20;
 
@@ -76,7 +74,7 @@ pub enum LoadError {
 /// The format of a timeline's WAL.
 pub fn wal_format(state: &Durable) -> WalFormat {
     WalFormat {
-        magic: MAGIC_15,
+        version: state.pg_version,
         timeline: 1,
         system_identifier: state.system_id,
         segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
@@ -104,11 +102,10 @@ pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
     // A process that ended may have left what it wrote in the kernel's hands alone: what is acted on must be on disk.
     sync_file(&control)?;
     sync_directory(directory)?;
-    let valid = POSTGRES_MAJORS.contains(&state.pg_version)
-        && state.segment_bytes.is_power_of_two()
-        && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
+    let valid =
+        state.segment_bytes.is_power_of_two() && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
     if !valid {
-        return Err(ControlFileError::Damaged("Postgres version or segment size").into());
+        return Err(ControlFileError::Damaged("segment size").into());
     }
     // A crash may have come before the removal of what lies below; it is removed with the next control write.
     let (format, start, commit) = (wal_format(&state), state.truncate, state.commit);

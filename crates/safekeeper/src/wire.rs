@@ -6,14 +6,13 @@ use lakebed_proto::v1;
 use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Request};
-use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, Term};
+use lakebed_types::{Generation, Lsn, PgVersion, ShardCount, ShardIdentity, Term};
 use lakebed_wal::page::{WAL_PAGE_BYTES, header_bytes};
 use tonic::Status;
 
 use crate::control_file::{MAX_HISTORY_ENTRIES, MAX_MEMBERS};
 use crate::data_dir::Name;
 use crate::owner::Answer;
-use crate::timeline::POSTGRES_MAJORS;
 use crate::view::{Progress, Shards, View};
 
 /// Largest piece of WAL in one append.
@@ -27,7 +26,7 @@ pub struct Cluster {
     /// System identifier.
     pub system_id: u64,
     /// Major Postgres version.
-    pub pg_version: u32,
+    pub pg_version: PgVersion,
     /// Bytes of a segment.
     pub segment_bytes: u32,
 }
@@ -46,13 +45,8 @@ pub fn refused(error: InvalidMessage) -> Status {
 
 pub(crate) fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<Cluster, InvalidMessage> {
     let wire = wire.ok_or(InvalidMessage::Missing("cluster"))?;
-    if !POSTGRES_MAJORS.contains(&wire.postgres_major) {
-        let reason = format!(
-            "Postgres {} is not supported, only {POSTGRES_MAJORS:?}",
-            wire.postgres_major
-        );
-        return Err(invalid("cluster.postgres_major", reason));
-    }
+    let pg_version = PgVersion::try_from(wire.postgres_major)
+        .map_err(|error| invalid("cluster.postgres_major", error.to_string()))?;
     let bytes = wire.wal_segment_bytes;
     if !bytes.is_power_of_two() || !SEGMENT_BYTES.contains(&bytes) {
         let reason = format!("{bytes} is not a power of two from 1 MiB to 1 GiB");
@@ -63,7 +57,7 @@ pub(crate) fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<Cluster, Inv
     }
     Ok(Cluster {
         system_id: wire.system_identifier,
-        pg_version: wire.postgres_major,
+        pg_version,
         segment_bytes: bytes,
     })
 }
@@ -295,7 +289,7 @@ pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::Safekeeper
     if let Some(state) = &view.state {
         status.cluster = Some(v1::ClusterIdentity {
             system_identifier: state.system_id,
-            postgres_major: state.pg_version,
+            postgres_major: state.pg_version.major(),
             wal_segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
         });
         status.membership = Some(quorum::membership_to_wire(&state.membership));

@@ -9,8 +9,8 @@ use lakebed_safekeeper::boundary::at_or_below;
 use lakebed_safekeeper::recovery::{Boundary, create, find_end};
 use lakebed_safekeeper::wal_files::WalFiles;
 use lakebed_safekeeper::wal_store::WalStore;
-use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, PgVersion};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
 
 const SEGMENT: u64 = 1 << 24;
@@ -28,7 +28,7 @@ fn pg_waldump_reads_what_a_crash_left_from_first_to_last_record() {
     let control = fs::read(data.join("global/pg_control")).unwrap();
     let system_identifier = u64::from_le_bytes(control[..8].try_into().unwrap());
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier,
         segment_bytes: SEGMENT as u32,

@@ -7,7 +7,7 @@ use crate::invariants::{Checked, commit_on_quorum, histories, no_rejection, one_
 use crate::rng::scatter;
 use crate::world::{Event, NODES, SEGMENT_BYTES, World};
 use lakebed_quorum::proposer::{Command, Config, Input, Proposer, Source};
-use lakebed_types::{Lsn, NodeId, Term};
+use lakebed_types::{Lsn, NodeId, PgVersion, Term};
 use std::collections::VecDeque;
 
 /// A compute node.
@@ -53,7 +53,7 @@ impl World {
         let config = Config {
             membership: previous.unwrap_or_else(|| self.ledger.config.clone()),
             system_id: 7,
-            pg_version: 15,
+            pg_version: PgVersion::V15,
             segment_bytes: SEGMENT_BYTES,
             lease_ms: 1500,
             heartbeat_ms: 200,

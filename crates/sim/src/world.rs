@@ -19,7 +19,7 @@ use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Request, Response};
 use lakebed_quorum::mutation::Mutation;
 use lakebed_quorum::proposer::Source;
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -147,7 +147,7 @@ pub(crate) fn empty_acceptor(membership: Membership) -> Durable {
         backup: base,
         timeline_start: base,
         system_id: 7,
-        pg_version: 15,
+        pg_version: PgVersion::V15,
         segment_bytes: SEGMENT_BYTES,
     }
 }

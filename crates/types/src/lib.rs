@@ -7,6 +7,7 @@
 //! * [`id`]: tenant and timeline identifiers, terms and generations.
 //! * [`key`]: which page: a relation block, an SLRU page, or the control state.
 //! * [`shard`]: which shard owns a page.
+//! * [`version`]: which major version of Postgres.
 #![forbid(unsafe_code)]
 
 pub mod data_directory;
@@ -14,11 +15,13 @@ pub mod id;
 pub mod key;
 pub mod lsn;
 pub mod shard;
+pub mod version;
 
 pub use id::{Generation, NodeId, TenantId, Term, TimelineId};
 pub use key::{ForkNumber, PageKey, RelTag, SlruKind};
 pub use lsn::Lsn;
 pub use shard::{ShardCount, ShardIdentity, ShardIndex};
+pub use version::{PgVersion, UnsupportedVersion};
 
 /// Size of a Postgres page in bytes (`BLCKSZ`, the default of every distribution build).
 pub const PAGE_SIZE: usize = 8192;

@@ -16,7 +16,7 @@
 //!
 //! The first page of a segment has the long form.
 
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 
 /// Bytes of a WAL page.
 pub const WAL_PAGE_BYTES: u64 = 8192;
@@ -24,8 +24,6 @@ pub const WAL_PAGE_BYTES: u64 = 8192;
 pub const SHORT_HEADER_BYTES: usize = 24;
 /// Bytes of the header of a segment's first page.
 pub const LONG_HEADER_BYTES: usize = 40;
-/// `XLOG_PAGE_MAGIC` of Postgres 15.
-pub const MAGIC_15: u16 = 0xD110;
 
 /// The page begins inside a record.
 pub const FLAG_CONTINUATION: u16 = 1;
@@ -37,8 +35,8 @@ pub const FLAG_OVERWRITE: u16 = 8;
 /// What identifies the WAL of one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalFormat {
-    /// Page magic of the major version.
-    pub magic: u16,
+    /// Major version, which every page header tells by its magic.
+    pub version: PgVersion,
     /// Postgres timeline; 1 in all WAL that Lakebed writes.
     pub timeline: u32,
     /// System identifier of the cluster.
@@ -89,7 +87,7 @@ impl WalFormat {
         let long = header_bytes(page, self.segment_bytes) == LONG_HEADER_BYTES;
         let flags = if remaining > 0 { FLAG_CONTINUATION } else { 0 } | if long { FLAG_LONG } else { 0 };
         let mut out = Vec::with_capacity(LONG_HEADER_BYTES);
-        out.extend(self.magic.to_le_bytes());
+        out.extend(self.version.wal_magic().to_le_bytes());
         out.extend(flags.to_le_bytes());
         out.extend(self.timeline.to_le_bytes());
         out.extend(page.0.to_le_bytes());
@@ -117,7 +115,7 @@ impl WalFormat {
         let long = header_bytes(page, self.segment_bytes) == LONG_HEADER_BYTES;
         let flags = field(2, 2) as u16;
         let mut checks = vec![
-            ("xlp_magic", field(0, 2), u64::from(self.magic)),
+            ("xlp_magic", field(0, 2), u64::from(self.version.wal_magic())),
             (
                 "xlp_info (long header)",
                 u64::from(flags & FLAG_LONG),
@@ -154,7 +152,7 @@ mod tests {
     #[test]
     fn headers_round_trip_and_any_changed_field_is_named() {
         let format = WalFormat {
-            magic: MAGIC_15,
+            version: PgVersion::V15,
             timeline: 1,
             system_identifier: 0x1234_5678_9abc,
             segment_bytes: 1 << 24,

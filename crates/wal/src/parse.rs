@@ -5,7 +5,7 @@
 //! to the last byte must not be replayed.
 
 use bytes::{Buf, Bytes};
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 
 use crate::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
@@ -62,11 +62,16 @@ struct BlockHeader {
     block: u32,
 }
 
-/// Decodes a record that starts at `start` and whose aligned end is `end`.
-pub fn parse_record(start: Lsn, end: Lsn, bytes: Bytes) -> Result<DecodedRecord, RecordError> {
+/// Decodes a record of this version that starts at `start` and whose aligned end is `end`.
+pub fn parse_record(
+    version: PgVersion,
+    start: Lsn,
+    end: Lsn,
+    bytes: Bytes,
+) -> Result<DecodedRecord, RecordError> {
     let (mut rmid, mut info) = (0, 0);
     let total = bytes.len();
-    let result = parse(start, end, bytes, total, &mut rmid, &mut info);
+    let result = parse(version, start, end, bytes, total, &mut rmid, &mut info);
     result.map_err(|rule| RecordError {
         lsn: start,
         rmid,
@@ -76,6 +81,7 @@ pub fn parse_record(start: Lsn, end: Lsn, bytes: Bytes) -> Result<DecodedRecord,
 }
 
 fn parse(
+    version: PgVersion,
     start: Lsn,
     end: Lsn,
     bytes: Bytes,
@@ -148,6 +154,7 @@ fn parse(
         });
     }
     Ok(DecodedRecord {
+        version,
         start,
         end,
         prev,

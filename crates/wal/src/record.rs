@@ -4,12 +4,14 @@
 //! references and of the main data, then the data of the blocks in order, then the main data.
 
 use bytes::Bytes;
-use lakebed_types::{Lsn, RelTag};
+use lakebed_types::{Lsn, PgVersion, RelTag};
 
 /// A record whose header, block references and lengths have been checked. The CRC is checked by whoever
 /// assembled the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodedRecord {
+    /// Major version of Postgres that wrote it: the meaning of the data depends on it.
+    pub version: PgVersion,
     /// Position of the first byte of the record's header.
     pub start: Lsn,
     /// Position after the record, aligned to 8 bytes: the LSN that Postgres stamps on the pages it changes.

@@ -10,7 +10,7 @@
 //! [`WalDecoder::rewind`] and feeds the bytes from [`WalDecoder::position`] on again once there are more.
 
 use bytes::Bytes;
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 
 use crate::page::{
     FLAG_CONTINUATION, FLAG_OVERWRITE, PageHeaderError, WAL_PAGE_BYTES, WalFormat, header_bytes,
@@ -81,6 +81,8 @@ pub enum StreamError {
 /// One record, put together and checked, not yet taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawRecord {
+    /// Major version of Postgres that wrote it.
+    pub version: PgVersion,
     /// Position of its first byte.
     pub start: Lsn,
     /// Position after it, aligned; after a segment switch the end of the segment.
@@ -92,7 +94,7 @@ pub struct RawRecord {
 impl RawRecord {
     /// Takes the record apart.
     pub fn decode(&self) -> Result<DecodedRecord, RecordError> {
-        parse_record(self.start, self.end, self.bytes.clone())
+        parse_record(self.version, self.start, self.end, self.bytes.clone())
     }
 }
 
@@ -271,6 +273,7 @@ impl WalDecoder {
         let is_switch = self.record[17] == RMGR_XLOG && self.record[16] & 0xf0 == XLOG_SWITCH;
         let bytes = Bytes::from(std::mem::take(&mut self.record));
         let mut record = RawRecord {
+            version: self.format.version,
             start: lsn,
             end: self.cursor,
             bytes,

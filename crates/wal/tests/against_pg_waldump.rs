@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use lakebed_pgtest::{Cluster, Stop, run};
-use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, PgVersion};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
 
@@ -65,7 +65,7 @@ fn decode(data: &Path, piece: usize) -> Vec<DecodedRecord> {
     let (start, wal) = read_wal(data);
     let system_identifier = system_identifier(data);
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier,
         segment_bytes: SEGMENT as u32,

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use lakebed_pgtest::{Cluster, Stop};
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
 
 fn control_file(cluster: &Cluster) -> ControlFile {
@@ -78,7 +78,7 @@ fn stock_postgres_boots_wherever_the_position_lies() {
     let control = control_file(&cluster);
     assert!(control.is_shut_down() && !control.has_data_checksums());
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: control.system_identifier(),
         segment_bytes: control.segment_bytes(),

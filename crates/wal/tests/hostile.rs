@@ -1,13 +1,13 @@
 //! Bytes that Postgres did not write: an error or "feed more", never a panic, never a record that was not there.
 
 use bytes::Bytes;
-use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, PgVersion};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::parse::parse_record;
 use lakebed_wal::stream::{StreamError, WalDecoder};
 
 const FORMAT: WalFormat = WalFormat {
-    magic: MAGIC_15,
+    version: PgVersion::V15,
     timeline: 1,
     system_identifier: 0x7777,
     segment_bytes: 1 << 24,
@@ -186,7 +186,7 @@ fn changed_bytes_never_yield_another_record() {
 #[test]
 fn a_record_with_a_right_checksum_and_wrong_inside_is_an_error_not_a_panic() {
     let good = record_bytes(Lsn(1), &[1; 60]);
-    let parse = |bytes: &[u8]| parse_record(Lsn(8), Lsn(16), Bytes::copy_from_slice(bytes));
+    let parse = |bytes: &[u8]| parse_record(PgVersion::V15, Lsn(8), Lsn(16), Bytes::copy_from_slice(bytes));
     assert_eq!(parse(&good).unwrap().blocks.len(), 2);
     for length in 0..good.len() {
         assert!(parse(&good[..length]).is_err(), "cut to {length}");
@@ -219,7 +219,7 @@ fn a_record_that_fills_its_page_needs_no_byte_of_the_next() {
     use lakebed_wal::boot::shutdown_checkpoint;
     use lakebed_wal::control::Checkpoint;
     let format = lakebed_wal::page::WalFormat {
-        magic: lakebed_wal::page::MAGIC_15,
+        version: lakebed_types::PgVersion::V15,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: 1 << 20,

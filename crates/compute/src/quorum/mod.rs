@@ -196,7 +196,7 @@ impl Driver {
         let config = Config {
             membership: self.branch.membership.clone(),
             system_id: self.branch.system_id,
-            pg_version: crate::branch::POSTGRES_MAJOR,
+            pg_version: self.branch.version,
             segment_bytes: u64::from(self.branch.segment_bytes),
             lease_ms: self.config.lease_ms,
             heartbeat_ms: self.config.heartbeat_ms,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_placement::ClusterIdentity;
 use lakebed_proto::v1::FileChunk;
-use lakebed_types::Lsn;
 use lakebed_types::data_directory::{FileKind, classify};
+use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::control::{CONTROL_VERSION_15, ControlFile};
 
 use super::error::BootstrapError;
@@ -60,7 +60,7 @@ impl DataDirectory {
         const _: () = assert!(CONTROL_VERSION_15 == 1300);
         ClusterIdentity {
             system_identifier: self.control.system_identifier(),
-            postgres_major: 15,
+            postgres_major: PgVersion::V15,
             wal_segment_bytes: self.control.segment_bytes(),
         }
     }

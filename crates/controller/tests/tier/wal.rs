@@ -4,8 +4,8 @@ use std::path::Path;
 
 use lakebed_proto::v1;
 use lakebed_proto::v1::proposer_message::Message;
-use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, PgVersion};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +26,7 @@ impl Wal {
         let (start, cluster) = (Lsn(branch.start_lsn), branch.cluster.unwrap());
         let segment = u64::from(cluster.wal_segment_bytes);
         let format = WalFormat {
-            magic: MAGIC_15,
+            version: PgVersion::V15,
             timeline: 1,
             system_identifier: cluster.system_identifier,
             segment_bytes: cluster.wal_segment_bytes,

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use lakebed_ingest::ControlState;
 use lakebed_pgtest::{Cluster, Stop, temp_dir};
-use lakebed_types::{ForkNumber, Lsn};
+use lakebed_types::{ForkNumber, Lsn, PgVersion};
 use lakebed_wal::control::{Checkpoint, ControlFile};
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
 use replica::{Replica, assert_same_slrus, directory, path, read_slrus};
@@ -30,7 +30,7 @@ fn control(data: &Path) -> ControlFile {
 /// All records from `start` on, up to and including the one that starts at `last` or to the end of what is there.
 fn records(data: &Path, start: Lsn, last: Option<Lsn>) -> Vec<DecodedRecord> {
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: control(data).system_identifier(),
         segment_bytes: SEGMENT as u32,

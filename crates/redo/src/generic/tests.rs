@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use crate::{PageBytes, page, redo_block, rmgr};
@@ -12,6 +12,7 @@ fn record(data: Option<&[u8]>) -> DecodedRecord {
         fork: ForkNumber::Main,
     };
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x100),
         end: Lsn(0x140),
         prev: Lsn(0),

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use super::posting_list::{Encoder, Items, pack, take};
@@ -18,6 +18,7 @@ fn record(info: u8, id: u8, will_init: bool, main: &[u8], data: &[u8]) -> Decode
         fork: ForkNumber::Main,
     };
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x4000),
         end: END,
         prev: Lsn(0),

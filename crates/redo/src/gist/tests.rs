@@ -1,7 +1,7 @@
 //! What the workload against Postgres cannot show: images of left halves, and refusals.
 
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
 use super::{FLAGS, OPAQUE, PAGE_DELETE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_LINK, flag};
@@ -28,6 +28,7 @@ fn reference(id: u8, block: u32) -> BlockRef {
 
 fn record(info: u8, main: &[u8], blocks: Vec<BlockRef>) -> DecodedRecord {
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x100),
         end: END,
         prev: Lsn(0),
@@ -79,7 +80,7 @@ fn a_left_half_is_marked_after_its_image_was_restored() {
         assert_eq!(page::lsn(&direct), END);
         let stored = StoredRecord::new(&record, 0).unwrap().encode();
         let mut through = [0; 8192];
-        StoredRecord::decode(stored.into(), END)
+        StoredRecord::decode(stored.into(), PgVersion::V15, END)
             .unwrap()
             .apply(&mut through)
             .unwrap();

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag};
+use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use super::{BUCKET, FLAGS, NEXT, NONE, PREVIOUS, flag, op};
@@ -23,6 +23,7 @@ fn record(info: u8, main: &[u8], blocks: &[(u8, u32, &[u8])]) -> DecodedRecord {
         data: Some(Bytes::copy_from_slice(data)),
     });
     DecodedRecord {
+        version: PgVersion::V15,
         start: Lsn(0x100),
         end: Lsn(0x140),
         prev: Lsn(0),

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::wal_files::WalFiles;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::PgVersion;
+use lakebed_wal::page::WalFormat;
 
 const SEGMENT: u64 = 1 << 16;
 
@@ -15,7 +16,7 @@ fn pattern(begin: Lsn, length: usize) -> Vec<u8> {
 
 fn read_all(store: &WalStore) -> Vec<u8> {
     let format = WalFormat {
-        magic: MAGIC_15,
+        version: PgVersion::V15,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: SEGMENT as u32,

@@ -10,7 +10,7 @@ use lakebed_proto::{connect, v1};
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::Response;
 use lakebed_quorum::proposer::{Command, Config, Input, Proposer, Source};
-use lakebed_types::{Generation, Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,7 +63,7 @@ impl Driver {
                 new: None,
             },
             system_id: sample().system_id,
-            pg_version: 15,
+            pg_version: PgVersion::V15,
             segment_bytes: SEGMENT.into(),
             lease_ms: 60_000,
             heartbeat_ms: 50,

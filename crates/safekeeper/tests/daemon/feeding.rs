@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use lakebed_ingest::{Route, interpret, reaches_every_shard, route};
 use lakebed_proto::convert::relation;
 use lakebed_proto::v1::{self, FeedEntry, feed_entry::Entry, feed_shard_request::Message};
-use lakebed_types::{Lsn, RelTag, ShardCount};
+use lakebed_types::{Lsn, PgVersion, RelTag, ShardCount};
 use lakebed_wal::stream::RawRecord;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -78,6 +78,7 @@ impl Feed {
 fn records(entries: &[FeedEntry]) -> Vec<RawRecord> {
     let record = |entry: &FeedEntry| match entry.entry.as_ref().unwrap() {
         Entry::Record(record) => Some(RawRecord {
+            version: PgVersion::V15,
             start: Lsn(record.start_lsn),
             end: Lsn(entry.end_lsn),
             bytes: record.record.clone(),

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use lakebed_pgtest::{Cluster, Stop, run};
-use lakebed_types::Lsn;
-use lakebed_wal::page::{MAGIC_15, WalFormat};
+use lakebed_types::{Lsn, PgVersion};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::{RawRecord, WalDecoder};
 
 pub const SEGMENT: u32 = 1 << 24;
@@ -58,7 +58,7 @@ impl Sample {
         let control = fs::read(data.join("global/pg_control")).unwrap();
         let system_id = u64::from_le_bytes(control[..8].try_into().unwrap());
         let format = WalFormat {
-            magic: MAGIC_15,
+            version: PgVersion::V15,
             timeline: 1,
             system_identifier: system_id,
             segment_bytes: SEGMENT,

@@ -6,7 +6,7 @@ use lakebed_proto::v1::proposer_message::Message;
 use lakebed_proto::{quorum, v1};
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
-use lakebed_types::{Lsn, Term};
+use lakebed_types::{Lsn, PgVersion, Term};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -94,7 +94,7 @@ pub fn durable(members: &[u64]) -> Durable {
         backup: sample().start,
         timeline_start: sample().start,
         system_id: sample().system_id,
-        pg_version: 15,
+        pg_version: PgVersion::V15,
         segment_bytes: SEGMENT.into(),
     }
 }
