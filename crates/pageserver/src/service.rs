@@ -9,13 +9,14 @@ use futures::{Stream, StreamExt};
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, PageStatus, import_message};
+use lakebed_types::data_directory::is_inside;
 use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, TimelineSpec, wait_for};
-use crate::receive::receive_directory;
+use crate::receive::{outside, receive_directory};
 use crate::timeline::{Timeline, TimelineError};
 
 /// How long a read waits for the WAL that it depends on.
@@ -276,14 +277,8 @@ impl Pageserver for PageService {
     ) -> Result<Response<v1::PutFileResponse>, Status> {
         let request = request.into_inner();
         let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
-        if request.path.is_empty()
-            || request.path.starts_with('/')
-            || request.path.split('/').any(|part| part == "..")
-        {
-            return Err(Status::invalid_argument(format!(
-                "`{}` is no path inside a data directory",
-                request.path
-            )));
+        if !is_inside(&request.path) {
+            return Err(outside(&request.path));
         }
         let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
         compute_term(&timeline, request.term)?;
