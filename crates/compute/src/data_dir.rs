@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lakebed_proto::v1;
+use lakebed_types::data_directory::is_inside;
 use tonic::Streaming;
 
 /// Settings that the sidecar owns but that may be switched while Postgres runs; everything else that safety needs is
@@ -64,8 +65,7 @@ pub async fn receive(
     let mut open: Option<(PathBuf, File)> = None;
     while let Some(chunk) = chunks.message().await.context("receiving the basebackup")? {
         let relative = chunk.path.trim_end_matches('/');
-        let inside = !relative.is_empty() && relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if !inside {
+        if !is_inside(relative) {
             bail!("the basebackup has a file `{}`, which is outside", chunk.path);
         }
         let path = data.join(relative);

@@ -246,15 +246,9 @@ fn boot_files(
             at += length;
         }
     }
-    let per_id = 0x1_0000_0000 / segment_bytes;
     for (number, pieces) in segments {
-        let path = format!(
-            "pg_wal/{WAL_TIMELINE:08X}{:08X}{:08X}",
-            number / per_id,
-            number % per_id
-        );
         items.push(BackupItem::File {
-            path,
+            path: format!("pg_wal/{}", format.segment_file_name(number)),
             bytes: segment_bytes,
             pieces,
         });

@@ -154,15 +154,8 @@ fn shutdown_checkpoint(root: &Path, control: &ControlFile) -> Result<(Lsn, Lsn),
         segment_bytes: control.segment_bytes(),
     };
     let mut decoder = WalDecoder::new(format, start, Lsn(0));
-    let per_id = 0x1_0000_0000 / segment;
     for number in start.0 / segment..=start.0 / segment + 1 {
-        let name = format!(
-            "{:08X}{:08X}{:08X}",
-            format.timeline,
-            number / per_id,
-            number % per_id
-        );
-        let path = root.join("pg_wal").join(name);
+        let path = root.join("pg_wal").join(format.segment_file_name(number));
         let bytes = fs::read(&path).map_err(|source| ImportError::Io { path, source })?;
         let skip = if number == start.0 / segment {
             (start.0 % segment) as usize

@@ -62,6 +62,12 @@ pub fn database_directory(tablespace: u32, database: u32) -> String {
     }
 }
 
+/// Whether a relative path, as it came from outside, leads to something inside the data directory: no part of it is
+/// empty, `.` or `..`, and nothing in it ends a path early.
+pub fn is_inside(path: &str) -> bool {
+    !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
 /// Says what the file at this path (relative to the data directory, separated by `/`) is.
 pub fn classify(path: &str) -> FileKind {
     let parts: Vec<&str> = path.split('/').collect();
@@ -149,6 +155,27 @@ fn number(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_stay_inside_the_data_directory() {
+        let table = [
+            ("PG_VERSION", true),
+            ("base/5/1259", true),
+            ("pg_tblspc/..x/a.b", true),
+            ("", false),
+            ("/etc/passwd", false),
+            ("base/", false),
+            ("base//5", false),
+            (".", false),
+            ("base/./5", false),
+            ("..", false),
+            ("base/../../x", false),
+            ("base\0/5", false),
+        ];
+        for (path, inside) in table {
+            assert_eq!(is_inside(path), inside, "{path:?}");
+        }
+    }
 
     #[test]
     fn every_name_of_a_data_directory_has_its_kind() {

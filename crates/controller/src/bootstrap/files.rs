@@ -10,6 +10,7 @@ use lakebed_proto::v1::FileChunk;
 use lakebed_types::Lsn;
 use lakebed_types::data_directory::{FileKind, classify};
 use lakebed_wal::control::ControlFile;
+use lakebed_wal::segment::file_name;
 
 use super::error::BootstrapError;
 
@@ -128,16 +129,12 @@ impl DataDirectory {
     fn holds_checkpoint(&self, path: &str) -> bool {
         let segment_bytes = u64::from(self.control.segment_bytes()).max(1);
         let first = Lsn(self.checkpoint()).segment_number(segment_bytes);
-        let per_id = (1 << 32) / segment_bytes;
-        let name = |number: u64| {
-            let timeline = self.control.checkpoint().timeline;
-            format!(
-                "pg_wal/{timeline:08X}{:08X}{:08X}",
-                number / per_id,
-                number % per_id
-            )
-        };
-        [first, first + 1].map(name).iter().any(|name| name == path)
+        let timeline = self.control.checkpoint().timeline;
+        path.strip_prefix("pg_wal/").is_some_and(|name| {
+            [first, first + 1]
+                .iter()
+                .any(|&number| file_name(timeline, number, segment_bytes) == name)
+        })
     }
 }
 
