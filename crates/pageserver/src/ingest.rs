@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr};
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::StoredRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
@@ -339,6 +339,12 @@ impl Ingestor {
         }
     }
 
+    /// Only the shard that keeps the catalogue has a control state, and files.
+    fn two_phase_path(&self, xid: u32) -> String {
+        let next_xid = self.control.as_ref().map_or(0, ControlState::next_xid);
+        two_phase_path(self.timeline.identity.cluster.postgres_major, xid, next_xid)
+    }
+
     /// Files whose path begins so, newest content.
     fn files_below(&self, directory: &str) -> Vec<(String, Bytes)> {
         let prefix = format!("{directory}/");
@@ -443,7 +449,11 @@ impl Ingestor {
                 let place = (*tablespace, *db);
                 self.drop_place(lsn, place);
                 let path = format!("{}/PG_VERSION", database_directory(place.0, place.1));
-                self.set_file(lsn, path, Some(Bytes::from_static(b"15\n")));
+                self.set_file(
+                    lsn,
+                    path,
+                    Some(format!("{}\n", self.timeline.identity.cluster.postgres_major).into()),
+                );
             }
             CatalogueChange::DatabaseDropped { db, tablespaces } => {
                 for tablespace in tablespaces {
@@ -459,10 +469,12 @@ impl Ingestor {
                 self.set_file(lsn, path, Some(bytes.clone()));
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), Some(file.clone()));
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, Some(file.clone()));
             }
             CatalogueChange::TwoPhaseFinished { xid } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), None);
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, None);
             }
             CatalogueChange::TablespaceCreated { oid, path } => {
                 self.set_file(lsn, tablespace_directory(*oid), Some(path.clone()));
