@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::StoredRecord;
+use lakebed_redo::PageRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
@@ -70,6 +70,8 @@ pub struct Ingestor {
     slru: HashMap<(SlruKind, u64), bool>,
     /// Files changed since the last publication.
     files: HashMap<String, Option<Bytes>>,
+    /// Where a record is encoded, to be copied with its exact size.
+    encoded: Vec<u8>,
 }
 
 impl Ingestor {
@@ -97,6 +99,7 @@ impl Ingestor {
             sizes,
             slru,
             files,
+            encoded: Vec::new(),
         })
     }
 
@@ -205,16 +208,9 @@ impl Ingestor {
         }
     }
 
-    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Vec<u8>) {
+    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Bytes) {
         if self.timeline.identity.shard.owns(&key) {
-            self.changes.values.push((
-                key,
-                lsn,
-                Value {
-                    kind,
-                    body: body.into(),
-                },
-            ));
+            self.changes.values.push((key, lsn, Value { kind, body }));
         }
         if let PageKey::Rel { rel, block } = key {
             self.extend(lsn, rel, block);
@@ -227,7 +223,7 @@ impl Ingestor {
 
     /// Pages that the record names.
     fn pages(&mut self, record: &DecodedRecord) {
-        for (index, block) in record.blocks.iter().enumerate() {
+        for block in &record.blocks {
             let key = PageKey::Rel {
                 rel: block.rel,
                 block: block.block,
@@ -244,14 +240,16 @@ impl Ingestor {
                 self.extend(record.end, block.rel, block.block);
                 continue;
             }
-            if let Some(stored) = StoredRecord::new(record, index) {
-                let kind = if stored.starts_page() {
-                    ValueKind::Base
-                } else {
-                    ValueKind::Delta
-                };
-                self.value(key, record.end, kind, stored.encode());
-            }
+            let page_record = PageRecord::new(record, block);
+            let kind = if page_record.starts_page() {
+                ValueKind::Base
+            } else {
+                ValueKind::Delta
+            };
+            page_record.encode(&mut self.encoded);
+            let body = Bytes::copy_from_slice(&self.encoded);
+            self.encoded.clear();
+            self.value(key, record.end, kind, body);
         }
     }
 
@@ -267,7 +265,7 @@ impl Ingestor {
                 },
                 lsn,
                 ValueKind::VmClear,
-                body,
+                body.into(),
             );
         }
         for cut in &effects.vm_truncates {
@@ -283,7 +281,7 @@ impl Ingestor {
                     key,
                     lsn,
                     ValueKind::VmTruncate,
-                    cut.first_heap_block.to_le_bytes().to_vec(),
+                    Bytes::copy_from_slice(&cut.first_heap_block.to_le_bytes()),
                 );
             }
         }
@@ -294,7 +292,7 @@ impl Ingestor {
             let PageKey::Slru { kind, page } = *key else {
                 continue;
             };
-            self.value(*key, lsn, ValueKind::Slru, delta.encode());
+            self.value(*key, lsn, ValueKind::Slru, delta.encode().into());
             if !self.has_slru_page(kind, page) {
                 self.slru.insert((kind, page), true);
                 self.entry(lsn, Entry::SlruPage(kind, page, true));
