@@ -7,6 +7,8 @@
 //! This crate is for tests alone: what goes wrong is a panic that says which command failed and shows its output.
 #![forbid(unsafe_code)]
 
+pub mod workloads;
+
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
