@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lakebed_pgtest::{Cluster, Stop, run};
+use lakebed_pgtest::{Cluster, Stop, run, workloads};
 use lakebed_redo::{PageBytes, PageRecord, StoredPlace, mask, redo_block, restore_image};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::control::ControlFile;
@@ -17,8 +17,6 @@ use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 use lakebed_wal::stream::WalDecoder;
 use mutations::{Sample, survive};
-
-const WORKLOAD: &str = include_str!("workload.sql");
 
 struct Pages {
     base: PathBuf,
@@ -142,13 +140,13 @@ fn every_page_equals_the_image_in_its_record() {
         "track_commit_timestamp=on",
         "wal_compression=lz4",
     ]);
-    cluster.sql(WORKLOAD);
+    cluster.sql(workloads::EVERYTHING);
     run(cluster.client("pgbench").args(["-i", "-q", "-s", "2"]));
     run(cluster
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "500"]));
     let script = cluster.home().join("concurrent.sql");
-    fs::write(&script, include_str!("concurrent.sql")).unwrap();
+    fs::write(&script, workloads::CONCURRENT).unwrap();
     run(cluster
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "150", "-f"])
