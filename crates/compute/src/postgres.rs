@@ -41,28 +41,6 @@ pub struct Postgres {
     exited: watch::Receiver<Option<Result<ExitStatus, String>>>,
 }
 
-/// Who Postgres runs as: none when this process is not root and runs it as itself.
-///
-/// # Errors
-/// There is no such user.
-pub fn owner(config: &ComputeConfig) -> anyhow::Result<Owner> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let passwd = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let ids = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        (name == config.run_as).then_some((uid, gid))
-    });
-    let user = &config.run_as;
-    let ids = ids.with_context(|| {
-        format!("Postgres refuses to run as root and there is no user `{user}`: create it, or set `run_as`")
-    })?;
-    Ok(Some(ids))
-}
-
 fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<Command> {
     let program = config.pg_bin.join("postgres");
     if !program.exists() {

@@ -177,7 +177,7 @@ async fn boot(
     stop: CancellationToken,
 ) -> anyhow::Result<Sidecar> {
     let began = Instant::now();
-    let owner = postgres::owner(&config)?;
+    let owner = data_dir::owner_of(&config.run_as)?;
     data_dir::make_directories(&config.dir, owner)
         .with_context(|| format!("creating {}", config.dir.display()))?;
     let lock = lock(&config)?;

@@ -41,6 +41,30 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
+/// Which Postgres.
+#[derive(Clone, Debug, Args)]
+pub struct ProgramArgs {
+    /// Directory of the programs of Postgres 15.
+    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+    pub pg_bin: PathBuf,
+    /// User that Postgres and initdb run as when this is root.
+    #[arg(long, default_value = "postgres")]
+    pub run_as: String,
+}
+
+/// A Postgres that is served from the tier.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    #[command(flatten)]
+    pub programs: ProgramArgs,
+    /// More settings of Postgres, as `name=value`; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    /// The library that is preloaded into Postgres. Default: beside this program.
+    #[arg(long)]
+    pub shim: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Directory of everything. Default: /var/lib/lakebed as root, else ./lakebed-data.
@@ -49,24 +73,14 @@ pub struct UpArgs {
     /// Port of the Postgres on branch `main`.
     #[arg(long, default_value_t = 55432)]
     pub pg_port: u16,
-    /// Directory of the programs of Postgres 15.
-    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-    pub pg_bin: PathBuf,
     /// Number of safekeepers, at the first start.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub safekeepers: u8,
     /// Number of pageserver shards, at the first start; each gets a process.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub shards: u8,
-    /// User that Postgres runs as when this is root.
-    #[arg(long, default_value = "postgres")]
-    pub run_as: String,
-    /// More settings of Postgres, as `name=value`; may be repeated.
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    pub settings: Vec<String>,
-    /// The library that is preloaded into Postgres. Default: beside this program.
-    #[arg(long)]
-    pub shim: Option<PathBuf>,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -98,9 +112,6 @@ pub struct ComputeRunArgs {
     /// Directory of this compute; emptied at each start. Default: ./lakebed-compute-PORT
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// Directory of the programs of Postgres 15.
-    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-    pub pg_bin: PathBuf,
     /// What Postgres listens on.
     #[arg(long, default_value = "127.0.0.1")]
     pub pg_listen: String,
@@ -110,18 +121,11 @@ pub struct ComputeRunArgs {
     /// Address of the admin HTTP service; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub admin_listen: SocketAddr,
-    /// User that Postgres runs as when this is root.
-    #[arg(long, default_value = "postgres")]
-    pub run_as: String,
     /// Milliseconds without a quorum after which Postgres is stopped.
     #[arg(long, default_value_t = 10_000)]
     pub lease_ms: u64,
-    /// More settings of Postgres, as `name=value`; may be repeated.
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    pub settings: Vec<String>,
-    /// The library that is preloaded into Postgres. Default: beside this program.
-    #[arg(long)]
-    pub shim: Option<PathBuf>,
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// End when the process that started this one ends.
     #[arg(long)]
     pub stop_with_parent: bool,
@@ -179,12 +183,8 @@ pub enum TenantCommand {
         /// A data directory to import instead of running initdb.
         #[arg(long)]
         from: Option<PathBuf>,
-        /// Directory of the programs of Postgres 15.
-        #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-        pg_bin: PathBuf,
-        /// User that initdb runs as when this is root.
-        #[arg(long, default_value = "postgres")]
-        run_as: String,
+        #[command(flatten)]
+        programs: ProgramArgs,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -7,29 +7,7 @@ use std::process::Command;
 use std::{fs, io};
 
 use anyhow::{Context, bail};
-
-/// User and group of files that Postgres must own; none when this process is not root.
-pub type Owner = Option<(u32, u32)>;
-
-/// Who Postgres runs as, when this is root.
-pub fn postgres_user(name: &str) -> anyhow::Result<Owner> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let passwd = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let user = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let found = fields.next()? == name;
-        let ids = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        found.then_some(ids)
-    });
-    match user {
-        Some(ids) => Ok(Some(ids)),
-        None => {
-            bail!("Postgres refuses to run as root and there is no user `{name}`: create it, or use --run-as")
-        }
-    }
-}
+use lakebed_compute::data_dir::Owner;
 
 /// Refuses a directory without the programs of Postgres.
 pub fn check_programs(pg_bin: &Path) -> anyhow::Result<()> {

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use lakebed_compute::data_dir::Owner;
 use lakebed_controller::bootstrap::{NewTenant, create_tenant};
 
 use super::layout::UpDirectory;
-use crate::initdb::{Initial, Owner};
+use crate::initdb::Initial;
 
 /// Name of the tenant that `lakebed up` makes.
 pub const TENANT: &str = "default";
