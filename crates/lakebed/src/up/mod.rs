@@ -11,7 +11,6 @@ pub mod tenant;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
 use lakebed_compute::data_dir::owner_of;
@@ -28,9 +27,6 @@ use child::Recipe;
 use computes::{Common, Computes};
 use layout::{UpDirectory, check_free, local};
 use progress::Step;
-
-/// How long streams of clients may take to end.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// Runs until a signal.
 pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
@@ -163,7 +159,6 @@ impl Daemons {
     pub async fn stop(&self) {
         self.pageservers.stop().await;
         self.safekeepers.stop().await;
-        let _ = tokio::time::timeout(DRAIN, std::future::ready(())).await;
         self.controller.stop().await;
     }
 }
