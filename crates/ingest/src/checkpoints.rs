@@ -28,7 +28,7 @@ pub(crate) fn parse_checkpoint(record: &DecodedRecord) -> Result<Checkpoint, Rul
         .as_ref()
         .try_into()
         .map_err(|_| "a checkpoint does not have 88 bytes")?;
-    let checkpoint = Checkpoint::decode(bytes);
+    let checkpoint = Checkpoint::decode(bytes, record.version);
     if (checkpoint.next_xid as u32) < FIRST_NORMAL_XID || checkpoint.oldest_multi == 0 {
         return Err("a counter of a checkpoint is one that is never used");
     }

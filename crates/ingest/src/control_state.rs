@@ -12,7 +12,7 @@
 //! Stored form, little-endian: version u8 (1), flags u8 (bit 0 commit timestamps), then the 88 bytes of a checkpoint
 //! as [`Checkpoint::encode`] lays them out.
 
-use lakebed_types::{Lsn, SlruKind};
+use lakebed_types::{Lsn, PgVersion, SlruKind};
 use lakebed_wal::control::{CHECKPOINT_BYTES, Checkpoint};
 use lakebed_wal::record::DecodedRecord;
 
@@ -89,7 +89,8 @@ impl ControlState {
         let stored: &[u8; ENCODED_BYTES] = bytes.try_into().map_err(|_| error)?;
         let checkpoint: &[u8; CHECKPOINT_BYTES] = stored.last_chunk().ok_or(error)?;
         let state = ControlState {
-            checkpoint: Checkpoint::decode(checkpoint),
+            // The newest layout has every field; those that the server's version lacks are 0.
+            checkpoint: Checkpoint::decode(checkpoint, PgVersion::V18),
             commit_ts_active: stored[1] & FLAG_COMMIT_TS != 0,
         };
         if state.encode() == *stored {
@@ -253,6 +254,7 @@ impl ControlState {
         own.timeline = told.timeline;
         own.previous_timeline = told.previous_timeline;
         own.full_page_writes = told.full_page_writes;
+        own.wal_level = told.wal_level;
         own.oldest_active_xid = told.oldest_active_xid;
     }
 

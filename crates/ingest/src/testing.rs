@@ -56,6 +56,7 @@ pub(crate) fn checkpoint() -> Checkpoint {
         timeline: 1,
         previous_timeline: 1,
         full_page_writes: true,
+        wal_level: 0,
         next_xid: 700,
         next_oid: 20_000,
         next_multi: 10,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_ingest::ControlState;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_types::{Lsn, PageKey, PgVersion, ShardIdentity};
+use lakebed_types::{Lsn, PageKey, ShardIdentity};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
@@ -132,7 +132,7 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     }
     let cluster = Cluster {
         system_identifier: control.system_identifier(),
-        postgres_major: PgVersion::V15,
+        postgres_major: control.version(),
         wal_segment_bytes: control.segment_bytes(),
     };
     Ok(Imported {
@@ -148,7 +148,7 @@ fn shutdown_checkpoint(root: &Path, control: &ControlFile) -> Result<(Lsn, Lsn),
     let start = control.checkpoint_lsn();
     let segment = u64::from(control.segment_bytes());
     let format = WalFormat {
-        version: PgVersion::V15,
+        version: control.version(),
         timeline: control.checkpoint().timeline,
         system_identifier: control.system_identifier(),
         segment_bytes: control.segment_bytes(),

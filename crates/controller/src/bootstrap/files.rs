@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_placement::ClusterIdentity;
 use lakebed_proto::v1::FileChunk;
+use lakebed_types::Lsn;
 use lakebed_types::data_directory::{FileKind, classify};
-use lakebed_types::{Lsn, PgVersion};
-use lakebed_wal::control::{CONTROL_VERSION_15, ControlFile};
+use lakebed_wal::control::ControlFile;
 use lakebed_wal::segment::file_name;
 
 use super::error::BootstrapError;
@@ -57,11 +57,9 @@ impl DataDirectory {
 
     /// Whose WAL it is.
     pub fn cluster(&self) -> ClusterIdentity {
-        // The one control file version that is read belongs to Postgres 15 among the supported ones.
-        const _: () = assert!(CONTROL_VERSION_15 == 1300);
         ClusterIdentity {
             system_identifier: self.control.system_identifier(),
-            postgres_major: PgVersion::V15,
+            postgres_major: self.control.version(),
             wal_segment_bytes: self.control.segment_bytes(),
         }
     }

@@ -1,9 +1,8 @@
 //! A chain that has outgrown its page becomes an inner tuple with several chains, on the old leaf page and a new one.
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
-
 use super::spgist_page::{self, Kind, Remains};
-use super::{Downlink, FOREIGN_PAGE, Place, State, block_number, numbers, tuple};
+use super::{Downlink, FOREIGN_PAGE, Place, State, numbers, tuple};
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -28,8 +27,8 @@ struct PickSplit<'a> {
 }
 
 impl<'a> PickSplit<'a> {
-    fn read(record: &'a DecodedRecord) -> Result<PickSplit<'a>, Fault> {
-        let mut main = Reader::new(&record.main_data);
+    fn read(record: &PageRecord<'a>) -> Result<PickSplit<'a>, Fault> {
+        let mut main = Reader::new(record.main);
         let root = main.u8()? != 0;
         main.take(1)?;
         let (deleted, inserted) = (main.u16()?, main.u16()?);
@@ -54,7 +53,7 @@ impl<'a> PickSplit<'a> {
             downlink,
             state,
             target: Place {
-                block: block_number(record, 2)?,
+                block: record.needed_block(2)?,
                 number,
             },
             deleted,
@@ -77,17 +76,13 @@ impl<'a> PickSplit<'a> {
     }
 }
 
-pub(super) fn pick_split(
-    record: &DecodedRecord,
-    block: &BlockRef,
-    page: &mut PageBytes,
-) -> Result<(), Fault> {
+pub(super) fn pick_split(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let mut split = PickSplit::read(record)?;
     let leaf = Kind::Leaf { nulls: split.nulls };
-    match block.id {
+    match record.own.id {
         // The root is touched only as the new inner tuple's page.
         0 if !split.root => {
-            spgist_page::begin(block, page, split.init_source, leaf)?;
+            spgist_page::begin(&record.own, page, split.init_source, leaf)?;
             if !split.init_source {
                 let remains = if split.state.building {
                     Remains::Placeholders
@@ -99,12 +94,12 @@ pub(super) fn pick_split(
             split.insert_leaves(page, false)
         }
         1 => {
-            spgist_page::begin(block, page, split.init_destination, leaf)?;
+            spgist_page::begin(&record.own, page, split.init_destination, leaf)?;
             split.insert_leaves(page, true)
         }
         2 => {
             let inner = Kind::Inner { nulls: split.nulls };
-            spgist_page::begin(block, page, split.init_inner, inner)?;
+            spgist_page::begin(&record.own, page, split.init_inner, inner)?;
             spgist_page::add_or_replace(page, split.inner, split.target.number)?;
             if split.inner_is_parent {
                 split.downlink.update(page, split.target)?;
@@ -112,7 +107,7 @@ pub(super) fn pick_split(
             Ok(())
         }
         3 => {
-            spgist_page::existing(block, page)?;
+            spgist_page::existing(&record.own, page)?;
             split.downlink.update(page, split.target)
         }
         _ => Err(FOREIGN_PAGE),
