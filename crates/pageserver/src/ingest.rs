@@ -10,12 +10,12 @@ use bytes::Bytes;
 use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr};
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::StoredRecord;
-use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
+use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::catalogue::{DatabasePlace, Entry};
 use crate::timeline::{Changes, Timeline};
-use lakebed_types::data_directory::{database_directory, tablespace_directory};
+use lakebed_types::data_directory::{database_directory, tablespace_directory, two_phase_file};
 
 /// Why a timeline's ingest stops. The record is not skipped: nothing after it is ingested.
 #[derive(Debug, thiserror::Error)]
@@ -339,6 +339,21 @@ impl Ingestor {
         }
     }
 
+    fn version(&self) -> PgVersion {
+        self.timeline.identity.cluster.postgres_major
+    }
+
+    fn database_directory(&self, (tablespace, database): DatabasePlace) -> String {
+        database_directory(self.version(), tablespace, database)
+    }
+
+    /// File of a prepared transaction, which is not in the future of the next transaction id to be given
+    /// (`AdjustToFullTransactionId`). Shards without a control state keep no files, so that for them any will do.
+    fn two_phase_file(&self, xid: u32) -> String {
+        let next = self.control.as_ref().map_or(0, ControlState::next_xid);
+        two_phase_file(self.version(), full_xid(next, xid))
+    }
+
     /// Files whose path begins so, newest content.
     fn files_below(&self, directory: &str) -> Vec<(String, Bytes)> {
         let prefix = format!("{directory}/");
@@ -384,7 +399,7 @@ impl Ingestor {
             self.sizes.insert(rel, None);
             self.entry(lsn, Entry::Dropped(rel));
         }
-        for (path, _) in self.files_below(&database_directory(place.0, place.1)) {
+        for (path, _) in self.files_below(&self.database_directory(place)) {
             self.set_file(lsn, path, None);
         }
         self.entry(lsn, Entry::DatabaseGone(place));
@@ -419,8 +434,8 @@ impl Ingestor {
                 tablespace,
             } => {
                 let (from, to) = ((*source_tablespace, *source_db), (*tablespace, *db));
-                let source = database_directory(from.0, from.1);
-                let target = database_directory(to.0, to.1);
+                let source = self.database_directory(from);
+                let target = self.database_directory(to);
                 let (relations, files) = (self.relations(from), self.files_below(&source));
                 self.drop_place(lsn, to);
                 self.entry(lsn, Entry::DatabaseCopied { to, from });
@@ -442,8 +457,8 @@ impl Ingestor {
             CatalogueChange::DatabaseCreatedWalLog { db, tablespace } => {
                 let place = (*tablespace, *db);
                 self.drop_place(lsn, place);
-                let path = format!("{}/PG_VERSION", database_directory(place.0, place.1));
-                self.set_file(lsn, path, Some(Bytes::from_static(b"15\n")));
+                let path = format!("{}/PG_VERSION", self.database_directory(place));
+                self.set_file(lsn, path, Some(format!("{}\n", self.version()).into()));
             }
             CatalogueChange::DatabaseDropped { db, tablespaces } => {
                 for tablespace in tablespaces {
@@ -455,14 +470,14 @@ impl Ingestor {
                 tablespace,
                 bytes,
             } => {
-                let path = format!("{}/pg_filenode.map", database_directory(*tablespace, *db));
+                let path = format!("{}/pg_filenode.map", self.database_directory((*tablespace, *db)));
                 self.set_file(lsn, path, Some(bytes.clone()));
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), Some(file.clone()));
+                self.set_file(lsn, self.two_phase_file(*xid), Some(file.clone()));
             }
             CatalogueChange::TwoPhaseFinished { xid } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), None);
+                self.set_file(lsn, self.two_phase_file(*xid), None);
             }
             CatalogueChange::TablespaceCreated { oid, path } => {
                 self.set_file(lsn, tablespace_directory(*oid), Some(path.clone()));
@@ -547,6 +562,13 @@ impl Ingestor {
     }
 }
 
+/// The latest full transaction id (epoch, then id) that ends so and is not after `next`.
+fn full_xid(next: u64, xid: u32) -> u64 {
+    let epoch = next >> 32;
+    let of_before = u64::from(xid) > next & 0xFFFF_FFFF;
+    epoch.saturating_sub(u64::from(of_before)) << 32 | u64::from(xid)
+}
+
 /// Where the catalogue keeps an origin's progress. The basebackup turns all of them into `replorigin_checkpoint`.
 pub fn origin_path(origin: u16) -> String {
     format!("{ORIGINS}{origin}")
@@ -554,3 +576,22 @@ pub fn origin_path(origin: u16) -> String {
 
 /// Prefix of the paths of origins: not a path of a data directory.
 pub const ORIGINS: &str = "origin:";
+
+#[cfg(test)]
+mod tests {
+    use super::full_xid;
+
+    #[test]
+    fn a_transaction_id_has_the_epoch_of_what_is_not_in_the_future() {
+        let table = [
+            ((0, 731), 730, 730),
+            ((3, 731), 730, 0x0003_0000_02DA),
+            ((3, 5), 0xFFFF_FFF0, 0x0002_FFFF_FFF0),
+            ((3, 5), 5, 0x0003_0000_0005),
+        ];
+        for ((epoch, next), xid, full) in table {
+            let shifted: u64 = epoch << 32;
+            assert_eq!(full_xid(shifted | next, xid), full);
+        }
+    }
+}
