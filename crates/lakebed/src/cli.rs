@@ -44,7 +44,7 @@ pub enum Command {
 /// Which Postgres.
 #[derive(Clone, Debug, Args)]
 pub struct ProgramArgs {
-    /// Directory of the programs of Postgres 15.
+    /// Directory of the programs of Postgres 15, 16, 17 or 18. A branch runs on the version that made it.
     #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
     pub pg_bin: PathBuf,
     /// User that Postgres and initdb run as when this is root.
@@ -135,11 +135,15 @@ pub struct ComputeRunArgs {
 pub enum ComputeCommand {
     /// Start a compute on a branch and print its connection string.
     Start {
-        /// Name of the branch.
+        /// Name of the branch; of another tenant than the first: TENANT/BRANCH.
         branch: String,
         /// Port of Postgres; default: the one that it had, or any free one.
         #[arg(long, default_value_t = 0)]
         port: u16,
+        /// Directory of the programs of Postgres, of the major version that made the branch. Default: those that it had,
+        /// or those of `lakebed up`.
+        #[arg(long)]
+        pg_bin: Option<PathBuf>,
         #[command(flatten)]
         client: ClientArgs,
     },

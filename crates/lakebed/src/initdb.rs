@@ -8,20 +8,19 @@ use std::{fs, io};
 
 use anyhow::{Context, bail};
 use lakebed_compute::data_dir::Owner;
+use lakebed_compute::programs::{ProgramsError, version_of};
+use lakebed_types::PgVersion;
 
-/// Refuses a directory without the programs of Postgres.
-pub fn check_programs(pg_bin: &Path) -> anyhow::Result<()> {
-    for program in ["postgres", "initdb"] {
-        let path = pg_bin.join(program);
-        if !path.exists() {
-            bail!(
-                "there is no {}: install Postgres 15 (on Debian 12: apt-get install postgresql-15), or give the \
-                 directory of its programs with --pg-bin",
-                path.display()
-            );
-        }
+/// Refuses a directory without the programs that `initdb` needs; else tells their version.
+///
+/// # Errors
+/// See [`ProgramsError`].
+pub fn check_programs(pg_bin: &Path) -> Result<PgVersion, ProgramsError> {
+    let path = pg_bin.join("initdb");
+    if !path.exists() {
+        return Err(ProgramsError::Missing { path });
     }
-    Ok(())
+    version_of(pg_bin)
 }
 
 /// The output of `initdb`, removed when dropped.
@@ -34,8 +33,9 @@ impl Initial {
     /// Runs `initdb` below `home`, which is emptied.
     ///
     /// # Errors
-    /// It fails; what it said.
+    /// The programs are not those of a known Postgres, or it fails; what it said.
     pub fn make(pg_bin: &Path, home: PathBuf, owner: Owner) -> anyhow::Result<Initial> {
+        let version = check_programs(pg_bin)?;
         match fs::remove_dir_all(&home) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -46,8 +46,7 @@ impl Initial {
             chown(&initial.home, Some(uid), Some(gid))?;
         }
         let mut initdb = Command::new(pg_bin.join("initdb"));
-        // Its output is imported and then removed: nothing has to be synced. Data checksums would make hint bits cost
-        // page images; the tier checks what it stores by itself.
+        // Its output is imported and then removed: nothing has to be synced.
         initdb.args([
             "-U",
             "postgres",
@@ -59,10 +58,12 @@ impl Initial {
             "--locale=C.UTF-8",
             "-D",
         ]);
-        initdb
-            .arg(initial.data())
-            .current_dir(&initial.home)
-            .env("TZ", "UTC");
+        initdb.arg(initial.data());
+        // Data checksums make hint bits cost page images, and the tier checks what it stores and sends by itself.
+        if version >= PgVersion::V18 {
+            initdb.arg("--no-data-checksums");
+        }
+        initdb.current_dir(&initial.home).env("TZ", "UTC");
         if let Some((uid, gid)) = owner {
             initdb.uid(uid).gid(gid);
         }

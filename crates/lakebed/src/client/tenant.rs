@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{controller, table, told};
 use crate::cli::{ProgramArgs, TenantCommand};
-use crate::initdb::{Initial, check_programs};
+use crate::initdb::Initial;
 use crate::up::tenant::PATIENCE;
 
 /// Runs one of them.
@@ -29,7 +29,6 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
             let data = match from {
                 Some(data) => data,
                 None => {
-                    check_programs(&pg_bin)?;
                     let home = std::env::temp_dir().join(format!("lakebed-initdb-{}", std::process::id()));
                     made = Initial::make(&pg_bin, home, owner_of(&run_as)?)?;
                     made.data()

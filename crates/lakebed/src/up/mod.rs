@@ -7,6 +7,7 @@ mod child;
 mod computes;
 pub mod layout;
 mod progress;
+mod target;
 pub mod tenant;
 
 use std::collections::BTreeMap;
@@ -68,7 +69,7 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
         tenant::ensure(&directory, &pg_bin, owner).await?;
         drop(step);
         let _step = Step::begin("starting Postgres on branch main");
-        let compute = computes.start(tenant::BRANCH, args.pg_port).await;
+        let compute = computes.start(&tenant::first_branch(), args.pg_port, None).await;
         compute.map_err(|status| anyhow::anyhow!("{}", status.message()))
     };
     let result = tokio::select! {
