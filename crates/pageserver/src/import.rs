@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_ingest::ControlState;
 use lakebed_layer::{Value, ValueKind};
+use lakebed_redo::checksum;
 use lakebed_types::{Lsn, PageKey, ShardIdentity};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
@@ -71,11 +72,7 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     if !control.is_shut_down() {
         return Err(ImportError::Unsuitable("it was not shut down cleanly"));
     }
-    if control.has_data_checksums() {
-        return Err(ImportError::Unsuitable(
-            "it has data checksums, which force full page images; run pg_checksums --disable (the tier checks every byte itself)",
-        ));
-    }
+    let data_checksums = control.has_data_checksums();
     let (last_record_start, start) = shutdown_checkpoint(root, &control)?;
     let keeps = shard.keeps_catalogue();
     let mut changes = Changes::default();
@@ -83,6 +80,11 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     visit(root, &mut |item| {
         match item {
             Item::Page(key, bytes) => {
+                if let (PageKey::Rel { block, .. }, true) = (key, data_checksums)
+                    && !checksum::is_right(bytes, block)
+                {
+                    return Err(DataDirectoryError::Checksum { key });
+                }
                 if let (PageKey::Slru { kind, page }, true) = (key, keeps) {
                     changes.entries.push((start, Entry::SlruPage(kind, page, true)));
                 }
@@ -134,6 +136,7 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
         system_identifier: control.system_identifier(),
         postgres_major: control.version(),
         wal_segment_bytes: control.segment_bytes(),
+        data_checksums,
     };
     Ok(Imported {
         cluster,

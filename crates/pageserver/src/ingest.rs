@@ -10,7 +10,7 @@ use bytes::Bytes;
 use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::PageRecord;
-use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
+use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::catalogue::{DatabasePlace, Entry};
@@ -337,10 +337,18 @@ impl Ingestor {
         }
     }
 
+    fn version(&self) -> PgVersion {
+        self.timeline.identity.cluster.postgres_major
+    }
+
+    fn database_directory(&self, (tablespace, database): DatabasePlace) -> String {
+        database_directory(self.version(), tablespace, database)
+    }
+
     /// Only the shard that keeps the catalogue has a control state, and files.
     fn two_phase_path(&self, xid: u32) -> String {
         let next_xid = self.control.as_ref().map_or(0, ControlState::next_xid);
-        two_phase_path(self.timeline.identity.cluster.postgres_major, xid, next_xid)
+        two_phase_path(self.version(), xid, next_xid)
     }
 
     /// Files whose path begins so, newest content.
@@ -388,7 +396,7 @@ impl Ingestor {
             self.sizes.insert(rel, None);
             self.entry(lsn, Entry::Dropped(rel));
         }
-        for (path, _) in self.files_below(&database_directory(place.0, place.1)) {
+        for (path, _) in self.files_below(&self.database_directory(place)) {
             self.set_file(lsn, path, None);
         }
         self.entry(lsn, Entry::DatabaseGone(place));
@@ -423,8 +431,8 @@ impl Ingestor {
                 tablespace,
             } => {
                 let (from, to) = ((*source_tablespace, *source_db), (*tablespace, *db));
-                let source = database_directory(from.0, from.1);
-                let target = database_directory(to.0, to.1);
+                let source = self.database_directory(from);
+                let target = self.database_directory(to);
                 let (relations, files) = (self.relations(from), self.files_below(&source));
                 self.drop_place(lsn, to);
                 self.entry(lsn, Entry::DatabaseCopied { to, from });
@@ -446,12 +454,8 @@ impl Ingestor {
             CatalogueChange::DatabaseCreatedWalLog { db, tablespace } => {
                 let place = (*tablespace, *db);
                 self.drop_place(lsn, place);
-                let path = format!("{}/PG_VERSION", database_directory(place.0, place.1));
-                self.set_file(
-                    lsn,
-                    path,
-                    Some(format!("{}\n", self.timeline.identity.cluster.postgres_major).into()),
-                );
+                let path = format!("{}/PG_VERSION", self.database_directory(place));
+                self.set_file(lsn, path, Some(format!("{}\n", self.version()).into()));
             }
             CatalogueChange::DatabaseDropped { db, tablespaces } => {
                 for tablespace in tablespaces {
@@ -463,7 +467,7 @@ impl Ingestor {
                 tablespace,
                 bytes,
             } => {
-                let path = format!("{}/pg_filenode.map", database_directory(*tablespace, *db));
+                let path = format!("{}/pg_filenode.map", self.database_directory((*tablespace, *db)));
                 self.set_file(lsn, path, Some(bytes.clone()));
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {

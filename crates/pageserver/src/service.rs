@@ -112,6 +112,7 @@ fn spec(wire: v1::PageserverTimeline) -> Result<TimelineSpec, Status> {
             postgres_major: PgVersion::try_from(cluster.postgres_major)
                 .map_err(|error| Status::invalid_argument(format!("cluster.postgres_major: {error}")))?,
             wal_segment_bytes: cluster.wal_segment_bytes,
+            data_checksums: cluster.data_checksums,
         },
         safekeepers: wire.safekeepers,
     })
@@ -164,6 +165,7 @@ impl Pageserver for PageService {
                 system_identifier: cluster.system_identifier,
                 postgres_major: cluster.postgres_major.major(),
                 wal_segment_bytes: cluster.wal_segment_bytes,
+                data_checksums: cluster.data_checksums,
             }),
             last_record_start: last_record_start.0,
         }))

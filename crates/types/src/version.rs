@@ -104,6 +104,13 @@ impl PgVersion {
     }
 }
 
+impl PgVersion {
+    /// Name of this version's directory inside a tablespace (`TABLESPACE_VERSION_DIRECTORY`, `common/relpath.h`).
+    pub fn tablespace_directory(self) -> String {
+        format!("PG_{self}_{}", self.catalog_version())
+    }
+}
+
 impl fmt::Display for PgVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.major())

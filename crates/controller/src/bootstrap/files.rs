@@ -45,10 +45,6 @@ impl DataDirectory {
         if !control.is_shut_down() {
             return Err(unsuitable("its server was not shut down cleanly".to_owned()));
         }
-        if control.has_data_checksums() {
-            let reason = "it has data checksums; run initdb without --data-checksums";
-            return Err(unsuitable(reason.to_owned()));
-        }
         Ok(DataDirectory {
             root: root.to_owned(),
             control,
@@ -61,6 +57,7 @@ impl DataDirectory {
             system_identifier: self.control.system_identifier(),
             postgres_major: self.control.version(),
             wal_segment_bytes: self.control.segment_bytes(),
+            data_checksums: self.control.has_data_checksums(),
         }
     }
 
