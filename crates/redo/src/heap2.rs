@@ -213,7 +213,8 @@ fn visible(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
         }
         1 => {
             page::check(page)?;
-            // No new LSN: clusters of the tier have neither data checksums nor wal_log_hints.
+            // Recovery also stamps the LSN where the cluster has data checksums or wal_log_hints. The record does not tell,
+            // and nothing in the page but its LSN differs.
             page::set_flags(page, page::ALL_VISIBLE);
             Ok(())
         }
