@@ -1,0 +1,131 @@
+//! A cluster's first state and the WAL that a workload made on it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use lakebed_pgtest::{Cluster, Stop, run, temp_dir, workloads};
+use lakebed_verify::Request;
+use tempfile::TempDir;
+
+pub struct History {
+    /// The first state; a copy of it can be recovered.
+    pub base: Cluster,
+    /// Stopped at the end.
+    pub primary: Cluster,
+    /// Directory of the tablespace `ts` as the primary left it, empty for a recovery.
+    tablespace: TempDir,
+}
+
+pub const SETTINGS: [&str; 7] = [
+    "wal_consistency_checking=all",
+    "wal_keep_size=16GB",
+    "wal_recycle=off",
+    "fsync=off",
+    "max_prepared_transactions=10",
+    "autovacuum_naptime=1",
+    "track_commit_timestamp=on",
+];
+
+impl History {
+    /// Runs every workload.
+    pub fn of_everything(full_page_writes: &str) -> History {
+        let mut primary = Cluster::init();
+        let base = primary.copy();
+        let tablespace = temp_dir();
+        let setting = format!("full_page_writes={full_page_writes}");
+        let mut settings = SETTINGS.to_vec();
+        settings.push(&setting);
+        primary.start(&settings);
+        primary.sql(workloads::EVERYTHING);
+        let script = primary.home().join("concurrent.sql");
+        fs::write(&script, workloads::CONCURRENT).unwrap();
+        run(primary
+            .client("pgbench")
+            .args(["-n", "-c", "4", "-j", "2", "-t", "100", "-f"])
+            .arg(script));
+        primary.sql(MULTIXACTS);
+        primary.sql(&format!(
+            "CREATE TABLESPACE ts LOCATION '{}'",
+            tablespace.path().display()
+        ));
+        primary.sql(workloads::DATABASES);
+        primary.stop(Stop::Clean);
+        History {
+            base,
+            primary,
+            tablespace,
+        }
+    }
+
+    pub fn wal(&self) -> PathBuf {
+        self.primary.data_dir().join("pg_wal")
+    }
+
+    /// Stock recovery of a copy of the base to the end of the WAL.
+    pub fn recover(&self) -> Cluster {
+        // The tablespace's directory is the primary's; recovery makes its own in the same place.
+        for entry in fs::read_dir(self.tablespace.path()).unwrap() {
+            fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        recover(&self.base, &self.wal())
+    }
+
+    pub fn request(&self) -> Request {
+        request(&self.base.data_dir(), &self.wal())
+    }
+}
+
+pub fn request(base: &Path, wal: &Path) -> Request {
+    Request {
+        base: base.to_owned(),
+        wal: wal.to_owned(),
+        from: None,
+        to: None,
+        against: None,
+        memory_bytes: 1 << 30,
+        shown: 1000,
+    }
+}
+
+/// Recovers a copy of a data directory that is no running server's with stock Postgres, to the end of the WAL.
+pub fn recover(base: &Cluster, wal: &Path) -> Cluster {
+    let mut copy = base.copy();
+    let pg_wal = copy.data_dir().join("pg_wal");
+    let owner = fs::metadata(&pg_wal).unwrap();
+    for entry in fs::read_dir(wal).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let target = pg_wal.join(path.file_name().unwrap());
+            fs::copy(&path, &target).unwrap();
+            chown(&target, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+    }
+    fs::write(copy.data_dir().join("recovery.signal"), "").unwrap();
+    copy.recover(&[
+        "restore_command=false",
+        "recovery_target_action=promote",
+        "hot_standby=off",
+        "max_prepared_transactions=10",
+        "track_commit_timestamp=on",
+    ]);
+    // What a killed server leaves behind.
+    fs::remove_file(copy.data_dir().join("postmaster.pid")).unwrap();
+    copy
+}
+
+/// Rows that several transactions lock, in subtransactions, so that multixacts and their members fill pages; and
+/// transaction ids for more than a page of `pg_xact`.
+const MULTIXACTS: &str = "
+CREATE TABLE locked (a int PRIMARY KEY, b int);
+INSERT INTO locked SELECT i, 0 FROM generate_series(1, 3000) i;
+BEGIN;
+DO $$ BEGIN FOR i IN 1..3000 LOOP
+  BEGIN PERFORM FROM locked WHERE a = i FOR KEY SHARE; EXCEPTION WHEN division_by_zero THEN NULL; END;
+  BEGIN UPDATE locked SET b = i WHERE a = i; EXCEPTION WHEN division_by_zero THEN NULL; END;
+END LOOP; END $$;
+COMMIT;
+DO $$ BEGIN FOR i IN 1..40000 LOOP
+  BEGIN PERFORM pg_logical_emit_message(true, '', ''); EXCEPTION WHEN division_by_zero THEN NULL; END;
+END LOOP; END $$;
+";
