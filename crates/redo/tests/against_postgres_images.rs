@@ -124,6 +124,7 @@ fn every_page_equals_the_image_in_its_record() {
         "wal_compression=lz4",
     ]);
     cluster.sql(workloads::EVERYTHING);
+    cluster.sql(workloads::GIST_DEAD);
     run(cluster.client("pgbench").args(["-i", "-q", "-s", "2"]));
     run(cluster
         .client("pgbench")

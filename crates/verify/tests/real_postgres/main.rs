@@ -12,6 +12,7 @@ use std::path::Path;
 use history::{History, SETTINGS, recover, request};
 use lakebed_pgtest::{Cluster, Stop, run, temp_dir, workloads};
 use lakebed_types::Lsn;
+use lakebed_verify::compare::Allowed;
 use lakebed_verify::report::NotCheckable;
 use lakebed_verify::{Managers, Native, Redo, Report, Request, VerifyError, verify};
 use sabotage::{WrongEffects, WrongPages};
@@ -107,7 +108,7 @@ const CHECKED: &[(&str, &[&str])] = &[
             "VACUUM_DATA_LEAF_PAGE",
         ],
     ),
-    ("Gist", &["PAGE_UPDATE", "DELETE", "PAGE_SPLIT", "PAGE_DELETE"]),
+    ("Gist", &["PAGE_UPDATE", "PAGE_SPLIT", "PAGE_DELETE"]),
     ("Sequence", &["LOG"]),
     (
         "SPGist",
@@ -140,7 +141,7 @@ const CHECKED: &[(&str, &[&str])] = &[
 
 #[test]
 fn a_workload_of_everything_is_verified_and_every_wrong_redo_is_reported() {
-    let history = History::of_everything("off");
+    let history = History::of_everything();
     let recovered = history.recover();
 
     let mut request = history.request();
@@ -179,19 +180,8 @@ fn a_workload_of_everything_is_verified_and_every_wrong_redo_is_reported() {
         assert!(against.files.contains_key(kind), "{kind}: {against:?}");
     }
 
-    // The least memory: pages go to the scratch file and come back.
-    request.memory_bytes = 0;
-    let small = verified(&request, &Native).unwrap();
-    assert!(small.spilled_pages > 1000, "{}", small.spilled_pages);
-    let unspilled = Report {
-        spilled_pages: 0,
-        ..small
-    };
-    assert_eq!(unspilled, report);
-
     wrong_pages(&history);
     wrong_effects(&history, &recovered);
-    changed_file(&history, &recovered);
 }
 
 fn wrong_pages(history: &History) {
@@ -220,11 +210,16 @@ fn wrong_pages(history: &History) {
 
 fn wrong_effects(history: &History, recovered: &Cluster) {
     let wrong = WrongEffects::default();
+    // And one bit of a recovered file.
+    let table = recovered.data_dir().join("base/1/1259");
+    let mut bytes = fs::read(&table).unwrap();
+    bytes[8192 - 1] ^= 1;
+    fs::write(&table, bytes).unwrap();
     let mut request = history.request();
     request.shown = usize::MAX;
     request.against = Some(recovered.data_dir());
     let report = verified(&request, &wrong).unwrap();
-    let done = wrong.0.into_inner().unwrap();
+    let mut done = wrong.0.into_inner().unwrap();
     let expected = [
         "CLOG",
         "CommitTs",
@@ -238,6 +233,7 @@ fn wrong_effects(history: &History, recovered: &Cluster) {
         "XLOG",
     ];
     assert_eq!(done.keys().copied().collect::<Vec<_>>(), expected);
+    done.insert("a file", "1663/1/1259 block 0".to_owned());
     let against = report.against.unwrap();
     for (rmgr, what) in done {
         assert!(
@@ -249,22 +245,6 @@ fn wrong_effects(history: &History, recovered: &Cluster) {
             against.differences
         );
     }
-}
-
-/// One flipped bit in the recovered cluster is one difference.
-fn changed_file(history: &History, recovered: &Cluster) {
-    let mut request = history.request();
-    request.against = Some(recovered.data_dir());
-    let table = recovered.data_dir().join("base/1/1259");
-    let mut bytes = fs::read(&table).unwrap();
-    bytes[8192 - 1] ^= 1;
-    fs::write(&table, bytes).unwrap();
-    let report = verified(&request, &Native).unwrap();
-    let against = report.against.clone().unwrap();
-    assert!(!report.ok());
-    assert_eq!(against.differing, 1, "{:#?}", against.differences);
-    assert_eq!(against.differences[0].what, "1663/1/1259 block 0");
-    assert_eq!(against.differences[0].fields.len(), 1);
 }
 
 /// A base backup of a running server, under load, with full page writes, and its WAL archive.
@@ -298,6 +278,19 @@ fn a_base_backup_of_a_running_server_and_its_archive_are_verified() {
     println!("{:#?}", report.summary());
     assert_ok(&report);
     assert!(report.consistent && report.end > end);
+
+    // The least memory: pages go to the scratch file and come back.
+    let small = Request {
+        memory_bytes: 0,
+        ..whole.clone()
+    };
+    let small = verified(&small, &Native).unwrap();
+    assert!(small.spilled_pages > 1000, "{}", small.spilled_pages);
+    let unspilled = Report {
+        spilled_pages: 0,
+        ..small
+    };
+    assert_eq!(unspilled, report);
     assert!(report.summary().not_checkable[&NotCheckable::ImageToApply] > 0);
 
     // A range: what is in front is replayed, what is behind is not.
@@ -377,6 +370,30 @@ fn refusals(whole: &Request, archive: &Path, end: Lsn) {
         error(&unrecovered).contains("backup_label"),
         "{}",
         error(&unrecovered)
+    );
+}
+
+/// GiST's redo of DELETE sets a flag that the server does not set: stock recovery fails its own check of these images.
+#[test]
+fn a_difference_that_stock_recovery_has_too_is_counted_and_not_a_mismatch() {
+    let mut primary = Cluster::init();
+    let base = primary.copy();
+    primary.start(&[
+        "wal_consistency_checking=all",
+        "full_page_writes=off",
+        "fsync=off",
+        "wal_keep_size=1GB",
+    ]);
+    primary.sql(workloads::GIST_DEAD);
+    primary.stop(Stop::Clean);
+    let request = request(&base.data_dir(), &primary.data_dir().join("pg_wal"));
+    let report = verified(&request, &Native).unwrap();
+    assert_ok(&report);
+    let deletions = report.of("Gist", "DELETE");
+    assert!(deletions.checked > 0, "{deletions:?}");
+    assert_eq!(
+        deletions.allowed.get(&Allowed::GistTuplesDeletedFlag),
+        Some(&deletions.checked)
     );
 }
 
