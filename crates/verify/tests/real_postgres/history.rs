@@ -1,7 +1,6 @@
 //! A cluster's first state and the WAL that a workload made on it.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use lakebed_pgtest::{Cluster, Stop, temp_dir, workloads};
@@ -34,7 +33,8 @@ impl History {
         let base = primary.copy();
         let tablespace = temp_dir();
         let mut settings = SETTINGS.to_vec();
-        settings.push("full_page_writes=off");
+        // Compression: there are gigabytes of images.
+        settings.extend(["full_page_writes=off", "wal_compression=lz4"]);
         primary.start(&settings);
         primary.sql(workloads::EVERYTHING);
         primary.sql(&format!("{WITHOUT_GIST_IMAGES}{}", workloads::GIST_DEAD));
@@ -86,18 +86,19 @@ pub fn request(base: &Path, wal: &Path) -> Request {
 pub fn recover(base: &Cluster, wal: &Path) -> Cluster {
     let mut copy = base.copy();
     let pg_wal = copy.data_dir().join("pg_wal");
-    let owner = fs::metadata(&pg_wal).unwrap();
     for entry in fs::read_dir(wal).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
             let target = pg_wal.join(path.file_name().unwrap());
-            fs::copy(&path, &target).unwrap();
-            chown(&target, Some(owner.uid()), Some(owner.gid())).unwrap();
+            let _ = fs::remove_file(&target);
+            // A link: recovery only reads it, since segments are not recycled.
+            fs::hard_link(&path, &target).unwrap();
         }
     }
     fs::write(copy.data_dir().join("recovery.signal"), "").unwrap();
     copy.recover(&[
         "restore_command=false",
+        "wal_recycle=off",
         "recovery_target_action=promote",
         "hot_standby=off",
         "max_prepared_transactions=10",

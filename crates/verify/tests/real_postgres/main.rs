@@ -155,13 +155,19 @@ fn a_workload_of_everything_is_verified_and_every_wrong_redo_is_reported() {
             assert!(counts.checked > 0, "{rmgr}/{operation}: {counts:?}");
         }
     }
-    // A type whose records carry images is checked or its images are all applied.
+    // What carries images is checked, unless all of them are to be applied. Gist/DELETE has another test.
     for (name, counts) in &report.types {
-        let applied = counts.not_checkable.contains_key(&NotCheckable::ImageToApply);
-        let pageless = counts.not_checkable.contains_key(&NotCheckable::NoPage);
-        let hint = counts.not_checkable.contains_key(&NotCheckable::HintOnly);
+        let reasons = [
+            NotCheckable::ImageToApply,
+            NotCheckable::NoPage,
+            NotCheckable::HintOnly,
+        ];
+        let told = reasons
+            .iter()
+            .any(|reason| counts.not_checkable.contains_key(reason));
+        let without_images = (name.0.as_str(), name.1.as_str()) == ("Gist", "DELETE");
         assert!(
-            counts.checked > 0 || applied || pageless || hint,
+            counts.checked > 0 || told || without_images,
             "{name:?}: {counts:?}"
         );
     }
@@ -197,14 +203,13 @@ fn wrong_pages(history: &History) {
         "a mistake was never made"
     );
     for (rmgr, (lsn, field)) in done {
-        let found = report
-            .mismatches
-            .iter()
-            .find(|mismatch| mismatch.lsn == lsn)
-            .unwrap_or_else(|| panic!("{rmgr} at {lsn} was not reported"));
+        // A page that an earlier mistake spoilt may be in the same record.
+        let found = report.mismatches.iter().find(|mismatch| {
+            let fields: Vec<&str> = mismatch.fields.iter().map(|field| field.field.as_str()).collect();
+            mismatch.lsn == lsn && fields == [field.as_str()]
+        });
+        let found = found.unwrap_or_else(|| panic!("{rmgr}: {field} at {lsn} was not reported"));
         assert!(rmgr.starts_with(&found.rmgr), "{rmgr}: {found:?}");
-        let fields: Vec<&str> = found.fields.iter().map(|field| field.field.as_str()).collect();
-        assert_eq!(fields, [field.as_str()], "{rmgr}: {found:?}");
     }
 }
 
