@@ -1,6 +1,7 @@
-# Sourced by ./run and ./test: makes sure that what the project needs beside a Rust toolchain is installed.
-# Says what it installs and why; asks nothing; without the rights it prints one error that lists the packages.
+# Sourced by ./run, ./test and tests/postgres-builds: makes sure that what they need beside a Rust toolchain is
+# installed. Says what it installs and why; asks nothing; without the rights it prints one error that lists the packages.
 
+# What building and running the project needs.
 lakebed_prepare() {
     local packages=() why=()
     if ! command -v cc >/dev/null 2>&1; then
@@ -16,21 +17,30 @@ lakebed_prepare() {
         return 1
     fi
     [ ${#packages[@]} -eq 0 ] && return 0
-
-    local as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if ! sudo -n true 2>/dev/null; then
-            echo "error: missing packages: ${packages[*]}. Install them as root: apt-get install ${packages[*]}" >&2
-            return 1
-        fi
-        as_root=(sudo -n)
-    fi
     printf 'installing %s\n' "${why[@]}" >&2
-    # A packaged cluster would take a port and memory that nobody asked for.
-    "${as_root[@]}" mkdir -p /etc/postgresql-common
-    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-        echo 'create_main_cluster = false' | "${as_root[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
+    lakebed_install "${packages[@]}"
+}
+
+# Installs Debian packages.
+lakebed_install() {
+    if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
+        echo "error: missing packages: $*. Install them as root: apt-get install $*" >&2
+        return 1
     fi
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" >&2
+    # A packaged cluster would take a port and memory that nobody asked for.
+    lakebed_as_root mkdir -p /etc/postgresql-common
+    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        echo 'create_main_cluster = false' | lakebed_as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+    lakebed_as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2
+    lakebed_as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2
+}
+
+# Runs a command as root.
+lakebed_as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
 }

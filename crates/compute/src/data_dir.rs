@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lakebed_proto::v1;
+use lakebed_types::data_directory::is_inside;
 use tonic::Streaming;
 
 /// Settings that the sidecar owns but that may be switched while Postgres runs; everything else that safety needs is
@@ -19,6 +20,27 @@ const OWN_SETTINGS: &str = "# Written at each start.\nfull_page_writes = off\n";
 
 /// Whose files are written, when this process is root.
 pub type Owner = Option<(u32, u32)>;
+
+/// Ids of the user that Postgres runs as. None when this process is not root and runs it as itself.
+///
+/// # Errors
+/// There is no such user.
+pub fn owner_of(user: &str) -> anyhow::Result<Owner> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let passwd = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
+    let ids = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        (name == user).then_some((uid, gid))
+    });
+    let ids = ids.with_context(|| {
+        format!("Postgres refuses to run as root and there is no user `{user}`: create it, or name another (--run-as)")
+    })?;
+    Ok(Some(ids))
+}
 
 /// Gives a path to its owner.
 ///
@@ -64,8 +86,7 @@ pub async fn receive(
     let mut open: Option<(PathBuf, File)> = None;
     while let Some(chunk) = chunks.message().await.context("receiving the basebackup")? {
         let relative = chunk.path.trim_end_matches('/');
-        let inside = !relative.is_empty() && relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if !inside {
+        if !is_inside(relative) {
             bail!("the basebackup has a file `{}`, which is outside", chunk.path);
         }
         let path = data.join(relative);

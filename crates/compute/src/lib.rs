@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod old_wal;
 pub mod pages;
 pub mod postgres;
+pub mod programs;
 pub mod quorum;
 pub mod shared_memory;
 pub mod sidecar;

@@ -18,7 +18,6 @@ use lakebed_wal::boot::preamble;
 
 use crate::branch::Branch;
 use crate::data_dir::{Owner, give};
-use crate::wal_source::segment_name;
 
 /// How long one safekeeper may take for a segment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,7 +62,7 @@ impl OldWal {
         if bytes.is_empty() {
             return Ok(false);
         }
-        let name = segment_name(self.branch.format(), begin.0 / size);
+        let name = self.branch.format().segment_file_name(begin.0 / size);
         let (beside, path) = (pg_wal.join(format!("lakebed-{name}")), pg_wal.join(&name));
         let file = File::create(&beside)?;
         file.set_len(size)?;
@@ -95,7 +94,7 @@ impl OldWal {
                 Lsn(from.0 + bytes.len() as u64)
             );
         }
-        let name = segment_name(self.branch.format(), begin.0 / size);
+        let name = self.branch.format().segment_file_name(begin.0 / size);
         let file = File::options().write(true).open(pg_wal.join(name))?;
         self.write(&file, begin, &bytes)?;
         Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lakebed_shim_abi::{ENV_DATA, ENV_SHM, ENV_SOCKET};
+use lakebed_types::PgVersion;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -15,19 +16,85 @@ use tokio::time::Instant;
 use crate::config::ComputeConfig;
 use crate::data_dir::Owner;
 
-/// Settings on the command line, where nothing in a file or in SQL can change them. Each is needed so that a flush of
-/// WAL waits for the quorum, or so that no local state is taken for durable.
-const PINNED: [(&str, &str); 9] = [
-    ("fsync", "on"),
-    ("wal_sync_method", "fdatasync"),
-    ("restart_after_crash", "off"),
-    ("wal_recycle", "off"),
-    ("wal_init_zero", "off"),
-    ("wal_log_hints", "off"),
-    ("archive_mode", "off"),
-    ("recovery_target_timeline", "current"),
-    ("data_sync_retry", "off"),
+/// Settings on the command line, where nothing in a file or in SQL can change them, and since which version there is
+/// each. They are needed so that a flush of WAL waits for the quorum, so that no local state is taken for durable, or so
+/// that every file call goes through the shim.
+const PINNED: [(PgVersion, &str, &str); 11] = [
+    (PgVersion::V15, "fsync", "on"),
+    (PgVersion::V15, "wal_sync_method", "fdatasync"),
+    (PgVersion::V15, "restart_after_crash", "off"),
+    (PgVersion::V15, "wal_recycle", "off"),
+    (PgVersion::V15, "wal_init_zero", "off"),
+    (PgVersion::V15, "wal_log_hints", "off"),
+    (PgVersion::V15, "archive_mode", "off"),
+    (PgVersion::V15, "recovery_target_timeline", "current"),
+    (PgVersion::V15, "data_sync_retry", "off"),
+    // Past the page cache, through which sidecar and Postgres see each other's bytes.
+    (PgVersion::V16, "debug_io_direct", ""),
+    // Summaries of WAL that came before this compute cannot be made, and none outlives it.
+    (PgVersion::V17, "summarize_wal", "off"),
 ];
+
+/// A setting of which only some values are safe.
+struct Limited {
+    since: PgVersion,
+    name: &'static str,
+    /// What may be asked for; the first is what nobody asks for.
+    values: [&'static str; 2],
+    otherwise: &'static str,
+}
+
+const LIMITED: [Limited; 2] = [
+    // With `minimal` Postgres fsyncs relations instead of logging them, and nothing would be in the tier.
+    Limited {
+        since: PgVersion::V15,
+        name: "wal_level",
+        values: ["replica", "logical"],
+        otherwise: "would lose data",
+    },
+    // The kernel would read and write relation files behind the shim's back.
+    Limited {
+        since: PgVersion::V18,
+        name: "io_method",
+        values: ["worker", "sync"],
+        otherwise: "would read pages that were not fetched",
+    },
+];
+
+/// The settings of the command line: what is pinned, and what the user asks for.
+fn settings(version: PgVersion, asked: &[String]) -> anyhow::Result<Vec<String>> {
+    let pinned = || PINNED.iter().filter(|(since, ..)| version >= *since);
+    let limited = || LIMITED.iter().filter(|limited| version >= limited.since);
+    let mut all: Vec<String> = pinned()
+        .map(|(_, name, value)| format!("{name}={value}"))
+        .collect();
+    all.extend(limited().map(|limited| format!("{}={}", limited.name, limited.values[0])));
+    for setting in asked {
+        let Some((name, value)) = setting.split_once('=') else {
+            bail!("`{setting}` in `settings` is not of the form name=value");
+        };
+        // As Postgres takes them, in any case.
+        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+        if pinned().any(|(_, pinned, _)| *pinned == name) {
+            bail!("`{name}` in `settings` cannot be changed: commits would no longer be safe");
+        }
+        if let Some(Limited {
+            values, otherwise, ..
+        }) = limited().find(|limited| limited.name == name)
+            && !values.iter().any(|known| known.eq_ignore_ascii_case(value))
+        {
+            bail!(
+                "{name} can be {} or {}; `{value}` in `settings` {otherwise}",
+                values[0],
+                values[1]
+            );
+        }
+        // Of two the later counts.
+        all.push(setting.clone());
+    }
+    Ok(all)
+}
+
 /// How long Postgres may take until it accepts connections.
 const START: Duration = Duration::from_secs(60);
 /// How long the Postgres of a sidecar that was killed may take to end.
@@ -41,36 +108,8 @@ pub struct Postgres {
     exited: watch::Receiver<Option<Result<ExitStatus, String>>>,
 }
 
-/// Who Postgres runs as: none when this process is not root and runs it as itself.
-///
-/// # Errors
-/// There is no such user.
-pub fn owner(config: &ComputeConfig) -> anyhow::Result<Owner> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let passwd = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let ids = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        (name == config.run_as).then_some((uid, gid))
-    });
-    let user = &config.run_as;
-    let ids = ids.with_context(|| {
-        format!("Postgres refuses to run as root and there is no user `{user}`: create it, or set `run_as`")
-    })?;
-    Ok(Some(ids))
-}
-
-fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<Command> {
+fn command(config: &ComputeConfig, version: PgVersion, shm: &Path, owner: Owner) -> anyhow::Result<Command> {
     let program = config.pg_bin.join("postgres");
-    if !program.exists() {
-        bail!(
-            "there is no Postgres at {}: install postgresql-15, or set `pg_bin` to the directory of its programs",
-            program.display()
-        );
-    }
     if !config.shim.exists() {
         bail!(
             "there is no library {}: set `shim` to liblakebed_shim.so",
@@ -91,31 +130,9 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
         format!("port={}", config.pg_port),
         format!("unix_socket_directories={}", config.dir.display()),
     ];
-    let pinned = PINNED.iter().map(|(name, value)| format!("{name}={value}"));
-    for setting in own.into_iter().chain(pinned) {
+    for setting in own.into_iter().chain(settings(version, &config.settings)?) {
         command.arg("-c").arg(setting);
     }
-    let mut wal_level = "replica";
-    for setting in &config.settings {
-        let Some((name, value)) = setting.split_once('=') else {
-            bail!("`{setting}` in `settings` is not of the form name=value");
-        };
-        if name.trim() == "wal_level" {
-            // With `minimal` Postgres fsyncs relations instead of logging them, and nothing would be in the tier.
-            wal_level = match value.trim() {
-                level @ ("replica" | "logical") => level,
-                other => {
-                    bail!("wal_level can be replica or logical; `{other}` in `settings` would lose data")
-                }
-            };
-            continue;
-        }
-        if PINNED.iter().any(|(pinned, _)| *pinned == name.trim()) {
-            bail!("`{name}` in `settings` cannot be changed: commits would no longer be safe");
-        }
-        command.arg("-c").arg(setting);
-    }
-    command.arg("-c").arg(format!("wal_level={wal_level}"));
     command.env("LD_PRELOAD", config.shim_copy());
     command
         .env(ENV_SHM, shm)
@@ -135,12 +152,17 @@ fn command(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<C
 }
 
 impl Postgres {
-    /// Starts the postmaster.
+    /// Starts the postmaster, whose programs are of this version.
     ///
     /// # Errors
     /// Postgres is not installed, or cannot be executed.
-    pub async fn start(config: &ComputeConfig, shm: &Path, owner: Owner) -> anyhow::Result<Postgres> {
-        let mut command = command(config, shm, owner)?;
+    pub async fn start(
+        config: &ComputeConfig,
+        version: PgVersion,
+        shm: &Path,
+        owner: Owner,
+    ) -> anyhow::Result<Postgres> {
+        let mut command = command(config, version, shm, owner)?;
         let (tell, exited) = watch::channel(None);
         let (started, start) = oneshot::channel();
         // The kernel signals Postgres when the *thread* that started it ends; this one ends with Postgres.
@@ -286,4 +308,58 @@ pub async fn wait_for_predecessor(data: &Path) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_safety_needs_stay_and_unknown_ones_of_older_versions_are_absent() {
+        let of = |version, asked: &[&str]| {
+            let asked: Vec<String> = asked.iter().map(|&setting| setting.to_owned()).collect();
+            settings(version, &asked).map_err(|error| error.to_string())
+        };
+        let last = |version, name: &str, asked: &[&str]| {
+            let all = of(version, asked).unwrap();
+            let value = all
+                .iter()
+                .rev()
+                .find_map(|setting| setting.strip_prefix(name)?.strip_prefix('='));
+            value.map(str::to_owned)
+        };
+        let table = [
+            (PgVersion::V15, "fsync", Some("on")),
+            (PgVersion::V15, "wal_level", Some("replica")),
+            (PgVersion::V15, "debug_io_direct", None),
+            (PgVersion::V16, "debug_io_direct", Some("")),
+            (PgVersion::V16, "summarize_wal", None),
+            (PgVersion::V17, "summarize_wal", Some("off")),
+            (PgVersion::V17, "io_method", None),
+            (PgVersion::V18, "io_method", Some("worker")),
+        ];
+        for (version, name, value) in table {
+            assert_eq!(last(version, name, &[]).as_deref(), value, "{name} of {version}");
+        }
+        assert_eq!(
+            last(PgVersion::V18, "io_method", &["io_method=sync"]).as_deref(),
+            Some("sync")
+        );
+        assert_eq!(
+            last(PgVersion::V15, "wal_level", &["wal_level=logical"]).as_deref(),
+            Some("logical")
+        );
+        let refused = [
+            (PgVersion::V15, "fsync=off"),
+            (PgVersion::V15, "FSYNC = off"),
+            (PgVersion::V15, "wal_level=minimal"),
+            (PgVersion::V17, "summarize_wal=on"),
+            (PgVersion::V18, "io_method=io_uring"),
+            (PgVersion::V16, "debug_io_direct=data"),
+            (PgVersion::V15, "work_mem"),
+        ];
+        for (version, setting) in refused {
+            assert!(of(version, &[setting]).is_err(), "{setting} on {version}");
+        }
+    }
 }

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::old_wal::OldWal;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
+use crate::programs;
 use crate::quorum::{Driver, Lost, Standing, Won};
 use crate::shared_memory::SharedMemory;
 use crate::wal_source::{SourceError, WalSource};
@@ -177,7 +178,8 @@ async fn boot(
     stop: CancellationToken,
 ) -> anyhow::Result<Sidecar> {
     let began = Instant::now();
-    let owner = postgres::owner(&config)?;
+    programs::check(&config.pg_bin, &branch)?;
+    let owner = data_dir::owner_of(&config.run_as)?;
     data_dir::make_directories(&config.dir, owner)
         .with_context(|| format!("creating {}", config.dir.display()))?;
     let lock = lock(&config)?;
@@ -253,7 +255,7 @@ async fn boot(
         let _ = source_ended.send(source.run());
     };
     thread.spawn(body).context("starting a thread")?;
-    let postgres = Postgres::start(&config, memory.path(), owner).await?;
+    let postgres = Postgres::start(&config, branch.version, memory.path(), owner).await?;
     if let Err(error) = postgres.ready(&config).await {
         region.set_life(Life::Stopped);
         source_stop.store(true, Ordering::Release);

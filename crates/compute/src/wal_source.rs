@@ -223,7 +223,7 @@ impl WalSource {
             let number = at / segment_bytes;
             let until = to.0.min((number + 1) * segment_bytes);
             if reader.open.as_ref().is_none_or(|(open, ..)| *open != number) {
-                let path = self.pg_wal.join(segment_name(self.format, number));
+                let path = self.pg_wal.join(self.format.segment_file_name(number));
                 match File::open(&path) {
                     Ok(file) => reader.open = Some((number, file, path)),
                     // The boot record's page may be the last of its segment.
@@ -248,15 +248,4 @@ impl WalSource {
         }
         Ok(())
     }
-}
-
-/// File name of a WAL segment (`XLogFileName`).
-pub fn segment_name(format: WalFormat, number: u64) -> String {
-    let per_log = 0x1_0000_0000 / u64::from(format.segment_bytes);
-    format!(
-        "{:08X}{:08X}{:08X}",
-        format.timeline,
-        number / per_log,
-        number % per_log
-    )
 }

@@ -110,6 +110,7 @@ async fn tier() -> Tier {
                 system_identifier: cluster.system_identifier,
                 postgres_major: cluster.postgres_major.major(),
                 wal_segment_bytes: cluster.wal_segment_bytes,
+                data_checksums: cluster.data_checksums,
             }),
             membership: Some(quorum::membership_to_wire(&membership)),
         };

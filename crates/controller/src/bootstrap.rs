@@ -27,6 +27,7 @@ pub use error::BootstrapError;
 use files::DataDirectory;
 
 use crate::random;
+use crate::wire::cluster_to_wire;
 
 const LEASE_MS: u32 = 15_000;
 const RENEW_EVERY: Duration = Duration::from_secs(4);
@@ -212,10 +213,9 @@ impl Run<'_> {
             .cloned()
             .ok_or_else(|| BootstrapError::Answer(format!("tenant {id} has no shards")))?;
         let cluster = first.cluster.unwrap_or_default();
-        let own = self.directory.cluster();
+        let own = cluster_to_wire(self.directory.cluster());
         let same = imported.iter().all(|other| *other == first)
-            && (cluster.system_identifier, cluster.wal_segment_bytes)
-                == (own.system_identifier, own.wal_segment_bytes)
+            && cluster == own
             && self.directory.checkpoint() == first.last_record_start;
         if !same {
             return Err(BootstrapError::ShardsDiffer { tenant: id });

@@ -116,6 +116,7 @@ pub fn cluster(wire: Option<&v1::ClusterIdentity>) -> Result<ClusterIdentity, St
         postgres_major: PgVersion::try_from(wire.postgres_major)
             .map_err(|error| Status::invalid_argument(format!("cluster.postgres_major: {error}")))?,
         wal_segment_bytes: wire.wal_segment_bytes,
+        data_checksums: wire.data_checksums,
     })
 }
 
@@ -125,6 +126,7 @@ pub fn cluster_to_wire(cluster: ClusterIdentity) -> v1::ClusterIdentity {
         system_identifier: cluster.system_identifier,
         postgres_major: cluster.postgres_major.major(),
         wal_segment_bytes: cluster.wal_segment_bytes,
+        data_checksums: cluster.data_checksums,
     }
 }
 

@@ -12,7 +12,7 @@
 //! Stored form, little-endian: version u8 (1), flags u8 (bit 0 commit timestamps), then the 88 bytes of a checkpoint
 //! as [`Checkpoint::encode`] lays them out.
 
-use lakebed_types::{Lsn, SlruKind};
+use lakebed_types::{Lsn, PgVersion, SlruKind};
 use lakebed_wal::control::{CHECKPOINT_BYTES, Checkpoint};
 use lakebed_wal::record::DecodedRecord;
 
@@ -89,7 +89,8 @@ impl ControlState {
         let stored: &[u8; ENCODED_BYTES] = bytes.try_into().map_err(|_| error)?;
         let checkpoint: &[u8; CHECKPOINT_BYTES] = stored.last_chunk().ok_or(error)?;
         let state = ControlState {
-            checkpoint: Checkpoint::decode(checkpoint),
+            // The newest layout has every field; those that the server's version lacks are 0.
+            checkpoint: Checkpoint::decode(checkpoint, PgVersion::V18),
             commit_ts_active: stored[1] & FLAG_COMMIT_TS != 0,
         };
         if state.encode() == *stored {
@@ -197,12 +198,22 @@ impl ControlState {
                 self.checkpoint.full_page_writes = checkpoints::parse_full_page_writes(record)?;
             }
             checkpoints::END_OF_RECOVERY => {
-                let (timeline, previous) = checkpoints::parse_end_of_recovery(record)?;
-                self.checkpoint.timeline = timeline;
-                self.checkpoint.previous_timeline = previous;
+                let told = checkpoints::parse_end_of_recovery(record)?;
+                self.checkpoint.timeline = told.timeline;
+                self.checkpoint.previous_timeline = told.previous_timeline;
+                if let Some(level) = told.wal_level {
+                    self.checkpoint.wal_level = level;
+                }
+            }
+            checkpoints::CHECKPOINT_REDO => {
+                self.checkpoint.wal_level = checkpoints::parse_checkpoint_redo(record)?;
             }
             checkpoints::PARAMETER_CHANGE => {
-                let on = checkpoints::parse_parameters(record)?.track_commit_timestamp;
+                let told = checkpoints::parse_parameters(record)?;
+                if record.version >= PgVersion::V17 {
+                    self.checkpoint.wal_level = told.wal_level;
+                }
+                let on = told.track_commit_timestamp;
                 if on != self.commit_ts_active {
                     // On: every commit from here on has a time. Off: what there was is removed.
                     let first = if on { self.checkpoint.next_xid as u32 } else { 0 };
@@ -253,6 +264,7 @@ impl ControlState {
         own.timeline = told.timeline;
         own.previous_timeline = told.previous_timeline;
         own.full_page_writes = told.full_page_writes;
+        own.wal_level = told.wal_level;
         own.oldest_active_xid = told.oldest_active_xid;
     }
 
@@ -290,6 +302,7 @@ pub(crate) fn changes_more_than_xid(record: &DecodedRecord) -> bool {
                 | checkpoints::PARAMETER_CHANGE
                 | checkpoints::FULL_PAGE_WRITES_CHANGE
                 | checkpoints::END_OF_RECOVERY
+                | checkpoints::CHECKPOINT_REDO
         ),
         rmgr::TRANSACTION | rmgr::CLOG | rmgr::COMMIT_TS | rmgr::MULTIXACT => true,
         _ => false,

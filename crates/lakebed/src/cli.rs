@@ -43,6 +43,30 @@ pub enum Command {
     VerifyWal(VerifyWalArgs),
 }
 
+/// Which Postgres.
+#[derive(Clone, Debug, Args)]
+pub struct ProgramArgs {
+    /// Directory of the programs of Postgres 15, 16, 17 or 18. A branch runs on the version that made it.
+    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
+    pub pg_bin: PathBuf,
+    /// User that Postgres and initdb run as when this is root.
+    #[arg(long, default_value = "postgres")]
+    pub run_as: String,
+}
+
+/// A Postgres that is served from the tier.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    #[command(flatten)]
+    pub programs: ProgramArgs,
+    /// More settings of Postgres, as `name=value`; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    /// The library that is preloaded into Postgres. Default: beside this program.
+    #[arg(long)]
+    pub shim: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Directory of everything. Default: /var/lib/lakebed as root, else ./lakebed-data.
@@ -51,24 +75,14 @@ pub struct UpArgs {
     /// Port of the Postgres on branch `main`.
     #[arg(long, default_value_t = 55432)]
     pub pg_port: u16,
-    /// Directory of the programs of Postgres 15.
-    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-    pub pg_bin: PathBuf,
     /// Number of safekeepers, at the first start.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub safekeepers: u8,
     /// Number of pageserver shards, at the first start; each gets a process.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub shards: u8,
-    /// User that Postgres runs as when this is root.
-    #[arg(long, default_value = "postgres")]
-    pub run_as: String,
-    /// More settings of Postgres, as `name=value`; may be repeated.
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    pub settings: Vec<String>,
-    /// The library that is preloaded into Postgres. Default: beside this program.
-    #[arg(long)]
-    pub shim: Option<PathBuf>,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
 #[derive(Debug, Args)]
@@ -100,9 +114,6 @@ pub struct ComputeRunArgs {
     /// Directory of this compute; emptied at each start. Default: ./lakebed-compute-PORT
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// Directory of the programs of Postgres 15.
-    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-    pub pg_bin: PathBuf,
     /// What Postgres listens on.
     #[arg(long, default_value = "127.0.0.1")]
     pub pg_listen: String,
@@ -112,18 +123,11 @@ pub struct ComputeRunArgs {
     /// Address of the admin HTTP service; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub admin_listen: SocketAddr,
-    /// User that Postgres runs as when this is root.
-    #[arg(long, default_value = "postgres")]
-    pub run_as: String,
     /// Milliseconds without a quorum after which Postgres is stopped.
     #[arg(long, default_value_t = 10_000)]
     pub lease_ms: u64,
-    /// More settings of Postgres, as `name=value`; may be repeated.
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    pub settings: Vec<String>,
-    /// The library that is preloaded into Postgres. Default: beside this program.
-    #[arg(long)]
-    pub shim: Option<PathBuf>,
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// End when the process that started this one ends.
     #[arg(long)]
     pub stop_with_parent: bool,
@@ -133,11 +137,15 @@ pub struct ComputeRunArgs {
 pub enum ComputeCommand {
     /// Start a compute on a branch and print its connection string.
     Start {
-        /// Name of the branch.
+        /// Name of the branch; of another tenant than the first: TENANT/BRANCH.
         branch: String,
         /// Port of Postgres; default: the one that it had, or any free one.
         #[arg(long, default_value_t = 0)]
         port: u16,
+        /// Directory of the programs of Postgres, of the major version that made the branch. Default: those that it had,
+        /// or those of `lakebed up`.
+        #[arg(long)]
+        pg_bin: Option<PathBuf>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -181,12 +189,8 @@ pub enum TenantCommand {
         /// A data directory to import instead of running initdb.
         #[arg(long)]
         from: Option<PathBuf>,
-        /// Directory of the programs of Postgres 15.
-        #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-        pg_bin: PathBuf,
-        /// User that initdb runs as when this is root.
-        #[arg(long, default_value = "postgres")]
-        run_as: String,
+        #[command(flatten)]
+        programs: ProgramArgs,
         #[command(flatten)]
         client: ClientArgs,
     },

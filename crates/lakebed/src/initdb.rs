@@ -7,43 +7,20 @@ use std::process::Command;
 use std::{fs, io};
 
 use anyhow::{Context, bail};
+use lakebed_compute::data_dir::Owner;
+use lakebed_compute::programs::{ProgramsError, version_of};
+use lakebed_types::PgVersion;
 
-/// User and group of files that Postgres must own; none when this process is not root.
-pub type Owner = Option<(u32, u32)>;
-
-/// Who Postgres runs as, when this is root.
-pub fn postgres_user(name: &str) -> anyhow::Result<Owner> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
+/// Refuses a directory without the programs that `initdb` needs; else tells their version.
+///
+/// # Errors
+/// See [`ProgramsError`].
+pub fn check_programs(pg_bin: &Path) -> Result<PgVersion, ProgramsError> {
+    let path = pg_bin.join("initdb");
+    if !path.exists() {
+        return Err(ProgramsError::Missing { path });
     }
-    let passwd = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let user = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let found = fields.next()? == name;
-        let ids = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        found.then_some(ids)
-    });
-    match user {
-        Some(ids) => Ok(Some(ids)),
-        None => {
-            bail!("Postgres refuses to run as root and there is no user `{name}`: create it, or use --run-as")
-        }
-    }
-}
-
-/// Refuses a directory without the programs of Postgres.
-pub fn check_programs(pg_bin: &Path) -> anyhow::Result<()> {
-    for program in ["postgres", "initdb"] {
-        let path = pg_bin.join(program);
-        if !path.exists() {
-            bail!(
-                "there is no {}: install Postgres 15 (on Debian 12: apt-get install postgresql-15), or give the \
-                 directory of its programs with --pg-bin",
-                path.display()
-            );
-        }
-    }
-    Ok(())
+    version_of(pg_bin)
 }
 
 /// The output of `initdb`, removed when dropped.
@@ -56,8 +33,9 @@ impl Initial {
     /// Runs `initdb` below `home`, which is emptied.
     ///
     /// # Errors
-    /// It fails; what it said.
+    /// The programs are not those of a known Postgres, or it fails; what it said.
     pub fn make(pg_bin: &Path, home: PathBuf, owner: Owner) -> anyhow::Result<Initial> {
+        let version = check_programs(pg_bin)?;
         match fs::remove_dir_all(&home) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -68,8 +46,7 @@ impl Initial {
             chown(&initial.home, Some(uid), Some(gid))?;
         }
         let mut initdb = Command::new(pg_bin.join("initdb"));
-        // Its output is imported and then removed: nothing has to be synced. Data checksums would make hint bits cost
-        // page images; the tier checks what it stores by itself.
+        // Its output is imported and then removed: nothing has to be synced.
         initdb.args([
             "-U",
             "postgres",
@@ -81,10 +58,12 @@ impl Initial {
             "--locale=C.UTF-8",
             "-D",
         ]);
-        initdb
-            .arg(initial.data())
-            .current_dir(&initial.home)
-            .env("TZ", "UTC");
+        initdb.arg(initial.data());
+        // Data checksums make hint bits cost page images, and the tier checks what it stores and sends by itself.
+        if version >= PgVersion::V18 {
+            initdb.arg("--no-data-checksums");
+        }
+        initdb.current_dir(&initial.home).env("TZ", "UTC");
         if let Some((uid, gid)) = owner {
             initdb.uid(uid).gid(gid);
         }

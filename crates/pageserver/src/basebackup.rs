@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use bytes::{BufMut, Bytes};
 use lakebed_ingest::ControlState;
-use lakebed_types::{Lsn, PAGE_SIZE, PageKey, SlruKind};
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion, SlruKind};
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
@@ -45,6 +45,14 @@ const DIRECTORIES: [&str; 24] = [
     "base/1",
     "base/pgsql_tmp",
 ];
+
+/// Further ones, from version 17 on.
+const DIRECTORIES_17: [&str; 1] = ["pg_wal/summaries"];
+
+fn directories(version: PgVersion) -> impl Iterator<Item = String> {
+    let later = DIRECTORIES_17.iter().filter(move |_| version >= PgVersion::V17);
+    DIRECTORIES.iter().chain(later).map(|path| (*path).to_owned())
+}
 
 /// WAL timeline of every compute: branches are the tier's timelines, not Postgres's.
 pub const WAL_TIMELINE: u32 = 1;
@@ -109,10 +117,9 @@ pub fn basebackup(
     lsn: Lsn,
     last_record_start: Lsn,
 ) -> Result<Vec<BackupItem>, BasebackupError> {
-    let mut items: Vec<BackupItem> = DIRECTORIES
-        .iter()
-        .map(|path| BackupItem::Directory((*path).to_owned()))
-        .collect();
+    let version = timeline.identity.cluster.postgres_major;
+    let mut directories: Vec<String> = directories(version).collect();
+    let mut items: Vec<BackupItem> = directories.iter().cloned().map(BackupItem::Directory).collect();
     let files: Vec<(String, Bytes)> = timeline.catalogue(|catalogue| {
         catalogue
             .files(lsn)
@@ -121,7 +128,6 @@ pub fn basebackup(
     });
     let mut control_file = None;
     let mut origins = BTreeMap::new();
-    let mut directories: Vec<String> = DIRECTORIES.iter().map(|path| (*path).to_owned()).collect();
     for (path, content) in files {
         if path.starts_with(OWN_FILES) {
             continue;
@@ -246,15 +252,9 @@ fn boot_files(
             at += length;
         }
     }
-    let per_id = 0x1_0000_0000 / segment_bytes;
     for (number, pieces) in segments {
-        let path = format!(
-            "pg_wal/{WAL_TIMELINE:08X}{:08X}{:08X}",
-            number / per_id,
-            number % per_id
-        );
         items.push(BackupItem::File {
-            path,
+            path: format!("pg_wal/{}", format.segment_file_name(number)),
             bytes: segment_bytes,
             pieces,
         });

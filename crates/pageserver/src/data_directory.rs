@@ -26,6 +26,12 @@ pub enum DataDirectoryError {
         /// Its size.
         bytes: u64,
     },
+    /// A page whose checksum is wrong.
+    #[error("the checksum of {key} is wrong: the cluster is damaged; restore it from a backup")]
+    Checksum {
+        /// The page.
+        key: PageKey,
+    },
     /// A name that is not text, or an entry that is neither file nor directory nor a tablespace link.
     #[error("{path} does not belong in a Postgres data directory: {reason}")]
     Unexpected {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_ingest::ControlState;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_types::{Lsn, PageKey, PgVersion, ShardIdentity};
+use lakebed_redo::checksum;
+use lakebed_types::{Lsn, PageKey, ShardIdentity};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
@@ -71,11 +72,7 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     if !control.is_shut_down() {
         return Err(ImportError::Unsuitable("it was not shut down cleanly"));
     }
-    if control.has_data_checksums() {
-        return Err(ImportError::Unsuitable(
-            "it has data checksums, which force full page images; run pg_checksums --disable (the tier checks every byte itself)",
-        ));
-    }
+    let data_checksums = control.has_data_checksums();
     let (last_record_start, start) = shutdown_checkpoint(root, &control)?;
     let keeps = shard.keeps_catalogue();
     let mut changes = Changes::default();
@@ -83,6 +80,11 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     visit(root, &mut |item| {
         match item {
             Item::Page(key, bytes) => {
+                if let (PageKey::Rel { block, .. }, true) = (key, data_checksums)
+                    && !checksum::is_right(bytes, block)
+                {
+                    return Err(DataDirectoryError::Checksum { key });
+                }
                 if let (PageKey::Slru { kind, page }, true) = (key, keeps) {
                     changes.entries.push((start, Entry::SlruPage(kind, page, true)));
                 }
@@ -132,8 +134,9 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
     }
     let cluster = Cluster {
         system_identifier: control.system_identifier(),
-        postgres_major: PgVersion::V15,
+        postgres_major: control.version(),
         wal_segment_bytes: control.segment_bytes(),
+        data_checksums,
     };
     Ok(Imported {
         cluster,
@@ -148,21 +151,14 @@ fn shutdown_checkpoint(root: &Path, control: &ControlFile) -> Result<(Lsn, Lsn),
     let start = control.checkpoint_lsn();
     let segment = u64::from(control.segment_bytes());
     let format = WalFormat {
-        version: PgVersion::V15,
+        version: control.version(),
         timeline: control.checkpoint().timeline,
         system_identifier: control.system_identifier(),
         segment_bytes: control.segment_bytes(),
     };
     let mut decoder = WalDecoder::new(format, start, Lsn(0));
-    let per_id = 0x1_0000_0000 / segment;
     for number in start.0 / segment..=start.0 / segment + 1 {
-        let name = format!(
-            "{:08X}{:08X}{:08X}",
-            format.timeline,
-            number / per_id,
-            number % per_id
-        );
-        let path = root.join("pg_wal").join(name);
+        let path = root.join("pg_wal").join(format.segment_file_name(number));
         let bytes = fs::read(&path).map_err(|source| ImportError::Io { path, source })?;
         let skip = if number == start.0 / segment {
             (start.0 % segment) as usize

@@ -7,10 +7,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr};
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::StoredRecord;
-use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
+use lakebed_redo::PageRecord;
+use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::catalogue::{DatabasePlace, Entry};
@@ -70,6 +70,8 @@ pub struct Ingestor {
     slru: HashMap<(SlruKind, u64), bool>,
     /// Files changed since the last publication.
     files: HashMap<String, Option<Bytes>>,
+    /// Where a record is encoded, to be copied with its exact size.
+    encoded: Vec<u8>,
 }
 
 impl Ingestor {
@@ -97,6 +99,7 @@ impl Ingestor {
             sizes,
             slru,
             files,
+            encoded: Vec::new(),
         })
     }
 
@@ -205,16 +208,9 @@ impl Ingestor {
         }
     }
 
-    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Vec<u8>) {
+    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Bytes) {
         if self.timeline.identity.shard.owns(&key) {
-            self.changes.values.push((
-                key,
-                lsn,
-                Value {
-                    kind,
-                    body: body.into(),
-                },
-            ));
+            self.changes.values.push((key, lsn, Value { kind, body }));
         }
         if let PageKey::Rel { rel, block } = key {
             self.extend(lsn, rel, block);
@@ -227,7 +223,7 @@ impl Ingestor {
 
     /// Pages that the record names.
     fn pages(&mut self, record: &DecodedRecord) {
-        for (index, block) in record.blocks.iter().enumerate() {
+        for block in &record.blocks {
             let key = PageKey::Rel {
                 rel: block.rel,
                 block: block.block,
@@ -244,14 +240,16 @@ impl Ingestor {
                 self.extend(record.end, block.rel, block.block);
                 continue;
             }
-            if let Some(stored) = StoredRecord::new(record, index) {
-                let kind = if stored.starts_page() {
-                    ValueKind::Base
-                } else {
-                    ValueKind::Delta
-                };
-                self.value(key, record.end, kind, stored.encode());
-            }
+            let page_record = PageRecord::new(record, block);
+            let kind = if page_record.starts_page() {
+                ValueKind::Base
+            } else {
+                ValueKind::Delta
+            };
+            page_record.encode(&mut self.encoded);
+            let body = Bytes::copy_from_slice(&self.encoded);
+            self.encoded.clear();
+            self.value(key, record.end, kind, body);
         }
     }
 
@@ -267,7 +265,7 @@ impl Ingestor {
                 },
                 lsn,
                 ValueKind::VmClear,
-                body,
+                body.into(),
             );
         }
         for cut in &effects.vm_truncates {
@@ -283,7 +281,7 @@ impl Ingestor {
                     key,
                     lsn,
                     ValueKind::VmTruncate,
-                    cut.first_heap_block.to_le_bytes().to_vec(),
+                    Bytes::copy_from_slice(&cut.first_heap_block.to_le_bytes()),
                 );
             }
         }
@@ -294,7 +292,7 @@ impl Ingestor {
             let PageKey::Slru { kind, page } = *key else {
                 continue;
             };
-            self.value(*key, lsn, ValueKind::Slru, delta.encode());
+            self.value(*key, lsn, ValueKind::Slru, delta.encode().into());
             if !self.has_slru_page(kind, page) {
                 self.slru.insert((kind, page), true);
                 self.entry(lsn, Entry::SlruPage(kind, page, true));
@@ -337,6 +335,20 @@ impl Ingestor {
             self.files.insert(path.clone(), content.clone());
             self.entry(lsn, Entry::File(path, content));
         }
+    }
+
+    fn version(&self) -> PgVersion {
+        self.timeline.identity.cluster.postgres_major
+    }
+
+    fn database_directory(&self, (tablespace, database): DatabasePlace) -> String {
+        database_directory(self.version(), tablespace, database)
+    }
+
+    /// Only the shard that keeps the catalogue has a control state, and files.
+    fn two_phase_path(&self, xid: u32) -> String {
+        let next_xid = self.control.as_ref().map_or(0, ControlState::next_xid);
+        two_phase_path(self.version(), xid, next_xid)
     }
 
     /// Files whose path begins so, newest content.
@@ -384,7 +396,7 @@ impl Ingestor {
             self.sizes.insert(rel, None);
             self.entry(lsn, Entry::Dropped(rel));
         }
-        for (path, _) in self.files_below(&database_directory(place.0, place.1)) {
+        for (path, _) in self.files_below(&self.database_directory(place)) {
             self.set_file(lsn, path, None);
         }
         self.entry(lsn, Entry::DatabaseGone(place));
@@ -419,8 +431,8 @@ impl Ingestor {
                 tablespace,
             } => {
                 let (from, to) = ((*source_tablespace, *source_db), (*tablespace, *db));
-                let source = database_directory(from.0, from.1);
-                let target = database_directory(to.0, to.1);
+                let source = self.database_directory(from);
+                let target = self.database_directory(to);
                 let (relations, files) = (self.relations(from), self.files_below(&source));
                 self.drop_place(lsn, to);
                 self.entry(lsn, Entry::DatabaseCopied { to, from });
@@ -442,8 +454,8 @@ impl Ingestor {
             CatalogueChange::DatabaseCreatedWalLog { db, tablespace } => {
                 let place = (*tablespace, *db);
                 self.drop_place(lsn, place);
-                let path = format!("{}/PG_VERSION", database_directory(place.0, place.1));
-                self.set_file(lsn, path, Some(Bytes::from_static(b"15\n")));
+                let path = format!("{}/PG_VERSION", self.database_directory(place));
+                self.set_file(lsn, path, Some(format!("{}\n", self.version()).into()));
             }
             CatalogueChange::DatabaseDropped { db, tablespaces } => {
                 for tablespace in tablespaces {
@@ -455,14 +467,16 @@ impl Ingestor {
                 tablespace,
                 bytes,
             } => {
-                let path = format!("{}/pg_filenode.map", database_directory(*tablespace, *db));
+                let path = format!("{}/pg_filenode.map", self.database_directory((*tablespace, *db)));
                 self.set_file(lsn, path, Some(bytes.clone()));
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), Some(file.clone()));
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, Some(file.clone()));
             }
             CatalogueChange::TwoPhaseFinished { xid } => {
-                self.set_file(lsn, format!("pg_twophase/{xid:08X}"), None);
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, None);
             }
             CatalogueChange::TablespaceCreated { oid, path } => {
                 self.set_file(lsn, tablespace_directory(*oid), Some(path.clone()));

@@ -19,6 +19,9 @@ pub struct Cluster {
     pub postgres_major: PgVersion,
     /// Bytes of a WAL segment.
     pub wal_segment_bytes: u32,
+    /// Its pages carry checksums. A manifest from before there was this field is of a cluster without.
+    #[serde(default)]
+    pub data_checksums: bool,
 }
 
 /// Where a branch hangs.

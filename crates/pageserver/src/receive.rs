@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use lakebed_proto::v1::{self, import_message};
+use lakebed_types::data_directory::is_inside;
 use tonic::{Status, Streaming};
 
 /// Writes all chunks of an import below `root`, which is emptied first.
@@ -31,14 +32,15 @@ pub async fn receive_directory(
     Ok(())
 }
 
+/// Refuses a path that leads out of the data directory.
+pub fn outside(path: &str) -> Status {
+    Status::invalid_argument(format!("`{path}` is no path inside a data directory"))
+}
+
 fn write(root: &Path, chunk: &v1::FileChunk) -> Result<(), Status> {
     let relative = chunk.path.trim_end_matches('/');
-    let inside = !relative.is_empty() && relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if !inside {
-        return Err(Status::invalid_argument(format!(
-            "`{}` is no path inside a data directory",
-            chunk.path
-        )));
+    if !is_inside(relative) {
+        return Err(outside(&chunk.path));
     }
     let path = root.join(relative);
     let failed = |error: std::io::Error| Status::internal(format!("{}: {error}", path.display()));

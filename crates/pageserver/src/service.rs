@@ -9,13 +9,14 @@ use futures::{Stream, StreamExt};
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, PageStatus, import_message};
+use lakebed_types::data_directory::is_inside;
 use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, TimelineSpec, wait_for};
-use crate::receive::receive_directory;
+use crate::receive::{outside, receive_directory};
 use crate::timeline::{Timeline, TimelineError};
 
 /// How long a read waits for the WAL that it depends on.
@@ -39,6 +40,30 @@ impl PageService {
     /// Serves a node's timelines.
     pub fn new(node: Arc<Node>) -> PageService {
         PageService { node }
+    }
+
+    /// The timeline that a request about the catalogue names.
+    fn catalogue_of(&self, timeline: Option<&v1::TimelineRef>) -> Result<Arc<Timeline>, Status> {
+        let (tenant, id) = convert::timeline(timeline).map_err(invalid)?;
+        self.node.catalogue_of(tenant, id).map_err(status)
+    }
+
+    /// Attaches a shard with these timelines, or adds them to it.
+    async fn attach(
+        &self,
+        shard: Option<v1::ShardRef>,
+        generation: u64,
+        timelines: Vec<v1::PageserverTimeline>,
+    ) -> Result<(), Status> {
+        let (tenant, shard) = convert::shard(shard.as_ref()).map_err(invalid)?;
+        let timelines = timelines.into_iter().map(spec).collect::<Result<_, _>>()?;
+        let attachment = Attachment {
+            tenant,
+            shard,
+            generation: Generation(generation),
+            timelines: crate::node::parents_first(timelines),
+        };
+        self.node.attach(attachment).await.map_err(status)
     }
 }
 
@@ -87,6 +112,7 @@ fn spec(wire: v1::PageserverTimeline) -> Result<TimelineSpec, Status> {
             postgres_major: PgVersion::try_from(cluster.postgres_major)
                 .map_err(|error| Status::invalid_argument(format!("cluster.postgres_major: {error}")))?,
             wal_segment_bytes: cluster.wal_segment_bytes,
+            data_checksums: cluster.data_checksums,
         },
         safekeepers: wire.safekeepers,
     })
@@ -99,20 +125,8 @@ impl Pageserver for PageService {
         request: Request<v1::AttachShardRequest>,
     ) -> Result<Response<v1::AttachShardResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
-        let timelines = request
-            .timelines
-            .into_iter()
-            .map(spec)
-            .collect::<Result<Vec<_>, _>>()?;
-        let timelines = crate::node::parents_first(timelines);
-        let attachment = Attachment {
-            tenant,
-            shard,
-            generation: Generation(request.generation),
-            timelines,
-        };
-        self.node.attach(attachment).await.map_err(status)?;
+        self.attach(request.shard, request.generation, request.timelines)
+            .await?;
         Ok(Response::new(v1::AttachShardResponse {}))
     }
 
@@ -151,6 +165,7 @@ impl Pageserver for PageService {
                 system_identifier: cluster.system_identifier,
                 postgres_major: cluster.postgres_major.major(),
                 wal_segment_bytes: cluster.wal_segment_bytes,
+                data_checksums: cluster.data_checksums,
             }),
             last_record_start: last_record_start.0,
         }))
@@ -161,15 +176,9 @@ impl Pageserver for PageService {
         request: Request<v1::CreatePageserverTimelineRequest>,
     ) -> Result<Response<v1::CreatePageserverTimelineResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
-        let timelines = vec![spec(request.timeline.ok_or_else(|| missing("timeline"))?)?];
-        let attachment = Attachment {
-            tenant,
-            shard,
-            generation: Generation(request.generation),
-            timelines,
-        };
-        self.node.attach(attachment).await.map_err(status)?;
+        let timeline = request.timeline.ok_or_else(|| missing("timeline"))?;
+        self.attach(request.shard, request.generation, vec![timeline])
+            .await?;
         Ok(Response::new(v1::CreatePageserverTimelineResponse {}))
     }
 
@@ -206,9 +215,8 @@ impl Pageserver for PageService {
         request: Request<v1::GetRelationRequest>,
     ) -> Result<Response<v1::GetRelationResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
         let rel = convert::relation(request.relation.as_ref()).map_err(invalid)?;
-        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
         let lsn = read_point(&timeline, request.at).await?;
         let size = timeline.relation_size(rel, lsn);
         let init = timeline.relation_size(rel.with_fork(ForkNumber::Init), lsn);
@@ -226,8 +234,7 @@ impl Pageserver for PageService {
         request: Request<v1::ListRelationsRequest>,
     ) -> Result<Response<v1::ListRelationsResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
-        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
         let lsn = read_point(&timeline, request.at).await?;
         let place = (request.tablespace, request.database);
         let listed = |(rel, blocks)| v1::ListedRelation {
@@ -243,8 +250,7 @@ impl Pageserver for PageService {
         request: Request<v1::GetLsnByTimeRequest>,
     ) -> Result<Response<v1::GetLsnByTimeResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
-        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
         let found = timeline.catalogue(|catalogue| catalogue.lsn_at(request.unix_micros));
         Ok(Response::new(v1::GetLsnByTimeResponse {
             lsn: found.unwrap_or_default().0,
@@ -259,8 +265,7 @@ impl Pageserver for PageService {
         request: Request<v1::BasebackupRequest>,
     ) -> Result<Response<Self::BasebackupStream>, Status> {
         let request = request.into_inner();
-        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
-        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
         let lsn = Lsn(request.lsn);
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
         compute_term(&timeline, request.term)?;
@@ -275,17 +280,10 @@ impl Pageserver for PageService {
         request: Request<v1::PutFileRequest>,
     ) -> Result<Response<v1::PutFileResponse>, Status> {
         let request = request.into_inner();
-        let (tenant, id) = convert::timeline(request.timeline.as_ref()).map_err(invalid)?;
-        if request.path.is_empty()
-            || request.path.starts_with('/')
-            || request.path.split('/').any(|part| part == "..")
-        {
-            return Err(Status::invalid_argument(format!(
-                "`{}` is no path inside a data directory",
-                request.path
-            )));
+        if !is_inside(&request.path) {
+            return Err(outside(&request.path));
         }
-        let timeline = self.node.catalogue_of(tenant, id).map_err(status)?;
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
         compute_term(&timeline, request.term)?;
         timeline.put_file(request.path, (!request.removed).then_some(request.content));
         timeline.flush().await.map_err(|error| status(error.into()))?;

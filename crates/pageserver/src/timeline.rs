@@ -17,7 +17,7 @@ use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::file::LayerBuilder;
 use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
-use lakebed_redo::PageBytes;
+use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
@@ -454,7 +454,7 @@ impl Timeline {
             Some((at, page)) => self.page_since(key, at, page, lsn)?,
             None => {
                 let (page, length) = self.page_of_life(key, lsn)?;
-                (Bytes::from(page as Box<[u8]>), length)
+                (self.sealed(key, page), length)
             }
         };
         cache.put(id, key, lsn, page.clone());
@@ -479,7 +479,16 @@ impl Timeline {
         }
         let length = chain.len();
         self.replay(key, chain, &mut page)?;
-        Ok((Bytes::from(page as Box<[u8]>), length))
+        Ok((self.sealed(key, page), length))
+    }
+
+    /// A page as it is handed out: with its checksum, if the cluster's pages carry one. Redo leaves that alone, as
+    /// Postgres does until it writes the page.
+    fn sealed(&self, key: &PageKey, mut page: Box<PageBytes>) -> Bytes {
+        if let (PageKey::Rel { block, .. }, true) = (key, self.identity.cluster.data_checksums) {
+            checksum::set(&mut page, *block);
+        }
+        Bytes::from(page as Box<[u8]>)
     }
 
     /// Values at or below it belong to an earlier life of the page.
@@ -516,7 +525,7 @@ impl Timeline {
     fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
         let version = self.identity.cluster.postgres_major;
         for (lsn, value) in chain.into_values() {
-            let applied = reconstruct::apply(version, page, lsn, &value);
+            let applied = reconstruct::apply(version, key, page, lsn, &value);
             applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
         }
         Ok(())

@@ -35,8 +35,7 @@ fn records(pg_wal: &Path, start: Lsn, format: WalFormat) -> Vec<DecodedRecord> {
     let mut decoder = WalDecoder::new(format, start, Lsn::INVALID);
     let mut records = Vec::new();
     for segment in start.0 / size.. {
-        let name = format!("{:08X}{:08X}{:08X}", 1, segment / 256, segment % 256);
-        let Ok(bytes) = fs::read(pg_wal.join(name)) else {
+        let Ok(bytes) = fs::read(pg_wal.join(format.segment_file_name(segment))) else {
             break;
         };
         let skip = if segment == start.0 / size {

@@ -58,6 +58,7 @@ pub const CLUSTER: ClusterIdentity = ClusterIdentity {
     system_identifier: 42,
     postgres_major: PgVersion::V15,
     wal_segment_bytes: 16 << 20,
+    data_checksums: false,
 };
 
 pub fn finish_import() -> Command {

@@ -86,6 +86,9 @@ pub struct ClusterIdentity {
     pub postgres_major: PgVersion,
     /// A power of two, 1 MiB to 1 GiB.
     pub wal_segment_bytes: u32,
+    /// Its pages carry checksums. What was stored before there was this field is of clusters without.
+    #[serde(default)]
+    pub data_checksums: bool,
 }
 
 /// Who owns a shard.

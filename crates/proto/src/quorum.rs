@@ -88,6 +88,7 @@ pub fn request_to_wire(request: Request, tenant: TenantId, timeline: TimelineId)
                 system_identifier: system_id,
                 postgres_major: pg_version.major(),
                 wal_segment_bytes: u32::try_from(segment_bytes).unwrap_or(u32::MAX),
+                data_checksums: false,
             }),
             membership: Some(membership_to_wire(&membership)),
         }),

@@ -5,10 +5,9 @@
 //! each. The range map lies where other pages have their free space, between `pd_lower` and `pd_upper`.
 
 use lakebed_types::PAGE_SIZE;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
 
-use crate::heap::block_data;
 use crate::page::{self, HEADER_BYTES, ItemId, Place, get_u16, put_u16, put_u32};
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -48,22 +47,22 @@ mod op {
     pub const INIT_PAGE: u8 = 0x80;
 }
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
-    match (record.info & 0x70, block.id) {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
+    match (record.info & 0x70, record.own.id) {
         (op::CREATE_INDEX, 0) => create(main, page)?,
-        (op::INSERT, _) => insert(main, record, block, page)?,
+        (op::INSERT, _) => insert(main, record, page)?,
         (op::UPDATE, id) => {
             let (old_number, _padding) = (main.u16()?, main.u16()?);
             if id == 2 {
                 remove(page, old_number)?;
             } else {
-                insert(main, record, block, page)?;
+                insert(main, record, page)?;
             }
         }
         (op::SAMEPAGE_UPDATE, 0) => {
             check(page, kind::REGULAR)?;
-            page::index_overwrite(page, main.u16()?, block_data(block)?)?;
+            page::index_overwrite(page, main.u16()?, record.own.needed_data()?)?;
         }
         (op::REVMAP_EXTEND, 0) => {
             check(page, kind::META)?;
@@ -115,24 +114,19 @@ fn create(mut main: Reader, page: &mut PageBytes) -> Result<(), Fault> {
 
 /// Block 0 gets the summary tuple, which is its data; block 1 is the page of the range map. Main data: heap block, heap
 /// pages per range, item number.
-fn insert(
-    mut main: Reader,
-    record: &DecodedRecord,
-    block: &BlockRef,
-    page: &mut PageBytes,
-) -> Result<(), Fault> {
+fn insert(mut main: Reader, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let (heap_block, per_range, number) = (main.u32()?, main.u32()?, main.u16()?);
-    match block.id {
+    match record.own.id {
         0 => {
             if record.info & op::INIT_PAGE != 0 {
                 init(page, kind::REGULAR);
             }
             check(page, kind::REGULAR)?;
-            page::add_item(page, block_data(block)?, number, Place::Slot)
+            page::add_item(page, record.own.needed_data()?, number, Place::Slot)
         }
         1 => {
-            let regular = record.block(0).ok_or("it does not name a page that it needs")?;
-            let tid = Some((regular.block, number)).filter(|_| number != 0);
+            let regular = record.needed_block(0)?;
+            let tid = Some((regular, number)).filter(|_| number != 0);
             set_entry(page, per_range, heap_block, tid)
         }
         _ => Err("a record of this type does not name this page"),

@@ -4,11 +4,9 @@
 //! block numbers of the others. The special area (`BTPageOpaqueData`, 16 bytes) is: previous block, next block,
 //! level, flags (16 bits), vacuum cycle id (16 bits).
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
-
 use crate::btree_tuple::{IndexTuple, first};
-use crate::heap::block_data;
 use crate::page::{self, HEADER_BYTES, Place, get_u16, get_u32, put_u16, put_u32};
+use crate::page_record::{BlockView, PageRecord};
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -34,36 +32,29 @@ const CYCLE: usize = OPAQUE + 14;
 /// `P_HIKEY`: the high key's item number on a page that is not rightmost.
 const HIGH_KEY: u16 = 1;
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let info = record.info & 0xF0;
-    match (info, block.id) {
-        (0x00..=0x20 | 0x50, 0) => insert(record, block, page, info == 0x50)?,
+    match (info, record.own.id) {
+        (0x00..=0x20 | 0x50, 0) => insert(record, page, info == 0x50)?,
         (0x10 | 0x20, 1) => clear_incomplete_split(page)?,
-        (0x20, 2) => restore_meta(block, page)?,
-        (0x30 | 0x40, 0) => split_left(record, block, page, info == 0x30)?,
-        (0x30 | 0x40, 1) => split_right(record, block, page)?,
-        (0x30 | 0x40, 2) => set_link(page, PREVIOUS, block_number(record, 1)?)?,
+        (0x20, 2) => restore_meta(&record.own, page)?,
+        (0x30 | 0x40, 0) => split_left(record, page, info == 0x30)?,
+        (0x30 | 0x40, 1) => split_right(record, page)?,
+        (0x30 | 0x40, 2) => set_link(page, PREVIOUS, record.needed_block(1)?)?,
         (0x30 | 0x40, 3) => clear_incomplete_split(page)?,
-        (0x60, 0) => deduplicate(record, block, page)?,
-        (0x70, 0) => delete_items(&record.main_data[4.min(record.main_data.len())..], block, page)?,
-        (0x80 | 0x90, _) => unlink(record, block, page)?,
-        (0xA0, 0) => new_root(record, block, page)?,
+        (0x60, 0) => deduplicate(record, page)?,
+        (0x70, 0) => delete_items(record.main.get(4..).unwrap_or_default(), &record.own, page)?,
+        (0x80 | 0x90, _) => unlink(record, page)?,
+        (0xA0, 0) => new_root(record, page)?,
         (0xA0, 1) => clear_incomplete_split(page)?,
-        (0xA0, 2) => restore_meta(block, page)?,
-        (0xB0, _) => mark_half_dead(record, block, page)?,
-        (0xC0, 0) => delete_items(&record.main_data, block, page)?,
-        (0xE0, 0) => restore_meta(block, page)?,
+        (0xA0, 2) => restore_meta(&record.own, page)?,
+        (0xB0, _) => mark_half_dead(record, page)?,
+        (0xC0, 0) => delete_items(record.main, &record.own, page)?,
+        (0xE0, 0) => restore_meta(&record.own, page)?,
         _ => return Err("a record of this type does not name this page"),
     }
     page::set_lsn(page, record.end);
     Ok(())
-}
-
-fn block_number(record: &DecodedRecord, id: u8) -> Result<u32, Fault> {
-    Ok(record
-        .block(id)
-        .ok_or("it does not name a page that it needs")?
-        .block)
 }
 
 /// Checks that the page has content and a B-tree's special area.
@@ -102,8 +93,8 @@ fn clear_garbage(page: &mut PageBytes) {
 }
 
 /// `_bt_restore_meta`: block data is `xl_btree_metadata`.
-fn restore_meta(block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut data = Reader::new(block_data(block)?);
+fn restore_meta(block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut data = Reader::new(block.needed_data()?);
     let (version, root, level) = (data.u32()?, data.u32()?, data.u32()?);
     let (fast_root, fast_level, deleted_pages) = (data.u32()?, data.u32()?, data.u32()?);
     let all_equal_image = data.u8()?;
@@ -142,15 +133,10 @@ fn restore_items(page: &mut PageBytes, data: &[u8]) -> Result<(), Fault> {
 }
 
 /// Block data: the tuple; with `posting`, a position in the posting list of the item before, then the tuple.
-fn insert(
-    record: &DecodedRecord,
-    block: &BlockRef,
-    page: &mut PageBytes,
-    posting: bool,
-) -> Result<(), Fault> {
-    let number = Reader::new(&record.main_data).u16()?;
+fn insert(record: &PageRecord<'_>, page: &mut PageBytes, posting: bool) -> Result<(), Fault> {
+    let number = Reader::new(record.main).u16()?;
     check(page)?;
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     if !posting {
         return page::add_item(page, data.rest(), number, Place::Insert);
     }
@@ -173,8 +159,8 @@ struct Split {
 }
 
 impl Split {
-    fn read(record: &DecodedRecord) -> Result<Split, Fault> {
-        let mut main = Reader::new(&record.main_data);
+    fn read(record: &PageRecord<'_>) -> Result<Split, Fault> {
+        let mut main = Reader::new(record.main);
         Ok(Split {
             level: main.u32()?,
             first_right: main.u16()?,
@@ -185,26 +171,21 @@ impl Split {
 }
 
 /// The new right page: built from the record alone.
-fn split_right(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn split_right(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let split = Split::read(record)?;
-    let next = record.block(2).map_or(0, |sibling| sibling.block);
+    let next = record.block(2).unwrap_or(0);
     let flags = if split.level == 0 { flag::LEAF } else { 0 };
-    init(page, block_number(record, 0)?, next, split.level, flags);
-    restore_items(page, block_data(block)?)
+    init(page, record.needed_block(0)?, next, split.level, flags);
+    restore_items(page, record.own.needed_data()?)
 }
 
 /// The left page: a new high key, the items that stay, and the new item if it belongs here. Items are added in order
 /// to an empty page, so that their physical order is that of the primary.
-fn split_left(
-    record: &DecodedRecord,
-    block: &BlockRef,
-    page: &mut PageBytes,
-    new_on_left: bool,
-) -> Result<(), Fault> {
+fn split_left(record: &PageRecord<'_>, page: &mut PageBytes, new_on_left: bool) -> Result<(), Fault> {
     let split = Split::read(record)?;
     check(page)?;
     let old = *page;
-    let mut data = block_data(block)?;
+    let mut data = record.own.needed_data()?;
     let mut new_item = None;
     let mut replaced = None;
     if new_on_left || split.posting_position != 0 {
@@ -254,7 +235,7 @@ fn split_left(
     }
     let leaf = if split.level == 0 { flag::LEAF } else { 0 };
     put_u16(page, FLAGS, flag::INCOMPLETE_SPLIT | leaf);
-    put_u32(page, NEXT, block_number(record, 1)?);
+    put_u32(page, NEXT, record.needed_block(1)?);
     put_u16(page, CYCLE, 0);
     Ok(())
 }
@@ -267,10 +248,10 @@ fn aligned(tuple: &IndexTuple) -> Vec<u8> {
 }
 
 /// Merges runs of duplicates into posting lists. Block data: (first item number, number of items) of each run.
-fn deduplicate(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let count = Reader::new(&record.main_data).u16()?;
+fn deduplicate(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let count = Reader::new(record.main).u16()?;
     check(page)?;
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     let mut runs = Vec::with_capacity(usize::from(count.min(1024)));
     for _ in 0..count {
         runs.push((data.u16()?, data.u16()?));
@@ -315,11 +296,11 @@ fn deduplicate(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -
 
 /// `btree_xlog_delete` and `btree_xlog_vacuum`. `counts` starts with the numbers of deleted and updated items. Block
 /// data: deleted item numbers, updated item numbers, then per updated item how many and which TIDs go.
-fn delete_items(counts: &[u8], block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn delete_items(counts: &[u8], block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let mut counts = Reader::new(counts);
     let (deleted, updated) = (counts.u16()?, counts.u16()?);
     check(page)?;
-    let mut data = Reader::new(block.data.as_deref().unwrap_or(&[]));
+    let mut data = Reader::new(block.any_data());
     let deleted = (0..deleted).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
     let updated = (0..updated).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
     for number in updated {
@@ -357,11 +338,11 @@ fn half_dead(page: &mut PageBytes, left: u32, right: u32, top_parent: u32) -> Re
 }
 
 /// Block 0 is the leaf, block 1 the parent, whose downlink to the leaf goes: the next item's link takes its place.
-fn mark_half_dead(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn mark_half_dead(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (parent_item, _padding, _leaf) = (main.u16()?, main.u16()?, main.u32()?);
     let (left, right, top_parent) = (main.u32()?, main.u32()?, main.u32()?);
-    match block.id {
+    match record.own.id {
         0 => half_dead(page, left, right, top_parent),
         1 => {
             check(page)?;
@@ -379,12 +360,12 @@ fn mark_half_dead(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes
 }
 
 /// Block 0 is the page that goes, 1 and 2 its siblings, 3 the leaf below it, 4 the metapage.
-fn unlink(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn unlink(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (left, right, level, _padding, safe_xid) =
         (main.u32()?, main.u32()?, main.u32()?, main.u32()?, main.u64()?);
     let (leaf_left, leaf_right, leaf_top_parent) = (main.u32()?, main.u32()?, main.u32()?);
-    match block.id {
+    match record.own.id {
         0 => {
             let leaf = if level == 0 { flag::LEAF } else { 0 };
             init(page, left, right, level, flag::DELETED | flag::HAS_FULLXID | leaf);
@@ -395,18 +376,18 @@ fn unlink(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
         1 => set_link(page, NEXT, right),
         2 => set_link(page, PREVIOUS, left),
         3 => half_dead(page, leaf_left, leaf_right, leaf_top_parent),
-        4 => restore_meta(block, page),
+        4 => restore_meta(&record.own, page),
         _ => Err("a record of this type does not name this page"),
     }
 }
 
-fn new_root(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn new_root(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_root, level) = (main.u32()?, main.u32()?);
     let leaf = if level == 0 { flag::LEAF } else { 0 };
     init(page, 0, 0, level, flag::ROOT | leaf);
     if level > 0 {
-        restore_items(page, block_data(block)?)?;
+        restore_items(page, record.own.needed_data()?)?;
     }
     Ok(())
 }

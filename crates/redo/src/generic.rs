@@ -2,20 +2,19 @@
 //!
 //! A block's data is a list of fragments: offset (16 bits), length (16 bits), bytes.
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
-
 use crate::page;
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     if page::is_new(page) {
         return Err("the page has no content before this record");
     }
-    let mut data = Reader::new(block.data.as_deref().unwrap_or(&[]));
+    let mut data = Reader::new(record.own.any_data());
     while !data.is_empty() {
         let (offset, length) = (usize::from(data.u16()?), usize::from(data.u16()?));
         page.get_mut(offset..offset + length)

@@ -19,10 +19,9 @@
 //! | 0x90 vacuum data leaf | page | | | |
 
 use lakebed_types::PAGE_SIZE;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
 
-use crate::heap::block_data;
 use crate::page::{self, Place, get_u16, put_u16, put_u32};
+use crate::page_record::{BlockView, PageRecord};
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -60,11 +59,11 @@ const IS_LEAF: u16 = 2;
 const NOT_THIS_PAGE: Fault = "a record of this type does not name this page";
 const BAD_ITEM: Fault = "an index tuple is damaged";
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let main = Reader::new(&record.main_data);
-    match (record.info & 0xF0, block.id) {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let main = Reader::new(record.main);
+    match (record.info & 0xF0, record.own.id) {
         (0x10, 0) => data::create_tree(main, page)?,
-        (0x20, 0) => insert(main, block, page)?,
+        (0x20, 0) => insert(main, &record.own, page)?,
         (0x20, 1) => complete_split(main, page)?,
         (0x30, 0..=2) => return Err("a split record without an image of this page"),
         (0x30, 3) => {
@@ -73,13 +72,13 @@ pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
             complete_split(main, page)?;
         }
         (0x40, 0) => return Err("a vacuum record without an image of its page"),
-        (0x50, _) => data::delete_page(main, block, page)?,
-        (0x60, _) => pending::update_meta(main, block, page)?,
-        (0x70, 0) => pending::insert_page(main, block, page)?,
-        (0x80, _) => pending::delete_pages(main, block, page)?,
+        (0x50, _) => data::delete_page(main, &record.own, page)?,
+        (0x60, _) => pending::update_meta(main, &record.own, page)?,
+        (0x70, 0) => pending::insert_page(main, &record.own, page)?,
+        (0x80, _) => pending::delete_pages(main, &record.own, page)?,
         (0x90, 0) => {
             check_data(page, true)?;
-            data::recompress(page, block_data(block)?)?;
+            data::recompress(page, record.own.needed_data()?)?;
         }
         _ => return Err(NOT_THIS_PAGE),
     }
@@ -130,7 +129,7 @@ fn complete_split(mut main: Reader<'_>, page: &mut PageBytes) -> Result<(), Faul
 }
 
 /// Main data: flags; if not leaf, the blocks of the left and the right child. Block data depends on the kind of page.
-fn insert(mut main: Reader<'_>, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn insert(mut main: Reader<'_>, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let kind = main.u16()?;
     let leaf = kind & IS_LEAF != 0;
     let mut right_child = NO_BLOCK;
@@ -138,7 +137,7 @@ fn insert(mut main: Reader<'_>, block: &BlockRef, page: &mut PageBytes) -> Resul
         main.take(4)?;
         right_child = block_number(&mut main)?;
     }
-    let data = block_data(block)?;
+    let data = block.needed_data()?;
     if kind & IS_DATA == 0 {
         return insert_entry(page, data, leaf, right_child);
     }

@@ -13,10 +13,9 @@
 //! Page reuse (0x20) and LSN assignment (0x70) name no page.
 
 use lakebed_types::Lsn;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
 
-use crate::heap::block_data;
 use crate::page::{self, HEADER_BYTES, Place, get_u16, put_u16, put_u32};
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -46,16 +45,16 @@ const DELETE: u8 = 0x10;
 const PAGE_SPLIT: u8 = 0x30;
 const PAGE_DELETE: u8 = 0x60;
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let info = record.info & 0xF0;
-    if block.will_init != (info == PAGE_SPLIT && block.id > 0) {
+    if record.own.will_init != (info == PAGE_SPLIT && record.own.id > 0) {
         return Err("it begins a page anew where its type does not, or the reverse");
     }
-    match (info, block.id) {
-        _ if completes_split(record, block) => finish_left_half(page, record.end)?,
-        (PAGE_UPDATE, 0) => update(record, block, page)?,
+    match (info, record.own.id) {
+        _ if completes_split(record) => finish_left_half(page, record.end)?,
+        (PAGE_UPDATE, 0) => update(record, page)?,
         (DELETE, 0) => delete_dead(record, page)?,
-        (PAGE_SPLIT, id) => split_part(record, block, usize::from(id) - 1, page)?,
+        (PAGE_SPLIT, id) => split_part(record, usize::from(id) - 1, page)?,
         (PAGE_DELETE, 0) => delete_page(record, page)?,
         (PAGE_DELETE, 1) => delete_downlink(record, page)?,
         _ => return Err("a record of this type does not name this page"),
@@ -66,20 +65,19 @@ pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
 
 /// What remains to do after the page was restored from an image in the record: the left half of a finished split is
 /// marked after the image was taken, so that its image lacks the mark.
-pub(crate) fn after_image(
-    record: &DecodedRecord,
-    block: &BlockRef,
-    page: &mut PageBytes,
-) -> Result<(), Fault> {
-    if completes_split(record, block) {
+pub(crate) fn after_image(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    if completes_split(record) {
         finish_left_half(page, record.end)?;
     }
     Ok(())
 }
 
 /// Whether the page is the left half of a split whose right half gets its downlink with this record.
-fn completes_split(record: &DecodedRecord, block: &BlockRef) -> bool {
-    matches!((record.info & 0xF0, block.id), (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0))
+fn completes_split(record: &PageRecord<'_>) -> bool {
+    matches!(
+        (record.info & 0xF0, record.own.id),
+        (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0)
+    )
 }
 
 /// Checks that the page has content and a GiST page's special area.
@@ -130,11 +128,11 @@ fn append_tuples(page: &mut PageBytes, data: &mut Reader<'_>) -> Result<u32, Fau
 }
 
 /// Main data: how many items go and how many come. Block data: the numbers of those that go, the new tuples.
-fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn update(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (deleted, inserted) = (main.u16()?, main.u16()?);
     check(page)?;
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     let numbers = (0..deleted).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
     let mut added = 0;
     if let ([number], 1) = (&numbers[..], inserted) {
@@ -156,8 +154,8 @@ fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
 }
 
 /// Items that scans had marked dead go. Main data: horizon, count, item numbers.
-fn delete_dead(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn delete_dead(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_horizon, count) = (main.u32()?, main.u16()?);
     check(page)?;
     if !main.is_empty() {
@@ -178,8 +176,8 @@ struct Split {
 }
 
 impl Split {
-    fn read(record: &DecodedRecord) -> Result<Split, Fault> {
-        let mut main = Reader::new(&record.main_data);
+    fn read(record: &PageRecord<'_>) -> Result<Split, Fault> {
+        let mut main = Reader::new(record.main);
         let (right_link, _padding, nsn) = (main.u32()?, main.u32()?, Lsn(main.u64()?));
         let (leaf, _padding, parts) = (main.u8()?, main.u8()?, main.u16()?);
         Ok(Split {
@@ -194,23 +192,18 @@ impl Split {
 
 /// One of the pages that a page is split into, built from the record alone. When the root is split, the first part is
 /// the new root with downlinks to the others, and these are complete at once.
-fn split_part(
-    record: &DecodedRecord,
-    block: &BlockRef,
-    part: usize,
-    page: &mut PageBytes,
-) -> Result<(), Fault> {
+fn split_part(record: &PageRecord<'_>, part: usize, page: &mut PageBytes) -> Result<(), Fault> {
     let split = Split::read(record)?;
     if part >= split.parts {
         return Err("it names more pages than it has parts");
     }
     let block_of = |part: usize| {
         let id = u8::try_from(part + 1).ok();
-        let part = id.and_then(|id| record.block(id));
-        Ok(part.ok_or("it does not name a page that it needs")?.block)
+        id.and_then(|id| record.block(id))
+            .ok_or("it does not name a page that it needs")
     };
     let of_root = block_of(0)? == ROOT;
-    let is_root = block.block == ROOT;
+    let is_root = record.own.block == ROOT;
     let last = part + 1 == split.parts;
     let right_link = match (is_root, last) {
         (true, _) => NO_BLOCK,
@@ -225,7 +218,7 @@ fn split_part(
     set_nsn(page, split.nsn);
     change_flags(page, if leaf { flag::LEAF } else { 0 }, 0);
     change_flags(page, if follow_right { flag::FOLLOW_RIGHT } else { 0 }, 0);
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     let count = data.u32()?;
     if append_tuples(page, &mut data)? == count {
         Ok(())
@@ -235,8 +228,8 @@ fn split_part(
 }
 
 /// `gistxlogPageDelete`: the last transaction that could see the page, the downlink's number in the parent.
-fn delete_page(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), Fault> {
-    let xid = Reader::new(&record.main_data).u64()?;
+fn delete_page(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let xid = Reader::new(record.main).u64()?;
     check(page)?;
     if page::item_count(page) != 0 || page::upper(page) < DELETED_LOWER {
         return Err("it deletes a page that is not empty");
@@ -247,8 +240,8 @@ fn delete_page(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), Fault
     Ok(())
 }
 
-fn delete_downlink(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn delete_downlink(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_xid, number) = (main.u64()?, main.u16()?);
     check(page)?;
     page::index_delete(page, number)

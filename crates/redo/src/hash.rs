@@ -8,11 +8,10 @@
 //! stays as it is, LSN included.
 
 use lakebed_types::PAGE_SIZE;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use crate::btree_tuple::first;
-use crate::heap::block_data;
 use crate::page::{self, Place, get_u16, put_u16, put_u32};
+use crate::page_record::{BlockView, PageRecord};
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -64,39 +63,39 @@ mod op {
     pub const VACUUM_ONE_PAGE: u8 = 0xC0;
 }
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
-    match (record.info & 0xF0, block.id) {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
+    match (record.info & 0xF0, record.own.id) {
         (op::INIT_META_PAGE, 0) => meta::init_page(main, page)?,
         (op::INIT_BITMAP_PAGE, 0) => bitmap::init_page(main.u16()?, page)?,
         (op::INIT_BITMAP_PAGE, 1) => meta::add_first_bitmap(page)?,
         (op::INSERT, 0) => {
             check(page)?;
-            page::add_item(page, block_data(block)?, main.u16()?, Place::Insert)?;
+            page::add_item(page, record.own.needed_data()?, main.u16()?, Place::Insert)?;
         }
         (op::INSERT, 1) => meta::add_tuple(page)?,
-        (op::ADD_OVERFLOW_PAGE, _) => add_overflow_page(record, block, page)?,
-        (op::SPLIT_ALLOCATE_PAGE, _) => split_allocate_page(main, block, page)?,
+        (op::ADD_OVERFLOW_PAGE, _) => add_overflow_page(record, page)?,
+        (op::SPLIT_ALLOCATE_PAGE, _) => split_allocate_page(main, &record.own, page)?,
         (op::SPLIT_PAGE, 0) => return Err("a split page without an image"),
         (op::SPLIT_COMPLETE, 0) => set_flags(page, main.u16()?)?,
         (op::SPLIT_COMPLETE, 1) => {
             main.u16()?; // the old bucket's flags
             set_flags(page, main.u16()?)?;
         }
-        (op::MOVE_PAGE_CONTENTS | op::SQUEEZE_PAGE | op::DELETE, 0) if !block.will_init => return Ok(()),
-        (op::MOVE_PAGE_CONTENTS, 1) => add_tuples(main.u16()?, block, page)?,
-        (op::MOVE_PAGE_CONTENTS, 2) => delete_items(block.data.as_deref().unwrap_or(&[]), page)?,
-        (op::SQUEEZE_PAGE, _) => squeeze_page(main, block, page)?,
+        (op::MOVE_PAGE_CONTENTS | op::SQUEEZE_PAGE | op::DELETE, 0) if !record.own.will_init => return Ok(()),
+        (op::MOVE_PAGE_CONTENTS, 1) => add_tuples(main.u16()?, &record.own, page)?,
+        (op::MOVE_PAGE_CONTENTS, 2) => delete_items(record.own.any_data(), page)?,
+        (op::SQUEEZE_PAGE, _) => squeeze_page(main, &record.own, page)?,
         (op::DELETE, 1) => {
             let clear_dead = main.u8()? != 0;
-            delete_items(block.data.as_deref().unwrap_or(&[]), page)?;
+            delete_items(record.own.any_data(), page)?;
             if clear_dead {
                 clear_flag(page, flag::HAS_DEAD_TUPLES)?;
             }
         }
         (op::SPLIT_CLEANUP, 0) => clear_flag(page, flag::NEEDS_SPLIT_CLEANUP)?,
         (op::UPDATE_META_PAGE, 0) => meta::set_tuples(page, f64::from_bits(main.u64()?))?,
-        (op::VACUUM_ONE_PAGE, _) => vacuum_one_page(main, block, page)?,
+        (op::VACUUM_ONE_PAGE, _) => vacuum_one_page(main, &record.own, page)?,
         _ => return Err("a record of this type does not name this page"),
     }
     page::set_lsn(page, record.end);
@@ -140,8 +139,8 @@ fn clear_flag(page: &mut PageBytes, bit: u16) -> Result<(), Fault> {
 }
 
 /// The number that is a block's whole data.
-fn data_u32(block: &BlockRef) -> Result<u32, Fault> {
-    Reader::new(block_data(block)?).u32()
+fn data_u32(block: &BlockView<'_>) -> Result<u32, Fault> {
+    Reader::new(block.needed_data()?).u32()
 }
 
 fn numbers(bytes: &[u8]) -> Result<Vec<u16>, Fault> {
@@ -155,12 +154,12 @@ fn numbers(bytes: &[u8]) -> Result<Vec<u16>, Fault> {
 }
 
 /// Block data: item numbers, then as many tuples.
-fn add_tuples(count: u16, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn add_tuples(count: u16, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
     if count == 0 {
         return Ok(());
     }
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(block.needed_data()?);
     let numbers = numbers(data.take(usize::from(count) * 2)?)?;
     let mut rest = data.rest();
     for number in numbers {
@@ -186,27 +185,28 @@ fn delete_items(list: &[u8], page: &mut PageBytes) -> Result<(), Fault> {
 
 /// Block 0 is the new overflow page, 1 the page before it, 2 the bitmap page in which a free page was found, 3 a new
 /// bitmap page, 4 the metapage. Main data: bytes of a bitmap, whether a free page was found.
-fn add_overflow_page(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn add_overflow_page(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (bitmap_bytes, found) = (main.u16()?, main.u8()? != 0);
-    let other = |id| {
-        let other = record.block(id).ok_or("it does not name a page that it needs")?;
-        Ok::<u32, Fault>(other.block)
-    };
-    match block.id {
+    match record.own.id {
         0 => {
-            init(page, other(1)?, data_u32(block)?, flag::OVERFLOW);
+            init(
+                page,
+                record.needed_block(1)?,
+                data_u32(&record.own)?,
+                flag::OVERFLOW,
+            );
             Ok(())
         }
-        1 => set_link(page, NEXT, other(0)?),
-        2 => bitmap::set_bit(page, data_u32(block)?, true),
+        1 => set_link(page, NEXT, record.needed_block(0)?),
+        2 => bitmap::set_bit(page, data_u32(&record.own)?, true),
         3 => bitmap::init_page(bitmap_bytes, page),
         4 => {
-            meta::set_first_free(page, data_u32(block)?)?;
+            meta::set_first_free(page, data_u32(&record.own)?)?;
             if found {
                 return Ok(());
             }
-            meta::add_overflow_pages(page, other(3).ok())
+            meta::add_overflow_pages(page, record.block(3))
         }
         _ => Err("a record of this type does not name this page"),
     }
@@ -214,7 +214,7 @@ fn add_overflow_page(record: &DecodedRecord, block: &BlockRef, page: &mut PageBy
 
 /// Block 0 is the old bucket's first page, 1 the new one's, 2 the metapage. Main data: the new bucket, the flags of the
 /// old page, those of the new page, what changes in the metapage.
-fn split_allocate_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn split_allocate_page(mut main: Reader, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let (bucket, old_flags, new_flags) = (main.u32()?, main.u16()?, main.u16()?);
     let changes = main.u8()?;
     match block.id {
@@ -226,7 +226,7 @@ fn split_allocate_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes)
             init(page, bucket, bucket, new_flags);
             Ok(())
         }
-        2 => meta::add_bucket(page, bucket, changes, block.data.as_deref().unwrap_or(&[])),
+        2 => meta::add_bucket(page, bucket, changes, block.any_data()),
         _ => Err("a record of this type does not name this page"),
     }
 }
@@ -234,7 +234,7 @@ fn split_allocate_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes)
 /// Block 1 gets the tuples of the overflow page, block 2, which is freed; 3 is the page before the freed one unless
 /// that is block 1, 4 the page after it, 5 the bitmap page, 6 the metapage. Main data: the blocks before and after the
 /// freed page, the number of tuples, whether block 1 is the bucket's first page, whether it is the one before the freed.
-fn squeeze_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn squeeze_page(mut main: Reader, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let (previous, next, count) = (main.u32()?, main.u32()?, main.u16()?);
     let (_is_first, is_previous) = (main.u8()?, main.u8()? != 0);
     match block.id {
@@ -260,7 +260,7 @@ fn squeeze_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes) -> Res
 
 /// Block 0 is the page that loses its dead items, 1 the metapage. Main data: the newest removed transaction, the number
 /// of items, their numbers.
-fn vacuum_one_page(mut main: Reader, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+fn vacuum_one_page(mut main: Reader, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let (_newest_removed, count) = (main.u32()?, main.u32()?);
     let count = i32::try_from(count).map_err(|_| "it removes a negative number of items")?;
     match block.id {

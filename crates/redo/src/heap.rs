@@ -1,13 +1,14 @@
 //! Redo of the first heap resource manager (`heap_redo` in `access/heap/heapam.c`): insert, delete, update, lock,
 //! confirm of a speculative insertion, in-place update.
 //!
-//! Visibility-map bits that these records clear are on another page; see [`crate::redo_vm_clear`].
+//! Visibility-map bits that these records clear are on another page; see the module `vm`.
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_types::ForkNumber;
 
 use crate::page::{self, ItemState, Place};
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
-use crate::{Fault, PageBytes};
+use crate::{Fault, PageBytes, vm};
 
 /// Fields of a tuple header (`access/htup_details.h`), offsets in bytes from the tuple's start.
 pub(crate) mod tuple {
@@ -129,15 +130,18 @@ pub(crate) const OPERATION: u8 = 0x70;
 /// `MaxHeapTupleSize`.
 const MAX_TUPLE_BYTES: usize = 8160;
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    if record.own.rel.fork == ForkNumber::Vm {
+        return vm::clear_named(record, page);
+    }
     match record.info & OPERATION {
-        0x00 => insert(record, block, page)?,
-        0x10 => delete(record, block, page)?,
-        0x20 => update(record, block, page, false)?,
-        0x40 => update(record, block, page, true)?,
-        0x50 => confirm(record, block, page)?,
-        0x60 => lock(record, block, page)?,
-        0x70 => inplace(record, block, page)?,
+        0x00 => insert(record, page)?,
+        0x10 => delete(record, page)?,
+        0x20 => update(record, page, false)?,
+        0x40 => update(record, page, true)?,
+        0x50 => confirm(record, page)?,
+        0x60 => lock(record, page)?,
+        0x70 => inplace(record, page)?,
         _ => return Err("a record of this type names no page"),
     }
     page::set_lsn(page, record.end);
@@ -193,20 +197,15 @@ impl TupleHeader {
     }
 }
 
-/// Data of the block reference, which must be there.
-pub(crate) fn block_data(block: &BlockRef) -> Result<&[u8], Fault> {
-    block.data.as_deref().ok_or("it has no data for this block")
-}
-
-fn insert(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (number, flags) = (main.u16()?, main.u8()?);
-    if block.will_init {
+    if record.own.will_init {
         page::init(page, 0);
     }
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     let header = TupleHeader::read(&mut data)?;
-    let new = header.build(record.xid, 0, (block.block, number), &[data.rest()])?;
+    let new = header.build(record.xid, 0, (record.own.block, number), &[data.rest()])?;
     page::add_item(page, &new, number, Place::HeapSlot)?;
     if flags & 0x01 != 0 {
         page::clear_flags(page, page::ALL_VISIBLE);
@@ -214,8 +213,8 @@ fn insert(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
     Ok(())
 }
 
-fn delete(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn delete(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (xmax, number, infobits, flags) = (main.u32()?, main.u16()?, main.u8()?, main.u8()?);
     let mut old = tuple_of(page, number)?;
     old.set_infobits(infobits);
@@ -231,7 +230,7 @@ fn delete(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
         // Moved to another partition (ItemPointerSetMovedPartitions).
         old.set_ctid(u32::MAX, 0xFFFD);
     } else {
-        old.set_ctid(block.block, number);
+        old.set_ctid(record.own.block, number);
     }
     page::set_prunable(page, record.xid);
     if flags & 0x01 != 0 {
@@ -241,17 +240,14 @@ fn delete(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
 }
 
 /// Block 0 holds the new version, block 1 the old one when it is on another page.
-fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes, hot: bool) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn update(record: &PageRecord<'_>, page: &mut PageBytes, hot: bool) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (old_xmax, old_number) = (main.u32()?, main.u16()?);
     let (old_infobits, flags) = (main.u8()?, main.u8()?);
     let (new_xmax, new_number) = (main.u32()?, main.u16()?);
-    let new_block = record
-        .block(0)
-        .ok_or("it does not name the new version's page")?
-        .block;
+    let new_block = record.needed_block(0)?;
     let same_page = record.block(1).is_none();
-    if block.id == 1 || same_page {
+    if record.own.id == 1 || same_page {
         let mut old = tuple_of(page, old_number)?;
         old.set_infobits(old_infobits);
         old.set_hot_updated(hot);
@@ -263,13 +259,13 @@ fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes, hot: b
             page::clear_flags(page, page::ALL_VISIBLE);
         }
     }
-    if block.id != 0 {
+    if record.own.id != 0 {
         return Ok(());
     }
-    if block.will_init {
+    if record.own.will_init {
         page::init(page, 0);
     }
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     let prefix = if flags & 0x20 != 0 {
         usize::from(data.u16()?)
     } else {
@@ -316,30 +312,30 @@ fn update(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes, hot: b
     Ok(())
 }
 
-fn confirm(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let number = Reader::new(&record.main_data).u16()?;
-    tuple_of(page, number)?.set_ctid(block.block, number);
+fn confirm(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let number = Reader::new(record.main).u16()?;
+    tuple_of(page, number)?.set_ctid(record.own.block, number);
     Ok(())
 }
 
-fn lock(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn lock(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (xid, number, infobits) = (main.u32()?, main.u16()?, main.u8()?);
     let mut locked = tuple_of(page, number)?;
     locked.set_infobits(infobits);
     if locked.is_locked_only() {
         locked.set_hot_updated(false);
-        locked.set_ctid(block.block, number);
+        locked.set_ctid(record.own.block, number);
     }
     locked.put_u32(tuple::XMAX, xid);
     locked.reset_command();
     Ok(())
 }
 
-fn inplace(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let number = Reader::new(&record.main_data).u16()?;
+fn inplace(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let number = Reader::new(record.main).u16()?;
     tuple_of(page, number)?;
-    let new = block_data(block)?;
+    let new = record.own.needed_data()?;
     let old = page::item_mut(page, number)?;
     let start = usize::from(old[tuple::HOFF]);
     let target = old.get_mut(start..).filter(|target| target.len() == new.len());

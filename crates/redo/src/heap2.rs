@@ -1,21 +1,23 @@
 //! Redo of the second heap resource manager (`heap2_redo` in `access/heap/heapam.c`): prune, vacuum, freeze,
 //! visibility map, multi-insert, lock of an updated version.
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_types::ForkNumber;
 
-use crate::heap::{OPERATION, TupleHeader, block_data, tuple, tuple_of};
+use crate::heap::{OPERATION, TupleHeader, tuple, tuple_of};
 use crate::page::{self, ItemId, ItemState, Place};
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes, vm};
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     match record.info & OPERATION {
-        0x10 => prune(record, block, page)?,
-        0x20 => vacuum(record, block, page)?,
-        0x30 => freeze(record, block, page)?,
+        0x10 => prune(record, page)?,
+        0x20 => vacuum(record, page)?,
+        0x30 => freeze(record, page)?,
         // The map's and the heap page's LSN have rules of their own.
-        0x40 => return visible(record, block, page),
-        0x50 => multi_insert(record, block, page)?,
+        0x40 => return visible(record, page),
+        0x50 | 0x60 if record.own.rel.fork == ForkNumber::Vm => return vm::clear_named(record, page),
+        0x50 => multi_insert(record, page)?,
         0x60 => lock_updated(record, page)?,
         _ => return Err("a record of this type names no page"),
     }
@@ -24,10 +26,10 @@ pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
 }
 
 /// Block data: pairs (from, to) of redirects, then dead, then unused item numbers (`heap_page_prune_execute`).
-fn prune(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn prune(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_conflict_xid, redirected, dead) = (main.u32()?, main.u16()?, main.u16()?);
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     for _ in 0..redirected {
         let (from, to) = (data.u16()?, data.u16()?);
         page::item_id(page, to)?;
@@ -51,9 +53,9 @@ fn prune(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Resu
 }
 
 /// The second pass of VACUUM: dead line pointers become unused. The tuples went at pruning, so nothing moves.
-fn vacuum(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let unused = Reader::new(&record.main_data).u16()?;
-    let mut data = Reader::new(block_data(block)?);
+fn vacuum(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let unused = Reader::new(record.main).u16()?;
+    let mut data = Reader::new(record.own.needed_data()?);
     for _ in 0..unused {
         page::set_item_id(page, data.u16()?, ItemId::UNUSED)?;
     }
@@ -62,10 +64,10 @@ fn vacuum(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
 }
 
 /// Block data: `xl_heap_freeze_tuple` entries of 12 bytes (`heap_execute_freeze_tuple`).
-fn freeze(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn freeze(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_cutoff_xid, count) = (main.u32()?, main.u16()?);
-    let mut data = Reader::new(block_data(block)?);
+    let mut data = Reader::new(record.own.needed_data()?);
     for _ in 0..count {
         let mut entry = Reader::new(data.take(12)?);
         let (xmax, number) = (entry.u32()?, entry.u16()?);
@@ -85,13 +87,13 @@ fn freeze(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Res
 }
 
 /// Block 0 is the map's page, block 1 the heap page.
-fn visible(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn visible(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (_cutoff_xid, flags) = (main.u32()?, main.u8()?);
-    match block.id {
+    match record.own.id {
         0 => {
-            let heap_block = record.block(1).ok_or("it does not name the heap page")?.block;
-            if heap_block / vm::HEAP_BLOCKS_PER_PAGE != block.block {
+            let heap_block = record.needed_block(1)?;
+            if heap_block / vm::HEAP_BLOCKS_PER_PAGE != record.own.block {
                 return Err("its map page does not cover its heap page");
             }
             vm::set(page, heap_block, flags, record.end)
@@ -107,23 +109,27 @@ fn visible(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Re
 }
 
 /// Block data: per tuple, aligned to 2 bytes, `xl_multi_insert_tuple` (length, masks, hoff) and the tuple's rest.
-fn multi_insert(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn multi_insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (flags, _padding, count) = (main.u8()?, main.u8()?, main.u16()?);
-    if block.will_init {
+    if record.own.will_init {
         page::init(page, 0);
     }
-    let whole = block_data(block)?;
+    let whole = record.own.needed_data()?;
     let mut data = Reader::new(whole);
     for index in 0..count {
-        let number = if block.will_init { index + 1 } else { main.u16()? };
+        let number = if record.own.will_init {
+            index + 1
+        } else {
+            main.u16()?
+        };
         if (whole.len() - data.rest().len()) & 1 == 1 {
             data.u8()?;
         }
         let length = usize::from(data.u16()?);
         let header = TupleHeader::read(&mut data)?;
         let body = data.take(length)?;
-        let new = header.build(record.xid, 0, (block.block, number), &[body])?;
+        let new = header.build(record.xid, 0, (record.own.block, number), &[body])?;
         page::add_item(page, &new, number, Place::HeapSlot)?;
     }
     if !data.is_empty() {
@@ -138,8 +144,8 @@ fn multi_insert(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) 
     Ok(())
 }
 
-fn lock_updated(record: &DecodedRecord, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+fn lock_updated(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (xmax, number, infobits) = (main.u32()?, main.u16()?, main.u8()?);
     let mut locked = tuple_of(page, number)?;
     locked.set_infobits(infobits);

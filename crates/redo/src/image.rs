@@ -6,46 +6,56 @@
 use lakebed_types::PAGE_SIZE;
 use lakebed_wal::record::{BlockImage, ImageCompression};
 
-use crate::{Fault, PageBytes};
+use crate::{Fault, ImageView, PageBytes};
 
-/// Writes the page that an image stands for.
+impl ImageView<'_> {
+    /// Writes the page that an image stands for.
+    ///
+    /// # Errors
+    /// The hole does not fit the page, or the bytes do not decompress to exactly the rest of the page.
+    pub fn restore(&self, page: &mut PageBytes) -> Result<(), &'static str> {
+        let hole_start = usize::from(self.hole_offset);
+        let hole = usize::from(self.hole_length);
+        if hole_start + hole > PAGE_SIZE {
+            return Err("the image's hole is outside the page");
+        }
+        let length = PAGE_SIZE - hole;
+        let mut plain = [0u8; PAGE_SIZE];
+        let plain = &mut plain[..length];
+        match self.compression {
+            ImageCompression::None => {
+                let bytes = self.bytes.get(..length).ok_or("the image is too short")?;
+                plain.copy_from_slice(bytes);
+            }
+            ImageCompression::Pglz => pglz_decompress(self.bytes, plain)?,
+            ImageCompression::Lz4 => {
+                let got = lz4_flex::block::decompress_into(self.bytes, plain)
+                    .map_err(|_| "the LZ4 image is damaged")?;
+                if got != length {
+                    return Err("the LZ4 image has the wrong length");
+                }
+            }
+            ImageCompression::Zstd => {
+                let got = zstd::bulk::decompress_to_buffer(self.bytes, plain)
+                    .map_err(|_| "the Zstandard image is damaged")?;
+                if got != length {
+                    return Err("the Zstandard image has the wrong length");
+                }
+            }
+        }
+        page[..hole_start].copy_from_slice(&plain[..hole_start]);
+        page[hole_start..hole_start + hole].fill(0);
+        page[hole_start + hole..].copy_from_slice(&plain[hole_start..]);
+        Ok(())
+    }
+}
+
+/// Writes the page that an image stands for, also one that is there for checking only; see [`ImageView::restore`].
 ///
 /// # Errors
-/// The hole does not fit the page, or the bytes do not decompress to exactly the rest of the page.
+/// See [`ImageView::restore`].
 pub fn restore_image(image: &BlockImage, page: &mut PageBytes) -> Result<(), &'static str> {
-    let hole_start = usize::from(image.hole_offset);
-    let hole = usize::from(image.hole_length);
-    if hole_start + hole > PAGE_SIZE {
-        return Err("the image's hole is outside the page");
-    }
-    let length = PAGE_SIZE - hole;
-    let mut plain = [0u8; PAGE_SIZE];
-    let plain = &mut plain[..length];
-    match image.compression {
-        ImageCompression::None => {
-            let bytes = image.bytes.get(..length).ok_or("the image is too short")?;
-            plain.copy_from_slice(bytes);
-        }
-        ImageCompression::Pglz => pglz_decompress(&image.bytes, plain)?,
-        ImageCompression::Lz4 => {
-            let got = lz4_flex::block::decompress_into(&image.bytes, plain)
-                .map_err(|_| "the LZ4 image is damaged")?;
-            if got != length {
-                return Err("the LZ4 image has the wrong length");
-            }
-        }
-        ImageCompression::Zstd => {
-            let got = zstd::bulk::decompress_to_buffer(&image.bytes, plain)
-                .map_err(|_| "the Zstandard image is damaged")?;
-            if got != length {
-                return Err("the Zstandard image has the wrong length");
-            }
-        }
-    }
-    page[..hole_start].copy_from_slice(&plain[..hole_start]);
-    page[hole_start..hole_start + hole].fill(0);
-    page[hole_start + hole..].copy_from_slice(&plain[hole_start..]);
-    Ok(())
+    ImageView::from(image).restore(page)
 }
 
 /// Postgres's own compression (`common/pg_lzcompress.c`): a control byte tells, from its lowest bit on, whether each

@@ -3,9 +3,12 @@
 //! A page's redo sees its own bytes and the record, never another page. What a record changes outside relation
 //! pages (sizes, SLRUs, counters) belongs to the crate `ingest`.
 //!
-//! - [`redo_block`] is the entry: restores an image or runs the resource manager's redo, then stamps the LSN.
+//! - [`PageRecord`] is a record as far as one of its pages is concerned, borrowed.
+//! - [`PageRecord::redo`] restores an image or runs the resource manager's redo, then stamps the LSN. [`redo_block`]
+//!   does that for a decoded record.
 //! - [`redo_vm_clear`] is for visibility-map bits that a heap record clears without naming the map's page.
-//! - [`StoredRecord`] is what a pageserver keeps of one record for one page.
+//! - [`PageRecord::encode`] and [`PageRecord::decode`]: what a pageserver keeps of one record for one page.
+//! - [`checksum`] is for clusters with data checksums: redo leaves the field alone, and who hands out a page sets it.
 //! - [`mask`] hides what Postgres itself allows to differ, for comparisons.
 //!
 //! Every length, offset and line pointer that comes from a record or a page is checked: hostile bytes give a
@@ -15,6 +18,7 @@
 mod brin;
 mod btree;
 mod btree_tuple;
+pub mod checksum;
 mod generic;
 mod gin;
 mod gist;
@@ -23,7 +27,9 @@ mod heap;
 mod heap2;
 mod image;
 pub mod mask;
+mod needs;
 pub mod page;
+mod page_record;
 mod reader;
 mod sequence;
 mod spgist;
@@ -32,7 +38,8 @@ mod vm;
 
 pub use image::restore_image;
 pub use page::PageBytes;
-pub use stored::{StoredError, StoredRecord};
+pub use page_record::{BlockView, ImageView, PageRecord};
+pub use stored::{StoredError, StoredPlace};
 pub use vm::{redo_vm_clear, redo_vm_truncate};
 
 use lakebed_types::{Lsn, RelTag};
@@ -87,53 +94,63 @@ pub struct RedoError {
     pub fault: &'static str,
 }
 
-/// Replays `record` on the page that `block` (one of the record's references) names.
-///
-/// `page` holds the version before the record, zeros if there is none; afterwards the version at the record's
-/// end. A page that already carries the record's LSN or a later one is left alone, as in Postgres's
-/// `XLogReadBufferForRedoExtended`.
+/// Replays `record` on the page that `block` (one of the record's references) names; see [`PageRecord::redo`].
 ///
 /// # Errors
-/// The record does not fit the page, is malformed, or its type is unknown here.
+/// See [`PageRecord::redo`].
 pub fn redo_block(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), RedoError> {
-    redo_inner(record, block, page).map_err(|fault| RedoError {
-        end: record.end,
-        rmid: record.rmid,
-        info: record.info,
-        rel: block.rel,
-        block: block.block,
-        fault,
-    })
+    PageRecord::new(record, block).redo(page)
 }
 
-fn redo_inner(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    if let Some(image) = block.image.as_ref().filter(|image| image.apply) {
-        restore_image(image, page)?;
+impl PageRecord<'_> {
+    /// Replays the record on its page.
+    ///
+    /// `page` holds the version before the record, zeros if there is none; afterwards the version at the record's
+    /// end. A page that already carries the record's LSN or a later one is left alone, as in Postgres's
+    /// `XLogReadBufferForRedoExtended`.
+    ///
+    /// # Errors
+    /// The record does not fit the page, is malformed, or its type is unknown here.
+    pub fn redo(&self, page: &mut PageBytes) -> Result<(), RedoError> {
+        redo_inner(self, page).map_err(|fault| RedoError {
+            end: self.end,
+            rmid: self.rmid,
+            info: self.info,
+            rel: self.own.rel,
+            block: self.own.block,
+            fault,
+        })
+    }
+}
+
+fn redo_inner(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    if let Some(image) = &record.own.image {
+        image.restore(page)?;
         // An all-zero page stays all zero (PageIsNew).
         if !page::is_new(page) {
             page::set_lsn(page, record.end);
         }
         if record.rmid == rmgr::GIST {
-            gist::after_image(record, block, page)?;
+            gist::after_image(record, page)?;
         }
         return Ok(());
     }
-    if block.will_init {
+    if record.own.will_init {
         page.fill(0);
     } else if page::lsn(page) >= record.end {
         return Ok(());
     }
     match redo_of(record.rmid) {
-        Some(redo) => redo(record, block, page),
+        Some(redo) => redo(record, page),
         None => Err("no redo for pages of this resource manager"),
     }
 }
 
-type Redo = fn(&DecodedRecord, &BlockRef, &mut PageBytes) -> Result<(), Fault>;
+type Redo = fn(&PageRecord<'_>, &mut PageBytes) -> Result<(), Fault>;
 
 fn redo_of(rmid: u8) -> Option<Redo> {
     Some(match rmid {
-        rmgr::XLOG => |record, _, _| redo_xlog(record),
+        rmgr::XLOG => |record, _| redo_xlog(record),
         rmgr::HEAP => heap::redo,
         rmgr::HEAP2 => heap2::redo,
         rmgr::BTREE => btree::redo,
@@ -141,7 +158,7 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::GIN => gin::redo,
         rmgr::GIST => gist::redo,
         rmgr::SPGIST => spgist::redo,
-        rmgr::SEQUENCE => |record, _, page| sequence::redo(record, page),
+        rmgr::SEQUENCE => sequence::redo,
         rmgr::BRIN => brin::redo,
         rmgr::GENERIC => generic::redo,
         _ => return None,
@@ -156,7 +173,7 @@ pub fn knows(rmid: u8) -> bool {
 
 /// `XLOG_FPI` (0xB0) always carries images to apply. `XLOG_FPI_FOR_HINT` (0xA0) need not while full page writes are
 /// off, and then changes nothing (`xlog_redo`).
-fn redo_xlog(record: &DecodedRecord) -> Result<(), Fault> {
+fn redo_xlog(record: &PageRecord<'_>) -> Result<(), Fault> {
     match record.info & 0xF0 {
         0xA0 => Ok(()),
         0xB0 => Err("a full page image record without an image"),

@@ -12,26 +12,28 @@
 //! | vacuum leaf 0x60, root 0x70, redirect 0x80 | the page | | | |
 
 mod insert;
+mod needs;
 mod pick_split;
 mod spgist_page;
 mod tuple;
 mod vacuum;
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+pub(crate) use needs::of as needs;
 
+use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes, page};
 
-pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     match record.info & 0xF0 {
-        0x10 => insert::add_leaf(record, block, page)?,
-        0x20 => insert::move_leafs(record, block, page)?,
-        0x30 => insert::add_node(record, block, page)?,
-        0x40 => insert::split_tuple(record, block, page)?,
-        0x50 => pick_split::pick_split(record, block, page)?,
-        0x60 => vacuum::leaf(record, block, page)?,
-        0x70 => vacuum::root(record, block, page)?,
-        0x80 => vacuum::redirect(record, block, page)?,
+        0x10 => insert::add_leaf(record, page)?,
+        0x20 => insert::move_leafs(record, page)?,
+        0x30 => insert::add_node(record, page)?,
+        0x40 => insert::split_tuple(record, page)?,
+        0x50 => pick_split::pick_split(record, page)?,
+        0x60 => vacuum::leaf(record, page)?,
+        0x70 => vacuum::root(record, page)?,
+        0x80 => vacuum::redirect(record, page)?,
         _ => return Err("a record of this type names no page"),
     }
     page::set_lsn(page, record.end);
@@ -39,14 +41,6 @@ pub(crate) fn redo(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
 }
 
 const FOREIGN_PAGE: Fault = "a record of this type does not name this page";
-
-/// Block number of the reference with this id.
-fn block_number(record: &DecodedRecord, id: u8) -> Result<u32, Fault> {
-    Ok(record
-        .block(id)
-        .ok_or("it does not name a page that it needs")?
-        .block)
-}
 
 /// A place in the index: block and item number.
 #[derive(Clone, Copy)]

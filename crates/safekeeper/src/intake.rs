@@ -175,6 +175,7 @@ mod tests {
         timeline: 1,
         previous_timeline: 1,
         full_page_writes: true,
+        wal_level: 0,
         next_xid: 3,
         next_oid: 1,
         next_multi: 1,

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use lakebed_types::Lsn;
+use lakebed_wal::segment::file_name;
 
 use crate::durable_file::{DurableFileError, sync_directory};
 
@@ -82,10 +83,9 @@ impl From<DurableFileError> for WalStoreError {
     }
 }
 
-/// Postgres's name of a segment (`XLogFileName` in `access/xlog_internal.h`); its timeline is always 1 here.
+/// Path of a segment; its Postgres timeline is always 1 here.
 pub(crate) fn segment_path(directory: &Path, segment_bytes: u64, number: u64) -> PathBuf {
-    let per_id = 0x1_0000_0000 / segment_bytes;
-    directory.join(format!("{:08X}{:08X}{:08X}", 1, number / per_id, number % per_id))
+    directory.join(file_name(1, number, segment_bytes))
 }
 
 /// The WAL of one timeline; see the module header.

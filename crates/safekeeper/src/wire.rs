@@ -291,6 +291,7 @@ pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::Safekeeper
             system_identifier: state.system_id,
             postgres_major: state.pg_version.major(),
             wal_segment_bytes: u32::try_from(state.segment_bytes).unwrap_or(u32::MAX),
+            data_checksums: false,
         });
         status.membership = Some(quorum::membership_to_wire(&state.membership));
         status.term = state.term.0;

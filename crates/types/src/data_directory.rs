@@ -5,6 +5,7 @@
 //! it is (configuration, relation maps, version files). Names are from `common/relpath.c` and `access/slru.c`.
 
 use crate::key::{ForkNumber, RelTag, SlruKind};
+use crate::version::PgVersion;
 
 /// Blocks of a relation segment file: 1 GiB (`RELSEG_SIZE`).
 pub const RELATION_SEGMENT_BLOCKS: u32 = 131_072;
@@ -42,23 +43,37 @@ pub enum FileKind {
     Carried,
 }
 
-/// Name of the directory of this major version inside a tablespace (`TABLESPACE_VERSION_DIRECTORY`).
-pub const TABLESPACE_VERSION_DIRECTORY: &str = "PG_15_202209061";
-
 /// Link of a tablespace, relative to the data directory.
 pub fn tablespace_directory(oid: u32) -> String {
     format!("pg_tblspc/{oid}")
 }
 
 /// Directory of a database in a tablespace, relative to the data directory (`GetDatabasePath`).
-pub fn database_directory(tablespace: u32, database: u32) -> String {
+pub fn database_directory(version: PgVersion, tablespace: u32, database: u32) -> String {
     match tablespace {
         DEFAULT_TABLESPACE => format!("base/{database}"),
         GLOBAL_TABLESPACE => "global".to_owned(),
         _ => format!(
-            "{}/{TABLESPACE_VERSION_DIRECTORY}/{database}",
-            tablespace_directory(tablespace)
+            "{}/{}/{database}",
+            tablespace_directory(tablespace),
+            version.tablespace_directory()
         ),
+    }
+}
+
+/// Whether a relative path, as it came from outside, leads to something inside the data directory: no part of it is
+/// empty, `.` or `..`, and nothing in it ends a path early.
+pub fn is_inside(path: &str) -> bool {
+    !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+/// Name of the file of a prepared transaction, relative to the data directory (`TwoPhaseFilePath`, `access/transam/
+/// twophase.c`): its transaction id; from version 17 on with the epoch before it.
+pub fn two_phase_file(version: PgVersion, full_xid: u64) -> String {
+    if version < PgVersion::V17 {
+        format!("pg_twophase/{:08X}", full_xid & 0xFFFF_FFFF)
+    } else {
+        format!("pg_twophase/{full_xid:016X}")
     }
 }
 
@@ -149,6 +164,59 @@ fn number(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_stay_inside_the_data_directory() {
+        let table = [
+            ("PG_VERSION", true),
+            ("base/5/1259", true),
+            ("pg_tblspc/..x/a.b", true),
+            ("", false),
+            ("/etc/passwd", false),
+            ("base/", false),
+            ("base//5", false),
+            (".", false),
+            ("base/./5", false),
+            ("..", false),
+            ("base/../../x", false),
+            ("base\0/5", false),
+        ];
+        for (path, inside) in table {
+            assert_eq!(is_inside(path), inside, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn names_depend_on_the_version() {
+        let table = [
+            (
+                PgVersion::V15,
+                "pg_tblspc/16400/PG_15_202209061/5",
+                "pg_twophase/000002E6",
+            ),
+            (
+                PgVersion::V16,
+                "pg_tblspc/16400/PG_16_202307071/5",
+                "pg_twophase/000002E6",
+            ),
+            (
+                PgVersion::V17,
+                "pg_tblspc/16400/PG_17_202406281/5",
+                "pg_twophase/00000003000002E6",
+            ),
+            (
+                PgVersion::V18,
+                "pg_tblspc/16400/PG_18_202506291/5",
+                "pg_twophase/00000003000002E6",
+            ),
+        ];
+        for (version, directory, two_phase) in table {
+            assert_eq!(database_directory(version, 16400, 5), directory);
+            assert_eq!(database_directory(version, DEFAULT_TABLESPACE, 5), "base/5");
+            assert_eq!(database_directory(version, GLOBAL_TABLESPACE, 0), "global");
+            assert_eq!(two_phase_file(version, 0x0003_0000_02E6), two_phase);
+        }
+    }
 
     #[test]
     fn every_name_of_a_data_directory_has_its_kind() {

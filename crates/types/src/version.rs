@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | 15 | D110 | 1300 | 202209061 |
 //! | 16 | D113 | 1300 | 202307071 |
-//! | 17 | D116 | 1300 | 202406281 |
+//! | 17 | D116 | 1700 | 202406281 |
 //! | 18 | D118 | 1800 | 202506291 |
 //!
 //! Sources: `access/xlog_internal.h`, `catalog/pg_control.h`, `catalog/catversion.h` of each version. None of these
@@ -87,7 +87,8 @@ impl PgVersion {
     /// `PG_CONTROL_VERSION`: layout of the control file.
     pub const fn control_version(self) -> u32 {
         match self {
-            PgVersion::V15 | PgVersion::V16 | PgVersion::V17 => 1300,
+            PgVersion::V15 | PgVersion::V16 => 1300,
+            PgVersion::V17 => 1700,
             PgVersion::V18 => 1800,
         }
     }
@@ -100,6 +101,13 @@ impl PgVersion {
             PgVersion::V17 => 202_406_281,
             PgVersion::V18 => 202_506_291,
         }
+    }
+}
+
+impl PgVersion {
+    /// Name of this version's directory inside a tablespace (`TABLESPACE_VERSION_DIRECTORY`, `common/relpath.h`).
+    pub fn tablespace_directory(self) -> String {
+        format!("PG_{self}_{}", self.catalog_version())
     }
 }
 

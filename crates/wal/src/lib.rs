@@ -4,7 +4,7 @@
 //! links; [`parse`] takes one record apart into a [`record::DecodedRecord`]. The first step suffices to know where
 //! records end, which is all that a safekeeper's acceptor needs.
 //!
-//! [`control`] reads and writes the control file, and [`boot`] makes the checkpoint that a stateless compute starts on.
+//! [`segment`] names the files. [`control`] reads and writes the control file, and [`boot`] makes the checkpoint that a stateless compute starts on.
 #![forbid(unsafe_code)]
 
 pub mod boot;
@@ -12,4 +12,5 @@ pub mod control;
 pub mod page;
 pub mod parse;
 pub mod record;
+pub mod segment;
 pub mod stream;

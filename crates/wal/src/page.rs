@@ -18,6 +18,8 @@
 
 use lakebed_types::{Lsn, PgVersion};
 
+use crate::segment::file_name;
+
 /// Bytes of a WAL page.
 pub const WAL_PAGE_BYTES: u64 = 8192;
 /// Bytes of the header of most pages.
@@ -82,6 +84,11 @@ pub fn header_bytes(page: Lsn, segment_bytes: u32) -> usize {
 }
 
 impl WalFormat {
+    /// Name of the file of segment `number`.
+    pub fn segment_file_name(&self, number: u64) -> String {
+        file_name(self.timeline, number, u64::from(self.segment_bytes))
+    }
+
     /// Builds the header of the page at `page`: `remaining` bytes of a record continue on it.
     pub fn encode_header(&self, page: Lsn, remaining: u32) -> Vec<u8> {
         let long = header_bytes(page, self.segment_bytes) == LONG_HEADER_BYTES;

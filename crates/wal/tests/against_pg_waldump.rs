@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use lakebed_pgtest::{Cluster, Stop, run};
-use lakebed_types::{Lsn, PgVersion};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, run};
+use lakebed_types::Lsn;
+use lakebed_wal::control::ControlFile;
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
@@ -38,9 +39,8 @@ const RESOURCE_MANAGERS: [&str; 22] = [
     "LogicalMessage",
 ];
 
-fn system_identifier(data: &Path) -> u64 {
-    let control = fs::read(data.join("global/pg_control")).unwrap();
-    u64::from_le_bytes(control[..8].try_into().unwrap())
+fn control_file(data: &Path) -> ControlFile {
+    ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap()
 }
 
 /// All WAL of the directory, from its first segment on.
@@ -63,11 +63,11 @@ fn read_wal(data: &Path) -> (Lsn, Vec<u8>) {
 
 fn decode(data: &Path, piece: usize) -> Vec<DecodedRecord> {
     let (start, wal) = read_wal(data);
-    let system_identifier = system_identifier(data);
+    let control = control_file(data);
     let format = WalFormat {
-        version: PgVersion::V15,
+        version: control.version(),
         timeline: 1,
-        system_identifier,
+        system_identifier: control.system_identifier(),
         segment_bytes: SEGMENT as u32,
     };
     let mut decoder = WalDecoder::new(format, start, Lsn::INVALID);
@@ -127,11 +127,15 @@ fn waldump_line(line: &str) -> String {
 
 #[test]
 fn every_record_of_a_loaded_cluster_is_decoded_as_pg_waldump_does() {
-    let mut cluster = Cluster::init();
+    Installation::each(decode_as_pg_waldump_does);
+}
+
+fn decode_as_pg_waldump_does(installation: &Installation) {
+    let mut cluster = Cluster::init_with(installation, &InitOptions::default());
     // Long records, images of all kinds of pages, several segments, a segment switch in the middle.
     cluster.start(&[
         "wal_keep_size=1GB",
-        "wal_compression=lz4",
+        "wal_compression=pglz",
         "max_prepared_transactions=4",
         "fsync=off",
     ]);
@@ -154,7 +158,7 @@ fn every_record_of_a_loaded_cluster_is_decoded_as_pg_waldump_does() {
     assert!(records.len() > 5_000, "only {} records", records.len());
 
     let last = records.last().unwrap().end;
-    let mut pg_waldump = lakebed_pgtest::program("pg_waldump");
+    let mut pg_waldump = installation.program("pg_waldump");
     pg_waldump
         .arg("-p")
         .arg(data.join("pg_wal"))

@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use lakebed_pgtest::{Cluster, Stop};
-use lakebed_types::{Lsn, PgVersion};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop};
+use lakebed_types::Lsn;
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
@@ -74,11 +74,19 @@ fn make_stateless(cluster: &Cluster, format: WalFormat) -> (Lsn, Lsn) {
 
 #[test]
 fn stock_postgres_boots_wherever_the_position_lies() {
-    let mut cluster = Cluster::init();
+    Installation::each(boot_everywhere);
+}
+
+fn boot_everywhere(installation: &Installation) {
+    let mut cluster = Cluster::init_with(installation, &InitOptions::default());
+    assert_eq!(
+        control_file(&cluster).version().major(),
+        u32::from(installation.major)
+    );
     let control = control_file(&cluster);
     assert!(control.is_shut_down() && !control.has_data_checksums());
     let format = WalFormat {
-        version: PgVersion::V15,
+        version: control.version(),
         timeline: 1,
         system_identifier: control.system_identifier(),
         segment_bytes: control.segment_bytes(),
@@ -163,7 +171,11 @@ fn stock_postgres_boots_wherever_the_position_lies() {
 
 #[test]
 fn a_damaged_or_foreign_control_file_is_refused() {
-    let cluster = Cluster::init();
+    Installation::each(refuse_damage);
+}
+
+fn refuse_damage(installation: &Installation) {
+    let cluster = Cluster::init_with(installation, &InitOptions::default());
     let file = fs::read(cluster.data_dir().join("global/pg_control")).unwrap();
     assert_eq!(ControlFile::decode(&file).unwrap().encode(), file);
     let mut damaged = file.clone();
@@ -173,12 +185,12 @@ fn a_damaged_or_foreign_control_file_is_refused() {
         Err(ControlError::Crc { .. })
     ));
     let mut newer = file.clone();
-    newer[8..12].copy_from_slice(&1700u32.to_le_bytes());
-    let refused = ControlError::Unsupported {
-        field: "version",
-        found: 1700,
-        supported: 1300,
+    newer[8..12].copy_from_slice(&1900u32.to_le_bytes());
+    let catalogue = ControlFile::decode(&file).unwrap().version().catalog_version();
+    let refused = ControlError::Version {
+        control: 1900,
+        catalogue,
     };
     assert_eq!(ControlFile::decode(&newer), Err(refused));
-    assert_eq!(ControlFile::decode(&file[..290]), Err(ControlError::Short(290)));
+    assert_eq!(ControlFile::decode(&file[..295]), Err(ControlError::Short(295)));
 }

@@ -227,7 +227,7 @@ fn a_record_that_fills_its_page_needs_no_byte_of_the_next() {
     let border = 0x204000;
     // Within a page, and across a border with its second part filling the page.
     for begin in [border - 120, border - 8192 - 96 + 24] {
-        let state = Checkpoint::decode(&[0; lakebed_wal::control::CHECKPOINT_BYTES]);
+        let state = Checkpoint::decode(&[0; lakebed_wal::control::CHECKPOINT_BYTES], format.version);
         let wal = shutdown_checkpoint(format, lakebed_types::Lsn(begin), lakebed_types::Lsn(8), state);
         let mut decoder =
             lakebed_wal::stream::WalDecoder::new(format, lakebed_types::Lsn(begin), lakebed_types::Lsn(8));

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lakebed_shim_abi::message::{Blocks, Outcome};
 use lakebed_shim_abi::path::{self as shim_path, PathKind, WalSegment};
 use lakebed_shim_abi::region::{Region, SlotRef};
-use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify, database_directory};
+use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify};
 use lakebed_types::{ForkNumber, PAGE_SIZE, PageKey, RelTag, Term};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
@@ -322,7 +322,7 @@ impl Files {
         let relations = self.catalogue.list(tablespace, database).await;
         let relations =
             relations.map_err(|status| FileError::Catalogue(path.to_owned(), status.message().to_owned()))?;
-        let directory = database_directory(tablespace, database);
+        let directory = path.trim_end_matches('/');
         for (rel, blocks) in relations {
             let suffix = ["", "_fsm", "_vm", "_init"][rel.fork as usize];
             for segment in 0..=(blocks / RELATION_SEGMENT_BLOCKS) {

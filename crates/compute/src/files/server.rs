@@ -8,6 +8,7 @@ use std::time::Duration;
 use lakebed_shim_abi::frame::{HEADER_BYTES, Header};
 use lakebed_shim_abi::message::{Answer, Question};
 use lakebed_shim_abi::{MAGIC, VERSION};
+use lakebed_types::data_directory::is_inside;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -118,8 +119,7 @@ async fn converse(mut stream: UnixStream, files: &Arc<Files>, connected: &Notify
 }
 
 fn text(path: &[u8]) -> Result<&str, FileError> {
-    let inside = |path: &&str| path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    let path = std::str::from_utf8(path).ok().filter(inside);
+    let path = std::str::from_utf8(path).ok().filter(|path| is_inside(path));
     path.ok_or_else(|| FileError::Protocol("a path that is none inside the data directory".to_owned()))
 }
 

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_placement::ClusterIdentity;
 use lakebed_proto::v1::FileChunk;
+use lakebed_types::Lsn;
 use lakebed_types::data_directory::{FileKind, classify};
-use lakebed_types::{Lsn, PgVersion};
-use lakebed_wal::control::{CONTROL_VERSION_15, ControlFile};
+use lakebed_wal::control::ControlFile;
+use lakebed_wal::segment::file_name;
 
 use super::error::BootstrapError;
 
@@ -44,10 +45,6 @@ impl DataDirectory {
         if !control.is_shut_down() {
             return Err(unsuitable("its server was not shut down cleanly".to_owned()));
         }
-        if control.has_data_checksums() {
-            let reason = "it has data checksums; run initdb without --data-checksums";
-            return Err(unsuitable(reason.to_owned()));
-        }
         Ok(DataDirectory {
             root: root.to_owned(),
             control,
@@ -56,12 +53,11 @@ impl DataDirectory {
 
     /// Whose WAL it is.
     pub fn cluster(&self) -> ClusterIdentity {
-        // The one control file version that is read belongs to Postgres 15 among the supported ones.
-        const _: () = assert!(CONTROL_VERSION_15 == 1300);
         ClusterIdentity {
             system_identifier: self.control.system_identifier(),
-            postgres_major: PgVersion::V15,
+            postgres_major: self.control.version(),
             wal_segment_bytes: self.control.segment_bytes(),
+            data_checksums: self.control.has_data_checksums(),
         }
     }
 
@@ -130,16 +126,12 @@ impl DataDirectory {
     fn holds_checkpoint(&self, path: &str) -> bool {
         let segment_bytes = u64::from(self.control.segment_bytes()).max(1);
         let first = Lsn(self.checkpoint()).segment_number(segment_bytes);
-        let per_id = (1 << 32) / segment_bytes;
-        let name = |number: u64| {
-            let timeline = self.control.checkpoint().timeline;
-            format!(
-                "pg_wal/{timeline:08X}{:08X}{:08X}",
-                number / per_id,
-                number % per_id
-            )
-        };
-        [first, first + 1].map(name).iter().any(|name| name == path)
+        let timeline = self.control.checkpoint().timeline;
+        path.strip_prefix("pg_wal/").is_some_and(|name| {
+            [first, first + 1]
+                .iter()
+                .any(|&number| file_name(timeline, number, segment_bytes) == name)
+        })
     }
 }
 

@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use lakebed_compute::data_dir::Owner;
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::tier::{PrivateTier, free_port};
-use crate::initdb::{Initial, Owner};
+use crate::initdb::Initial;
 
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -7,12 +7,14 @@ use std::{fs, net};
 
 use anyhow::Context;
 use clap::Args;
+use lakebed_compute::data_dir::{Owner, owner_of};
 use lakebed_proto::connect;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use tonic::transport::Channel;
 
-use crate::initdb::{self, Owner};
-use crate::roles::compute::default_shim;
+use crate::cli::ProgramArgs;
+use crate::initdb;
+use crate::roles::compute::shim as default_shim;
 use crate::up::layout::UpDirectory;
 use crate::up::{Daemons, start_daemons, tenant};
 
@@ -22,12 +24,9 @@ pub struct TierArgs {
     /// Directory to make the private tier in. Default: the one for temporary files.
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// Directory of the programs of Postgres 15; pgbench must be there or on the path.
-    #[arg(long, default_value = "/usr/lib/postgresql/15/bin")]
-    pub pg_bin: PathBuf,
-    /// User that Postgres runs as when this is root.
-    #[arg(long, default_value = "postgres")]
-    pub run_as: String,
+    /// pgbench must be among the programs, or on the path.
+    #[command(flatten)]
+    pub programs: ProgramArgs,
     /// Number of pageserver shards.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub shards: u8,
@@ -72,8 +71,9 @@ impl PrivateTier {
     /// # Errors
     /// A program is missing, or the directory cannot be made.
     pub fn prepare(args: &TierArgs) -> anyhow::Result<PrivateTier> {
-        initdb::check_programs(&args.pg_bin)?;
-        let owner = initdb::postgres_user(&args.run_as)?;
+        let ProgramArgs { pg_bin, run_as } = args.programs.clone();
+        initdb::check_programs(&pg_bin)?;
+        let owner = owner_of(&run_as)?;
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let path = std::path::absolute(parent.join(format!("lakebed-bench-{}", std::process::id())))?;
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -82,13 +82,13 @@ impl PrivateTier {
         fs::set_permissions(&home.0, fs::Permissions::from_mode(0o755))?;
         let directory = UpDirectory::take(home.0.join("tier"), args.safekeepers, args.shards)?;
         if owner.is_some() {
-            directory.check_others_may_enter(&args.run_as)?;
+            directory.check_others_may_enter(&run_as)?;
         }
         Ok(PrivateTier {
-            pg_bin: args.pg_bin.clone(),
-            run_as: args.run_as.clone(),
+            pg_bin,
+            run_as,
             owner,
-            shim: default_shim()?,
+            shim: default_shim(None)?,
             directory,
             advertise: BTreeMap::new(),
             daemons: Daemons::default(),

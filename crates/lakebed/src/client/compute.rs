@@ -25,10 +25,18 @@ async fn supervisor(args: &ClientArgs) -> anyhow::Result<SupervisorClient<Channe
 /// Runs one of them.
 pub async fn run(command: ComputeCommand, as_json: bool) -> anyhow::Result<()> {
     match command {
-        ComputeCommand::Start { branch, port, client } => {
+        ComputeCommand::Start {
+            branch,
+            port,
+            pg_bin,
+            client,
+        } => {
+            // The supervisor may have another working directory.
+            let pg_bin = pg_bin.map(std::path::absolute).transpose()?.unwrap_or_default();
             let request = v1::StartComputeRequest {
                 branch,
                 port: port.into(),
+                pg_bin: pg_bin.display().to_string(),
             };
             let started = supervisor(&client)
                 .await?

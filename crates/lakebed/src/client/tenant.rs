@@ -1,14 +1,15 @@
 //! `lakebed tenant …`.
 
 use anyhow::Context;
+use lakebed_compute::data_dir::owner_of;
 use lakebed_controller::bootstrap::{NewTenant, create_tenant};
 use lakebed_proto::v1;
 use lakebed_types::TenantId;
 use serde_json::{Value, json};
 
 use super::{controller, table, told};
-use crate::cli::TenantCommand;
-use crate::initdb::{Initial, check_programs, postgres_user};
+use crate::cli::{ProgramArgs, TenantCommand};
+use crate::initdb::Initial;
 use crate::up::tenant::PATIENCE;
 
 /// Runs one of them.
@@ -20,8 +21,7 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
             shards,
             safekeepers,
             from,
-            pg_bin,
-            run_as,
+            programs: ProgramArgs { pg_bin, run_as },
             client,
         } => {
             let (address, _) = controller(&client).await?;
@@ -29,9 +29,8 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
             let data = match from {
                 Some(data) => data,
                 None => {
-                    check_programs(&pg_bin)?;
                     let home = std::env::temp_dir().join(format!("lakebed-initdb-{}", std::process::id()));
-                    made = Initial::make(&pg_bin, home, postgres_user(&run_as)?)?;
+                    made = Initial::make(&pg_bin, home, owner_of(&run_as)?)?;
                     made.data()
                 }
             };

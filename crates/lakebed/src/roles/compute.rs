@@ -1,5 +1,6 @@
 //! `lakebed compute --connect …`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,11 @@ const RESOLVE: Duration = Duration::from_secs(60);
 const ONE_CONTROLLER: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Where the preloaded library is, when nobody says: beside this program.
-pub fn default_shim() -> anyhow::Result<std::path::PathBuf> {
+/// Where the preloaded library is. When nobody says: beside this program.
+pub fn shim(told: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(told) = told {
+        return Ok(told);
+    }
     let program = std::env::current_exe().context("finding this program")?;
     let name = "liblakebed_compute_shim.so";
     let directory = program.parent().context("finding this program's directory")?;
@@ -62,7 +66,7 @@ fn configuration(args: ComputeRunArgs) -> anyhow::Result<(String, ComputeConfig)
             .and_then(|value| value.as_str().map(str::to_owned));
         let connect = connect.with_context(|| format!("{}: `connect` is missing", in_file()))?;
         if !table.contains_key("shim") {
-            let shim = default_shim()?.display().to_string();
+            let shim = shim(None)?.display().to_string();
             table.insert("shim".to_owned(), shim.into());
         }
         telemetry::init(node.log_format, "info")?;
@@ -75,19 +79,16 @@ fn configuration(args: ComputeRunArgs) -> anyhow::Result<(String, ComputeConfig)
     };
     let config = ComputeConfig {
         dir: std::path::absolute(&dir)?,
-        pg_bin: args.pg_bin,
-        shim: match args.shim {
-            Some(shim) => shim,
-            None => default_shim()?,
-        },
+        pg_bin: args.server.programs.pg_bin,
+        shim: shim(args.server.shim)?,
         pg_listen: args.pg_listen,
         pg_port: args.pg_port,
         admin_listen: args.admin_listen,
-        run_as: args.run_as,
+        run_as: args.server.programs.run_as,
         lease_ms: args.lease_ms,
         heartbeat_ms: 250,
         local_wal_bytes: 256 << 20,
-        settings: args.settings,
+        settings: args.server.settings,
     };
     Ok((args.connect.context("--connect is missing")?, config))
 }

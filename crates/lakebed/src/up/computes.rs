@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lakebed_proto::v1::supervisor_server::Supervisor;
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::child::Recipe;
 use super::layout::check_free;
-use super::tenant::TENANT;
+use super::target::Target;
 
 /// What all computes have in common.
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ pub struct Common {
 #[derive(Debug)]
 struct Compute {
     info: v1::ComputeInfo,
+    pg_bin: PathBuf,
     stop: CancellationToken,
     ended: TaskTracker,
 }
@@ -61,22 +62,35 @@ impl Computes {
         }
     }
 
-    /// Starts a compute, or finds the one that runs.
-    pub async fn start(&self, branch: &str, port: u16) -> Result<v1::ComputeInfo, Status> {
-        check_name(branch)?;
+    /// Starts a compute, or finds the one that runs. Without `pg_bin` with the programs that it had, or with those of
+    /// all.
+    pub async fn start(
+        &self,
+        target: &Target,
+        port: u16,
+        pg_bin: Option<PathBuf>,
+    ) -> Result<v1::ComputeInfo, Status> {
+        let branch = &target.to_string();
         let _one = self.changing.lock().await;
         let known = self
             .computes
             .lock()
             .await
             .get(branch)
-            .map(|compute| compute.info.clone());
+            .map(|compute| (compute.info.clone(), compute.pg_bin.clone()));
+        let (known, had) = known.unzip();
         let port = match known {
             Some(info) if info.state() == ComputeState::Running => {
                 if port != 0 && info.port != u32::from(port) {
                     return Err(Status::failed_precondition(format!(
                         "the compute of branch {branch} runs on port {}: stop it first",
                         info.port
+                    )));
+                }
+                if pg_bin.is_some() && pg_bin != had {
+                    return Err(Status::failed_precondition(format!(
+                        "the compute of branch {branch} runs with the programs in {}: stop it first",
+                        had.unwrap_or_default().display()
                     )));
                 }
                 return Ok(info);
@@ -87,7 +101,8 @@ impl Computes {
         let port = if port == 0 { free_port()? } else { port };
         check_free(port, &format!("branch {branch}"))
             .map_err(|error| Status::failed_precondition(format!("{error:#}")))?;
-        let recipe = self.recipe(branch, port);
+        let pg_bin = pg_bin.or(had).unwrap_or_else(|| self.common.pg_bin.clone());
+        let recipe = self.recipe(target, port, &pg_bin);
         let stop = CancellationToken::new();
         let ended = TaskTracker::new();
         let mut info = v1::ComputeInfo {
@@ -97,19 +112,19 @@ impl Computes {
             ..Default::default()
         };
         info.set_state(ComputeState::Starting);
-        self.remember(&info, &stop, &ended).await;
+        self.remember(&info, &pg_bin, &stop, &ended).await;
         let running = match recipe.start().await {
             Ok(running) => running,
             Err(error) => {
                 info.set_state(ComputeState::Failed);
                 info.message = format!("{error:#}");
-                self.remember(&info, &stop, &ended).await;
+                self.remember(&info, &pg_bin, &stop, &ended).await;
                 return Err(Status::unavailable(info.message));
             }
         };
         info.set_state(ComputeState::Running);
         info.admin = running.ready.admin.clone();
-        self.remember(&info, &stop, &ended).await;
+        self.remember(&info, &pg_bin, &stop, &ended).await;
         let (computes, told, mut ending) = (self.computes.clone(), stop.clone(), info.clone());
         ended.spawn(async move {
             let mut running = running;
@@ -139,31 +154,38 @@ impl Computes {
         Ok(info)
     }
 
-    async fn remember(&self, info: &v1::ComputeInfo, stop: &CancellationToken, ended: &TaskTracker) {
+    async fn remember(
+        &self,
+        info: &v1::ComputeInfo,
+        pg_bin: &Path,
+        stop: &CancellationToken,
+        ended: &TaskTracker,
+    ) {
         let compute = Compute {
             info: info.clone(),
+            pg_bin: pg_bin.to_owned(),
             stop: stop.clone(),
             ended: ended.clone(),
         };
         self.computes.lock().await.insert(info.branch.clone(), compute);
     }
 
-    fn recipe(&self, branch: &str, port: u16) -> Recipe {
+    fn recipe(&self, target: &Target, port: u16, pg_bin: &Path) -> Recipe {
         let common = &self.common;
         let mut arguments = vec![
             "compute".to_owned(),
-            format!("--connect=lakebed://{}/{TENANT}/{branch}", common.controller),
-            format!("--dir={}", common.directory.join(branch).display()),
-            format!("--pg-bin={}", common.pg_bin.display()),
+            format!("--connect=lakebed://{}/{}", common.controller, target.path()),
+            format!("--dir={}", common.directory.join(target.file_name()).display()),
+            format!("--pg-bin={}", pg_bin.display()),
             format!("--pg-port={port}"),
             format!("--run-as={}", common.run_as),
             format!("--shim={}", common.shim.display()),
         ];
         arguments.extend(common.settings.iter().map(|setting| format!("--set={setting}")));
-        let name = format!("compute-{branch}");
+        let name = format!("compute-{}", target.file_name());
         Recipe {
             log: common.logs.join(format!("{name}.log")),
-            name: format!("the compute of branch {branch}"),
+            name: format!("the compute of branch {target}"),
             arguments,
         }
     }
@@ -215,15 +237,9 @@ fn free_port() -> Result<u16, Status> {
         .map_err(|error| Status::internal(format!("no free port: {error}")))
 }
 
-/// A name becomes part of a path.
-fn check_name(branch: &str) -> Result<(), Status> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if branch.is_empty() || branch.starts_with('.') || !branch.chars().all(plain) {
-        return Err(Status::invalid_argument(format!(
-            "`{branch}` is no name of a branch"
-        )));
-    }
-    Ok(())
+fn target(text: &str) -> Result<Target, Status> {
+    text.parse()
+        .map_err(|error: anyhow::Error| Status::invalid_argument(error.to_string()))
 }
 
 #[tonic::async_trait]
@@ -236,8 +252,9 @@ impl Supervisor for Computes {
         let port = u16::try_from(request.port);
         let port = port.map_err(|_| Status::invalid_argument(format!("{} is no port", request.port)))?;
         // Goes on when the client goes away: a half-started compute would be nobody's.
-        let (computes, branch) = (self.clone(), request.branch);
-        let started = tokio::spawn(async move { computes.start(&branch, port).await });
+        let (computes, target) = (self.clone(), target(&request.branch)?);
+        let pg_bin = (!request.pg_bin.is_empty()).then(|| PathBuf::from(request.pg_bin));
+        let started = tokio::spawn(async move { computes.start(&target, port, pg_bin).await });
         let started = started
             .await
             .map_err(|error| Status::internal(error.to_string()))?;
@@ -248,7 +265,7 @@ impl Supervisor for Computes {
         &self,
         request: Request<v1::StopComputeRequest>,
     ) -> Result<Response<v1::ComputeInfo>, Status> {
-        let branch = request.into_inner().branch;
+        let branch = target(&request.into_inner().branch)?.to_string();
         let info = self.stop(&branch).await;
         let stopped = || v1::ComputeInfo {
             branch,

@@ -7,39 +7,38 @@ mod child;
 mod computes;
 pub mod layout;
 mod progress;
+mod target;
 pub mod tenant;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
+use lakebed_compute::data_dir::owner_of;
 use lakebed_proto::v1::supervisor_server::SupervisorServer;
 use serde_json::json;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::UpArgs;
+use crate::cli::{ProgramArgs, ServerArgs, UpArgs};
 use crate::initdb;
-use crate::roles::compute::default_shim;
-use crate::roles::shutdown_on_signals;
+use crate::roles::{compute, shutdown_on_signals};
 use child::Recipe;
 use computes::{Common, Computes};
 use layout::{UpDirectory, check_free, local};
 use progress::Step;
 
-/// How long streams of clients may take to end.
-const DRAIN: Duration = Duration::from_secs(2);
-
 /// Runs until a signal.
 pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
-    initdb::check_programs(&args.pg_bin)?;
-    let shim = match args.shim {
-        Some(shim) => shim,
-        None => default_shim()?,
-    };
-    let owner = initdb::postgres_user(&args.run_as)?;
+    let ServerArgs {
+        programs: ProgramArgs { pg_bin, run_as },
+        settings,
+        shim,
+    } = args.server;
+    initdb::check_programs(&pg_bin)?;
+    let shim = compute::shim(shim)?;
+    let owner = owner_of(&run_as)?;
     let directory = UpDirectory::take(
         layout::directory(args.dir.as_deref())?,
         args.safekeepers,
@@ -47,7 +46,7 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
     )?;
     check_free(args.pg_port, "Postgres (choose another with --pg-port)")?;
     if owner.is_some() {
-        directory.check_others_may_enter(&args.run_as)?;
+        directory.check_others_may_enter(&run_as)?;
     }
     let shutdown = shutdown_on_signals()?;
     let layout = directory.layout.clone();
@@ -56,10 +55,10 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
         controller: layout.controller(),
         directory: directory.path.join("computes"),
         logs: directory.path.join("log"),
-        pg_bin: args.pg_bin.clone(),
-        run_as: args.run_as.clone(),
+        pg_bin: pg_bin.clone(),
+        run_as,
         shim,
-        settings: args.settings.clone(),
+        settings,
     });
     let service = serve_supervisor(&layout, computes.clone()).await?;
     let started = async {
@@ -67,10 +66,10 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
         let step = directory
             .fresh
             .then(|| Step::begin("making the first branch from initdb"));
-        tenant::ensure(&directory, &args.pg_bin, owner).await?;
+        tenant::ensure(&directory, &pg_bin, owner).await?;
         drop(step);
         let _step = Step::begin("starting Postgres on branch main");
-        let compute = computes.start(tenant::BRANCH, args.pg_port).await;
+        let compute = computes.start(&tenant::first_branch(), args.pg_port, None).await;
         compute.map_err(|status| anyhow::anyhow!("{}", status.message()))
     };
     let result = tokio::select! {
@@ -161,7 +160,6 @@ impl Daemons {
     pub async fn stop(&self) {
         self.pageservers.stop().await;
         self.safekeepers.stop().await;
-        let _ = tokio::time::timeout(DRAIN, std::future::ready(())).await;
         self.controller.stop().await;
     }
 }

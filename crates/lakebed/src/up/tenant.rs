@@ -5,10 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use lakebed_compute::data_dir::Owner;
 use lakebed_controller::bootstrap::{NewTenant, create_tenant};
 
 use super::layout::UpDirectory;
-use crate::initdb::{Initial, Owner};
+use super::target::Target;
+use crate::initdb::Initial;
 
 /// Name of the tenant that `lakebed up` makes.
 pub const TENANT: &str = "default";
@@ -16,6 +18,11 @@ pub const TENANT: &str = "default";
 pub const BRANCH: &str = "main";
 /// How long the import may take.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The branch that `lakebed up` serves.
+pub fn first_branch() -> Target {
+    Target::new(TENANT, BRANCH)
+}
 
 /// Runs `initdb` and imports what it made, unless that was done before.
 ///

@@ -3,12 +3,11 @@
 //! - on a leaf, posting lists ("segments") one after the other, up to `pd_lower`; see [`super::posting_list`],
 //! - on an inner page, links of 10 bytes: child block (high half first), greatest TID below it.
 
-use lakebed_wal::record::BlockRef;
-
 use super::posting_list::{self, Encoder, TID};
 use super::{COUNT, FLAGS, NOT_THIS_PAGE, OPAQUE, RIGHT};
 use super::{block_id, check, check_data, flag, flags, init};
 use crate::page::{self, HEADER_BYTES, get_u16, put_u16, put_u32};
+use crate::page_record::BlockView;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -208,7 +207,11 @@ pub(super) fn insert_link(page: &mut PageBytes, data: &[u8], right_child: u32) -
 
 /// Main data: number of the link in the parent, padding, the deleted page's right neighbour, the transaction after
 /// which nobody can be on its way to the page.
-pub(super) fn delete_page(mut main: Reader<'_>, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(super) fn delete_page(
+    mut main: Reader<'_>,
+    block: &BlockView<'_>,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
     let (number, _padding) = (main.u16()?, main.u16()?);
     let (right, xid) = (main.u32()?, main.u32()?);
     check(page)?;

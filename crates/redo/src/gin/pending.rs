@@ -1,12 +1,10 @@
 //! The metapage and the list of pending entries: whole rows' tuples, in pages of their own until they are moved into
 //! the entry tree.
 
-use lakebed_wal::record::BlockRef;
-
 use super::{COUNT, NO_BLOCK, NOT_THIS_PAGE, RIGHT};
 use super::{check, flag, init, take_tuple};
-use crate::heap::block_data;
 use crate::page::{self, HEADER_BYTES, Place, get_u16, put_u16, put_u32};
+use crate::page_record::BlockView;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
@@ -20,8 +18,8 @@ fn restore_meta(page: &mut PageBytes, meta: &[u8]) {
 }
 
 /// Adds the tuples in the block's data after the page's last.
-fn append(page: &mut PageBytes, block: &BlockRef, count: u32) -> Result<(), Fault> {
-    let mut data = Reader::new(block_data(block)?);
+fn append(page: &mut PageBytes, block: &BlockView<'_>, count: u32) -> Result<(), Fault> {
+    let mut data = Reader::new(block.needed_data()?);
     for _ in 0..count {
         let tuple = take_tuple(&mut data)?;
         page::add_item(page, tuple, page::item_count(page) + 1, Place::Insert)?;
@@ -35,7 +33,11 @@ fn append(page: &mut PageBytes, block: &BlockRef, count: u32) -> Result<(), Faul
 
 /// Main data: relation (12 bytes), padding, metapage, block of the old tail (only whether there is one matters), the
 /// tail's new right neighbour, number of tuples that go to the tail; without any, a new list was put after the tail.
-pub(super) fn update_meta(mut main: Reader<'_>, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(super) fn update_meta(
+    mut main: Reader<'_>,
+    block: &BlockView<'_>,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
     main.take(12 + 4)?;
     let meta = main.take(META)?;
     let (old_tail, right, count) = (main.u32()?, main.u32()?, main.u32()? as i32);
@@ -57,7 +59,11 @@ pub(super) fn update_meta(mut main: Reader<'_>, block: &BlockRef, page: &mut Pag
 }
 
 /// Main data: right neighbour, number of tuples. The last page of a list of several holds the end of the one row.
-pub(super) fn insert_page(mut main: Reader<'_>, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
+pub(super) fn insert_page(
+    mut main: Reader<'_>,
+    block: &BlockView<'_>,
+    page: &mut PageBytes,
+) -> Result<(), Fault> {
     let (right, count) = (main.u32()?, main.u32()?);
     if right == NO_BLOCK {
         init(page, flag::LIST | flag::LIST_FULL_ROW);
@@ -72,7 +78,7 @@ pub(super) fn insert_page(mut main: Reader<'_>, block: &BlockRef, page: &mut Pag
 /// Main data: metapage, number of deleted pages. Block 0 is the metapage, all others are deleted pages.
 pub(super) fn delete_pages(
     mut main: Reader<'_>,
-    block: &BlockRef,
+    block: &BlockView<'_>,
     page: &mut PageBytes,
 ) -> Result<(), Fault> {
     let meta = main.take(META)?;

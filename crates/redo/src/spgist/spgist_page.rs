@@ -3,10 +3,9 @@
 //! The special area (`SpGistPageOpaqueData`, 8 bytes) is: flags, number of redirects, number of placeholders, page
 //! kind, 16 bits each.
 
-use lakebed_wal::record::BlockRef;
-
 use super::{Place, State, tuple};
 use crate::page::{self, get_u16, put_u16};
+use crate::page_record::BlockView;
 use crate::{Fault, PageBytes};
 
 /// Offset of the special area in the page, which begins with the flags.
@@ -49,7 +48,12 @@ pub(super) fn check(page: &PageBytes) -> Result<(), Fault> {
 }
 
 /// Begins the page anew if the record says so in its data, which must agree with the block reference; else checks it.
-pub(super) fn begin(block: &BlockRef, page: &mut PageBytes, anew: bool, kind: Kind) -> Result<(), Fault> {
+pub(super) fn begin(
+    block: &BlockView<'_>,
+    page: &mut PageBytes,
+    anew: bool,
+    kind: Kind,
+) -> Result<(), Fault> {
     if anew != block.will_init {
         return Err("its data and its block reference disagree on whether the page begins anew");
     }
@@ -62,7 +66,7 @@ pub(super) fn begin(block: &BlockRef, page: &mut PageBytes, anew: bool, kind: Ki
 }
 
 /// Checks a page that a record of this type never begins anew.
-pub(super) fn existing(block: &BlockRef, page: &PageBytes) -> Result<(), Fault> {
+pub(super) fn existing(block: &BlockView<'_>, page: &PageBytes) -> Result<(), Fault> {
     if block.will_init {
         return Err("it begins a page anew that its type only changes");
     }

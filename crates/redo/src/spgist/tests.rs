@@ -5,18 +5,18 @@ use super::spgist_page::{self, Kind, PLACEHOLDERS, REDIRECTS, Remains};
 use super::{Downlink, Place, State, tuple};
 use crate::PageBytes;
 use crate::page::{self, get_u16};
+use crate::page_record::BlockView;
 use crate::reader::Reader;
 
 use lakebed_types::{ForkNumber, RelTag};
-use lakebed_wal::record::BlockRef;
 
 const TARGET: Place = Place {
     block: 0x1_0002,
     number: 9,
 };
 
-fn reference(will_init: bool) -> BlockRef {
-    BlockRef {
+fn reference(will_init: bool) -> BlockView<'static> {
+    BlockView {
         id: 0,
         rel: RelTag {
             spcnode: 1663,

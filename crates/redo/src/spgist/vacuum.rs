@@ -1,14 +1,13 @@
 //! Vacuum of leaf pages, of a root that is a leaf, and of redirects and placeholders.
 
-use lakebed_wal::record::{BlockRef, DecodedRecord};
-
 use super::spgist_page::{self, PLACEHOLDERS, REDIRECTS, Remains};
 use super::{FOREIGN_PAGE, State, numbers, tuple};
 use crate::page;
+use crate::page_record::{BlockView, PageRecord};
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
-fn only_page(block: &BlockRef, page: &PageBytes) -> Result<(), Fault> {
+fn only_page(block: &BlockView<'_>, page: &PageBytes) -> Result<(), Fault> {
     if block.id != 0 {
         return Err(FOREIGN_PAGE);
     }
@@ -17,8 +16,8 @@ fn only_page(block: &BlockRef, page: &PageBytes) -> Result<(), Fault> {
 
 /// Some tuples die, some become placeholders, some move into the place of a dead chain head, and chains are linked
 /// anew.
-pub(super) fn leaf(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+pub(super) fn leaf(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (dead, placeholders, moves, links) = (main.u16()?, main.u16()?, main.u16()?, main.u16()?);
     let state = State::read(&mut main)?;
     let dead = numbers(&mut main, dead)?;
@@ -27,7 +26,7 @@ pub(super) fn leaf(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
     let to = numbers(&mut main, moves)?;
     let tuples = numbers(&mut main, links)?;
     let nexts = numbers(&mut main, links)?;
-    only_page(block, page)?;
+    only_page(&record.own, page)?;
     spgist_page::delete(page, &dead, Remains::Dead, state)?;
     spgist_page::delete(page, &placeholders, Remains::Placeholders, state)?;
     for (&from, &to) in from.iter().zip(&to) {
@@ -47,23 +46,23 @@ pub(super) fn leaf(record: &DecodedRecord, block: &BlockRef, page: &mut PageByte
 }
 
 /// Tuples of a root that is a leaf are in no chain and simply go.
-pub(super) fn root(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+pub(super) fn root(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let count = main.u16()?;
     main.take(2)?;
     State::read(&mut main)?;
     let gone = numbers(&mut main, count)?;
-    only_page(block, page)?;
+    only_page(&record.own, page)?;
     page::index_multi_delete(page, &gone)
 }
 
 /// Redirects that no scan needs any more become placeholders; placeholders at the end go.
-pub(super) fn redirect(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), Fault> {
-    let mut main = Reader::new(&record.main_data);
+pub(super) fn redirect(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let mut main = Reader::new(record.main);
     let (count, first) = (main.u16()?, main.u16()?);
     let _newest_xid = main.u32()?;
     let redirects = numbers(&mut main, count)?;
-    only_page(block, page)?;
+    only_page(&record.own, page)?;
     for &number in &redirects {
         tuple::make_placeholder(page::item_mut(page, number)?)?;
         spgist_page::count(page, REDIRECTS, -1);

@@ -152,6 +152,7 @@ pub fn create_request(members: &[u64]) -> v1::CreateSafekeeperTimelineRequest {
             system_identifier: sample().system_id,
             postgres_major: 15,
             wal_segment_bytes: SEGMENT,
+            data_checksums: false,
         }),
         membership: Some(v1::Membership {
             generation: 1,
