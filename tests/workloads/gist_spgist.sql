@@ -29,18 +29,6 @@ INSERT INTO gist SELECT i, point(x, y), box(point(x, y), point(x + 3, y + 2)), i
 CREATE TABLE booking (room int4range, during tsrange, EXCLUDE USING gist (room WITH &&, during WITH &&));
 INSERT INTO booking SELECT int4range(i % 40, i % 40 + 1), tsrange(now()::timestamp + i * interval '1 day', now()::timestamp + (i + 1) * interval '1 day')
     FROM generate_series(1, 2000) i;
--- GiST: scans mark dead tuples, an insert into the full page removes them
-CREATE TABLE gist_dead (p point) WITH (autovacuum_enabled = off);
-CREATE INDEX gist_dead_p ON gist_dead USING gist (p);
-INSERT INTO gist_dead SELECT point(i % 100, i / 100) FROM generate_series(1, 5000) i;
-DELETE FROM gist_dead WHERE p[0] < 60;
-SET enable_seqscan = off;
-SET enable_bitmapscan = off;
-SELECT count(*) FROM gist_dead WHERE p <@ box(point(-1, -1), point(1000, 1000));
-SELECT count(*) FROM gist_dead WHERE p <@ box(point(-1, -1), point(1000, 1000));
-RESET enable_seqscan;
-RESET enable_bitmapscan;
-INSERT INTO gist_dead SELECT point(i % 100, i / 100) FROM generate_series(1, 5000) i;
 -- SP-GiST: text radix trees (new nodes, also in inner tuples that must move; split prefixes), quad and k-d trees, networks
 CREATE TABLE spgist (id int, t text, p point, r int4range, a inet, b box) WITH (autovacuum_enabled = off);
 CREATE INDEX spgist_t ON spgist USING spgist (t);

@@ -253,6 +253,7 @@ fn compare_with_images(installation: &Installation) {
     let everything = is_latest_of_its_major(installation);
     if everything {
         cluster.sql(workloads::EVERYTHING);
+        cluster.sql(workloads::GIST_DEAD);
         let script = cluster.home().join("concurrent.sql");
         fs::write(&script, workloads::CONCURRENT).unwrap();
         run(cluster

@@ -17,6 +17,7 @@ use lakebed_wal::record::{BlockRef, DecodedRecord};
 use crate::compare::History;
 use crate::directory::{DataDirectory, Place};
 use crate::error::VerifyError;
+use crate::redo::FIRST_CUSTOM_MANAGER;
 use crate::store::{PageFile, PageStore};
 
 /// Most references to missing pages that are remembered.
@@ -192,7 +193,11 @@ impl Cluster {
                 self.slru(kind, page, delta)?;
             }
         }
-        self.control.apply(record)?;
+        if record.rmid < FIRST_CUSTOM_MANAGER {
+            self.control.apply(record)?;
+        } else {
+            self.control.see_xid(record.xid);
+        }
         for change in &effects.catalogue {
             self.change(change)?;
         }

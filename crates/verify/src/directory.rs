@@ -51,6 +51,8 @@ pub struct DataDirectory {
 /// Files of a tablespace's version directory that every database directory has besides relations.
 const RELATION_MAP: &str = "pg_filenode.map";
 const VERSION_FILE: &str = "PG_VERSION";
+/// What `initdb --wal-segsize` takes (`IsValidWalSegSize`).
+const SEGMENT_BYTES: std::ops::RangeInclusive<u32> = 1 << 20..=1 << 30;
 /// Longest small file that is read whole, in bytes.
 const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
 
@@ -68,13 +70,13 @@ impl DataDirectory {
         let bytes = fs::read(&control_path).map_err(io_error(&control_path))?;
         let control =
             ControlFile::decode(&bytes).map_err(|error| refuse(format!("global/pg_control: {error}")))?;
-        let version = catalog_version(&bytes)
-            .and_then(PgVersion::from_catalog_version)
-            .ok_or_else(|| {
-                refuse(
-                    "global/pg_control names a catalogue version that no supported Postgres has".to_owned(),
-                )
-            })?;
+        let version = control.version();
+        let segment = control.segment_bytes();
+        if !segment.is_power_of_two() || !SEGMENT_BYTES.contains(&segment) {
+            return Err(refuse(format!(
+                "global/pg_control tells WAL segments of {segment} bytes"
+            )));
+        }
         if root.join("postmaster.pid").exists() {
             return Err(refuse(
                 "it has a postmaster.pid: stop the server first, or take a base backup with pg_basebackup"
@@ -229,12 +231,6 @@ impl DataDirectory {
         }
         Ok(())
     }
-}
-
-/// `CATALOG_VERSION_NO` of a control file, at the same place in all versions.
-fn catalog_version(control: &[u8]) -> Option<u32> {
-    let bytes = control.get(12..16)?;
-    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
 /// `minRecoveryPoint` of a control file, which decoded and hence is long enough, at the same place in all versions.

@@ -291,6 +291,9 @@ fn field_at(layout: Layout, page: &PageBytes, items: &[(u16, usize, usize)], at:
     if let Some(name) = covering(layout.content_fields(page), at) {
         return name.to_owned();
     }
+    if layout == Layout::Unknown {
+        return format!("bytes {}..{}", at / 16 * 16, at / 16 * 16 + 16);
+    }
     if at < page::lower(page) {
         return format!("line pointer {}", (at - HEADER_BYTES) / 4 + 1);
     }

@@ -31,6 +31,6 @@ pub mod store;
 mod verify;
 
 pub use error::VerifyError;
-pub use redo::{Managers, Native, PageRedo, ResourceManager};
+pub use redo::{Managers, Native, Redo, ResourceManager};
 pub use report::Report;
 pub use verify::{Progress, Request, verify};

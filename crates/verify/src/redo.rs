@@ -2,25 +2,36 @@
 
 use std::collections::BTreeMap;
 
+use lakebed_ingest::{Effects, IngestError, interpret};
 use lakebed_redo::{PageBytes, mask, page, redo_block, restore_image};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
-/// Replays records on pages.
-pub trait PageRedo: Sync {
+/// Replays records: what is verified. Tests put wrong ones in the place of [`Native`].
+pub trait Redo: Sync {
     /// Changes `page`, the version before the record of the page that `block` names, into the version after it.
     ///
     /// # Errors
     /// The record cannot be replayed on this page: in words, with the position.
-    fn redo(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String>;
+    fn page(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String>;
+
+    /// What the record changes besides the pages that it names.
+    ///
+    /// # Errors
+    /// The record is not understood.
+    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError>;
 }
 
 /// Lakebed's redo of the built-in resource managers.
 #[derive(Clone, Copy, Debug)]
 pub struct Native;
 
-impl PageRedo for Native {
-    fn redo(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String> {
+impl Redo for Native {
+    fn page(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String> {
         redo_block(record, block, page).map_err(|error| error.to_string())
+    }
+
+    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
+        interpret(record)
     }
 }
 

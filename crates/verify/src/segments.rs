@@ -14,6 +14,7 @@ use lakebed_types::Lsn;
 use lakebed_wal::boot::first_record_position;
 use lakebed_wal::page::{LONG_HEADER_BYTES, PageHeaderError, WAL_PAGE_BYTES, WalFormat};
 use lakebed_wal::parse::RECORD_HEADER_BYTES;
+use lakebed_wal::segment::file_name;
 use lakebed_wal::stream::{RawRecord, StreamError, WalDecoder};
 
 use crate::error::{VerifyError, io_error};
@@ -280,14 +281,11 @@ impl Segments {
         0x1_0000_0000 / u64::from(self.format.segment_bytes)
     }
 
-    /// `XLogFileName`.
     fn name(&self, segment: u64) -> String {
-        let per_id = self.per_id();
-        format!(
-            "{:08X}{:08X}{:08X}",
+        file_name(
             self.format.timeline,
-            segment / per_id,
-            segment % per_id
+            segment,
+            u64::from(self.format.segment_bytes),
         )
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
-use lakebed_ingest::{Effects, interpret, rmgr};
+use lakebed_ingest::{Effects, rmgr};
 use lakebed_types::{ForkNumber, Lsn};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::{BlockRef, DecodedRecord};
@@ -20,7 +20,7 @@ use crate::compare::{Verdict, with_image};
 use crate::directory::DataDirectory;
 use crate::error::VerifyError;
 use crate::names;
-use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, PageRedo, redo_custom};
+use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, Redo, redo_custom};
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};
 
@@ -80,7 +80,7 @@ pub enum Progress {
 /// Nothing can be said, or the rest cannot be: see [`VerifyError`]. Differences are in the report.
 pub fn verify(
     request: &Request,
-    redo: &dyn PageRedo,
+    redo: &dyn Redo,
     managers: &Managers,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, VerifyError> {
@@ -242,7 +242,7 @@ impl Consistency {
 
 struct Replay<'a> {
     cluster: Cluster,
-    redo: &'a dyn PageRedo,
+    redo: &'a dyn Redo,
     managers: &'a Managers,
     consistency: Consistency,
     from: Lsn,
@@ -284,7 +284,7 @@ impl Replay<'_> {
             }
             return Ok(Effects::default());
         }
-        interpret(record).map_err(VerifyError::from)
+        self.redo.effects(record).map_err(VerifyError::from)
     }
 
     fn redo_block(&mut self, record: &DecodedRecord, block: &BlockRef) -> Result<(), VerifyError> {
@@ -299,7 +299,7 @@ impl Replay<'_> {
         let page = self.cluster.page_mut(block.rel, block.block)?;
         match self.managers.get(record.rmid) {
             Some(manager) => redo_custom(manager, record, block, page),
-            None => self.redo.redo(record, block, page),
+            None => self.redo.page(record, block, page),
         }
         .map_err(VerifyError::Redo)?;
         self.cluster.remember(record, block);
