@@ -243,17 +243,19 @@ impl WrongEffects {
     fn catalogue(&self, change: &mut CatalogueChange) -> bool {
         let mut stays = true;
         match change {
-            // Cut one block too far: only the last truncation of a relation leaves a trace.
+            // Cut one block too far, every time: relations that are truncated early are dropped later.
             CatalogueChange::RelationTruncated { rel, blocks }
                 if rel.fork == ForkNumber::Main && *blocks > 9 =>
             {
-                self.once("Storage", rel.to_string(), || *blocks -= 1);
+                self.0.lock().unwrap().insert("Storage", rel.to_string());
+                *blocks -= 1;
             }
+            // Of a database that stays.
             CatalogueChange::RelationMapUpdated {
                 db,
                 tablespace,
                 bytes,
-            } => self.once("RelMap", format!("pg_filenode.map {tablespace}/{db}"), || {
+            } if *db == 5 => self.once("RelMap", format!("pg_filenode.map {tablespace}/{db}"), || {
                 let mut wrong = bytes.to_vec();
                 wrong[100] ^= 1;
                 *bytes = Bytes::from(wrong);
@@ -281,12 +283,14 @@ impl WrongEffects {
 impl Redo for WrongEffects {
     fn page(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String> {
         Native.page(record, block, page)?;
-        // XLOG: an image is restored with one bit wrong, on a heap page of a database that nothing changes any more.
-        let heap = page::special(page) == page.len();
-        if record.rmid == 0 && block.rel.fork == ForkNumber::Main && heap && block.rel.relnode == 3602 {
+        // XLOG: images of a heap page of databases that nothing changes any more are restored with one bit wrong.
+        const TEXT_SEARCH_CONFIGURATIONS: u32 = 3602;
+        let heap = page::special(page) == page.len() && block.rel.fork == ForkNumber::Main;
+        if record.rmid == 0 && heap && block.rel.relnode == TEXT_SEARCH_CONFIGURATIONS {
             let at = page.len() - 1;
-            let what = format!("{} block {}", block.rel, block.block);
-            self.once("XLOG", what, || page[at] ^= 1);
+            page[at] ^= 1;
+            let what = format!("/{TEXT_SEARCH_CONFIGURATIONS} block {}", block.block);
+            self.0.lock().unwrap().insert("XLOG", what);
         }
         Ok(())
     }
