@@ -198,12 +198,22 @@ impl ControlState {
                 self.checkpoint.full_page_writes = checkpoints::parse_full_page_writes(record)?;
             }
             checkpoints::END_OF_RECOVERY => {
-                let (timeline, previous) = checkpoints::parse_end_of_recovery(record)?;
-                self.checkpoint.timeline = timeline;
-                self.checkpoint.previous_timeline = previous;
+                let told = checkpoints::parse_end_of_recovery(record)?;
+                self.checkpoint.timeline = told.timeline;
+                self.checkpoint.previous_timeline = told.previous_timeline;
+                if let Some(level) = told.wal_level {
+                    self.checkpoint.wal_level = level;
+                }
+            }
+            checkpoints::CHECKPOINT_REDO => {
+                self.checkpoint.wal_level = checkpoints::parse_checkpoint_redo(record)?;
             }
             checkpoints::PARAMETER_CHANGE => {
-                let on = checkpoints::parse_parameters(record)?.track_commit_timestamp;
+                let told = checkpoints::parse_parameters(record)?;
+                if record.version >= PgVersion::V17 {
+                    self.checkpoint.wal_level = told.wal_level;
+                }
+                let on = told.track_commit_timestamp;
                 if on != self.commit_ts_active {
                     // On: every commit from here on has a time. Off: what there was is removed.
                     let first = if on { self.checkpoint.next_xid as u32 } else { 0 };
@@ -292,6 +302,7 @@ pub(crate) fn changes_more_than_xid(record: &DecodedRecord) -> bool {
                 | checkpoints::PARAMETER_CHANGE
                 | checkpoints::FULL_PAGE_WRITES_CHANGE
                 | checkpoints::END_OF_RECOVERY
+                | checkpoints::CHECKPOINT_REDO
         ),
         rmgr::TRANSACTION | rmgr::CLOG | rmgr::COMMIT_TS | rmgr::MULTIXACT => true,
         _ => false,

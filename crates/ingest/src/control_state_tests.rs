@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{checkpoint, full_commit, prepare, record, words};
+use crate::testing::{checkpoint, full_commit, prepare, record, words, written_by};
 
 fn state() -> ControlState {
     ControlState::from_checkpoint(&checkpoint())
@@ -41,14 +41,14 @@ fn each_record_moves_what_recovery_moves() {
     let table = [
         (record(8, 0x00, []), Checkpoint { next_xid, ..before }),
         (
-            full_commit(),
+            full_commit(PgVersion::V15),
             Checkpoint {
                 next_xid: 32_769,
                 ..before
             },
         ),
         (
-            prepare(),
+            prepare(PgVersion::V15),
             Checkpoint {
                 next_xid: 702,
                 ..before
@@ -128,6 +128,22 @@ fn each_record_moves_what_recovery_moves() {
 }
 
 #[test]
+fn since_17_the_wal_level_is_in_the_checkpoint() {
+    let level = |version, record| after(state(), &written_by(version, record)).wal_level;
+    let parameters = || record(rmgr::XLOG, 0x60, words(&[100, 8, 10, 0, 64, 2, 0]));
+    let redo = || record(rmgr::XLOG, 0xe0, words(&[2]));
+    let end_of_recovery = || record(rmgr::XLOG, 0x90, words(&[0, 0, 2, 1, 2, 0]));
+    assert_eq!(level(PgVersion::V16, parameters()), 0);
+    for version in [PgVersion::V17, PgVersion::V18] {
+        for record in [parameters(), redo(), end_of_recovery()] {
+            assert_eq!(level(version, record), 2);
+        }
+    }
+    let impossible = written_by(PgVersion::V17, record(rmgr::XLOG, 0xe0, words(&[3])));
+    assert!(state().apply(&impossible).is_err());
+}
+
+#[test]
 fn a_shutdown_checkpoint_is_believed_and_an_online_one_is_a_minimum() {
     let told = Checkpoint {
         redo: Lsn(0x900),
@@ -180,7 +196,7 @@ fn commit_timestamps_are_followed_from_when_they_are_switched_on() {
         (checkpoint.oldest_commit_ts_xid, checkpoint.newest_commit_ts_xid)
     };
     let mut state = state();
-    state.apply(&full_commit()).unwrap();
+    state.apply(&full_commit(PgVersion::V15)).unwrap();
     assert_eq!((horizons(&state), state.commit_ts_active()), ((0, 0), false));
     assert_eq!(state.apply(&switch(1)), Ok(true));
     assert_eq!(

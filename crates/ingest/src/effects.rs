@@ -90,7 +90,7 @@ pub struct Parameters {
     /// `max_locks_per_transaction`.
     pub max_locks_per_transaction: i32,
     /// `wal_level`: 0 minimal, 1 replica, 2 logical.
-    pub wal_level: i32,
+    pub wal_level: u32,
     /// `wal_log_hints`.
     pub wal_log_hints: bool,
     /// `track_commit_timestamp`.
@@ -151,17 +151,17 @@ pub enum CatalogueChange {
         db: u32,
         /// The database's default tablespace; 1664 (`pg_global`) for the shared map.
         tablespace: u32,
-        /// The file's bytes, [`crate::RELATION_MAP_BYTES`] of them.
+        /// The file's bytes, [`crate::relation_map_bytes`] of them.
         bytes: Bytes,
     },
     /// A transaction was prepared.
     TwoPhasePrepared {
         /// Its id.
         xid: u32,
-        /// Bytes of its file in `pg_twophase`, as recovery writes it.
+        /// Bytes of its file, as recovery writes it; [`crate::two_phase_path`] tells where.
         file: Bytes,
     },
-    /// A prepared transaction was committed or rolled back: its file is gone.
+    /// A prepared transaction was committed or rolled back: its file ([`crate::two_phase_path`]) is gone.
     TwoPhaseFinished {
         /// Its id.
         xid: u32,

@@ -1,6 +1,6 @@
 //! Why a record cannot be replayed.
 
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::rmgr;
@@ -9,8 +9,8 @@ use crate::rmgr;
 /// this record, and nothing after it is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IngestError {
-    /// A resource manager that Postgres 15 does not have, for instance an extension's own (128 and above).
-    #[error("record at {lsn}: resource manager {rmid} (info {info:#04x}) is not one of Postgres 15's")]
+    /// A resource manager that Postgres does not have, for instance an extension's own (128 and above).
+    #[error("record at {lsn}: resource manager {rmid} (info {info:#04x}) is not one of Postgres's own")]
     UnknownResourceManager {
         /// Start of the record.
         lsn: Lsn,
@@ -19,11 +19,13 @@ pub enum IngestError {
         /// Its info bits.
         info: u8,
     },
-    /// A record type that its resource manager does not have in Postgres 15.
-    #[error("record at {lsn}: resource manager {} has no record type {info:#04x}", rmgr::name(*.rmid))]
+    /// A record type that its resource manager does not have in the version that wrote it.
+    #[error("record at {lsn}: resource manager {} of Postgres {version} has no record type {info:#04x}", rmgr::name(*.rmid))]
     UnknownType {
         /// Start of the record.
         lsn: Lsn,
+        /// Version of Postgres that wrote it.
+        version: PgVersion,
         /// Its resource manager.
         rmid: u8,
         /// Its info bits.
@@ -58,6 +60,7 @@ pub(crate) fn malformed(record: &DecodedRecord, rule: Rule) -> IngestError {
 pub(crate) fn unknown_type(record: &DecodedRecord) -> IngestError {
     IngestError::UnknownType {
         lsn: record.start,
+        version: record.version,
         rmid: record.rmid,
         info: record.info,
     }

@@ -1,13 +1,15 @@
 //! Visibility-map bits that heap records clear (`access/heap/heapam.c`, the `heap_xlog_…` functions).
 //!
-//! Postgres 15 does not name the map's page in these records: a flag says that the heap page was all-visible, or
-//! all-frozen, and no longer is. Setting bits is a record of its own that names the page. Newer majors have minor
-//! versions that name it always; where a record does, it is left to page redo.
+//! A flag in the record says that the heap page was all-visible, or all-frozen, and no longer is. Whether it also names
+//! the map's page is a matter of the release that wrote it: from 17.11 and 18.6 on a record names it when a bit was in
+//! fact cleared, others never do. A record that names a map page says all with it, and is left to page redo; one that
+//! names none clears the bits of every heap page that its flags are about. `heap_redo` of the newest releases does the
+//! same, as it must be able to replay what older ones wrote. Setting bits is a record of its own that names the page.
 //!
 //! `XLOG_HEAP2_REWRITE` is here as well: the one heap record that changes a file which is no relation.
 
-use lakebed_types::{ForkNumber, RelTag};
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_types::ForkNumber;
+use lakebed_wal::record::DecodedRecord;
 
 use crate::effects::{CatalogueChange, Effects, VmClear};
 use crate::error::Rule;
@@ -116,7 +118,8 @@ fn clear_if(
     bits: u8,
     effects: &mut Effects,
 ) -> Result<(), Rule> {
-    if condition == 0 {
+    let names_map = record.blocks.iter().any(|block| block.rel.fork == ForkNumber::Vm);
+    if condition == 0 || names_map {
         return Ok(());
     }
     let heap = record.block(block_id).ok_or("it does not name its heap page")?;
@@ -129,15 +132,10 @@ fn clear_if(
         heap_block: heap.block,
         flags: bits,
     };
-    let named = |block: &BlockRef| same_page(block, clear.rel, clear.block);
-    if !record.blocks.iter().any(named) && !effects.vm_clears.contains(&clear) {
+    if !effects.vm_clears.contains(&clear) {
         effects.vm_clears.push(clear);
     }
     Ok(())
-}
-
-fn same_page(block: &BlockRef, rel: RelTag, number: u32) -> bool {
-    block.rel == rel && block.block == number
 }
 
 /// `heap_xlog_logical_rewrite`, `access/heap/rewriteheap.c`.

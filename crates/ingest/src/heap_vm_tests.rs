@@ -1,3 +1,5 @@
+use lakebed_types::RelTag;
+
 use super::*;
 use crate::rmgr;
 use crate::testing::{REL, record, with_blocks};
@@ -39,8 +41,15 @@ fn flags_of_each_record_type() {
         (rmgr::HEAP2, 0x50, vec![0x20, 0, 0, 0], one, vec![]),
         (rmgr::HEAP2, 0x60, at_7(1), one, vec![clear(FAR, 2)]),
         (rmgr::HEAP2, 0x10, at_7(1), one, vec![]),
-        // A record that names the map's page leaves it to redo.
+        // A record that names a map page leaves all to redo: an update's other page had no bit set.
         (rmgr::HEAP, 0x10, at_7(1), named, vec![]),
+        (
+            rmgr::HEAP,
+            0x20,
+            at_7(3),
+            &[(REL, 1), (REL, FAR), (VM, 0)],
+            vec![],
+        ),
     ];
     for (row, (rmid, info, data, blocks, expected)) in table.into_iter().enumerate() {
         let effects = crate::interpret(&with_blocks(record(rmid, info, data), blocks)).unwrap();
@@ -52,7 +61,8 @@ fn flags_of_each_record_type() {
 fn a_flag_without_a_heap_page_is_refused() {
     let data = [0, 0, 0, 0, 0, 0, 0, 1];
     assert!(crate::interpret(&record(rmgr::HEAP, 0x10, data)).is_err());
-    let on_map = with_blocks(record(rmgr::HEAP, 0x10, data), &[(VM, 0)]);
-    assert!(crate::interpret(&on_map).is_err());
+    let fsm = REL.with_fork(ForkNumber::Fsm);
+    let on_fsm = with_blocks(record(rmgr::HEAP, 0x10, data), &[(fsm, 0)]);
+    assert!(crate::interpret(&on_fsm).is_err());
     assert!(crate::interpret(&with_blocks(record(rmgr::HEAP, 0x10, [0; 7]), &[(REL, 0)])).is_err());
 }

@@ -29,7 +29,7 @@ pub fn interpret(record: &DecodedRecord) -> Result<Effects, IngestError> {
 
 /// The bits of `xl_info` that name the record's type.
 pub(crate) fn known_type(record: &DecodedRecord) -> Result<u8, IngestError> {
-    match rmgr::known(record.rmid, record.info) {
+    match rmgr::known(record.version, record.rmid, record.info) {
         Known::Type(record_type) => Ok(record_type),
         Known::NoSuchType => Err(unknown_type(record)),
         Known::NoSuchManager => Err(IngestError::UnknownResourceManager {

@@ -1,10 +1,10 @@
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, PageKey, SlruKind};
+use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, SlruKind};
 
 use super::*;
 use crate::effects::{CatalogueChange, Parameters};
 use crate::slru::SlruCut;
-use crate::testing::{REL, record, relation_map, samples, with_blocks, words};
+use crate::testing::{REL, record, relation_map, samples, with_blocks, words, written_by};
 use crate::{SlruDelta, rmgr};
 
 fn catalogue(record: &DecodedRecord) -> Vec<CatalogueChange> {
@@ -123,22 +123,44 @@ fn settings_and_what_they_do_to_commit_timestamps() {
 
 #[test]
 fn a_relation_map_gets_its_magic_number_and_crc() {
+    for (version, length, crc_at, max) in [
+        (PgVersion::V15, 512, 504, 62),
+        (PgVersion::V16, 524, 520, 64),
+        (PgVersion::V17, 524, 520, 64),
+        (PgVersion::V18, 524, 520, 64),
+    ] {
+        check_relation_map(version, length, crc_at, max);
+    }
+    // A map of another version's length.
+    let foreign = written_by(PgVersion::V16, relation_map(PgVersion::V15));
+    assert!(interpret(&foreign).is_err());
+}
+
+fn check_relation_map(version: PgVersion, length: usize, crc_at: usize, max: u32) {
     let [
         CatalogueChange::RelationMapUpdated {
             db: 5,
             tablespace: 1663,
             bytes,
         },
-    ] = &catalogue(&relation_map())[..]
+    ] = &catalogue(&relation_map(version))[..]
     else {
         panic!("no relation map")
     };
-    assert_eq!(bytes.len(), crate::RELATION_MAP_BYTES);
+    assert_eq!(bytes.len(), length);
     assert_eq!(bytes[..8], words(&[0x59_2717, 1]));
-    assert_eq!(bytes[504..508], crc32c::crc32c(&bytes[..504]).to_le_bytes());
-    let mut many = relation_map().main_data.to_vec();
-    many[16..20].copy_from_slice(&63u32.to_le_bytes());
-    assert!(interpret(&record(rmgr::RELMAP, 0, many)).is_err());
+    assert_eq!(
+        bytes[crc_at..crc_at + 4],
+        crc32c::crc32c(&bytes[..crc_at]).to_le_bytes()
+    );
+    let with_entries = |count: u32| {
+        let mut many = relation_map(version);
+        let mut data = many.main_data.to_vec();
+        data[16..20].copy_from_slice(&count.to_le_bytes());
+        many.main_data = data.into();
+        interpret(&many)
+    };
+    assert!(with_entries(max).is_ok() && with_entries(max + 1).is_err());
 }
 
 #[test]
@@ -165,6 +187,17 @@ fn zeroed_pages_and_the_place_of_commit_timestamps() {
         (1, 0)
     );
     assert!(interpret(&record(rmgr::CLOG, 0x00, words(&[u32::MAX]))).is_err());
+
+    // 64 bits since Postgres 17.
+    for version in [PgVersion::V17, PgVersion::V18] {
+        let zeroed = |page: &[u32]| interpret(&written_by(version, record(rmgr::CLOG, 0x00, words(page))));
+        let key = PageKey::Slru {
+            kind: SlruKind::Clog,
+            page: 1 << 32 | 7,
+        };
+        assert_eq!(zeroed(&[7, 1]).unwrap().slru, [(key, SlruDelta::ZeroPage)]);
+        assert!(zeroed(&[7]).is_err() && zeroed(&[0, u32::MAX]).is_err());
+    }
 }
 
 #[test]
@@ -220,12 +253,12 @@ fn what_cannot_be_replayed_is_named() {
     let custom = interpret(&record(130, 0x30, [])).unwrap_err();
     assert_eq!(
         custom.to_string(),
-        "record at 0/1000: resource manager 130 (info 0x30) is not one of Postgres 15's"
+        "record at 0/1000: resource manager 130 (info 0x30) is not one of Postgres's own"
     );
     let unknown = interpret(&record(rmgr::STORAGE, 0x50, [])).unwrap_err();
     assert_eq!(
         unknown.to_string(),
-        "record at 0/1000: resource manager Storage has no record type 0x50"
+        "record at 0/1000: resource manager Storage of Postgres 15 has no record type 0x50"
     );
     let short = interpret(&record(rmgr::TRANSACTION, 0x00, [0])).unwrap_err();
     assert_eq!(

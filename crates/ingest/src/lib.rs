@@ -1,4 +1,4 @@
-//! What one WAL record of Postgres 15 changes outside of the bytes of relation pages. No IO, no clock.
+//! What one WAL record of Postgres 15 to 18 changes outside of the bytes of relation pages. No IO, no clock.
 //!
 //! Replaying a record has two halves. The sibling crate `redo` changes relation pages. This crate does the rest:
 //!
@@ -49,7 +49,8 @@ pub use delta::{CLOG_ABORTED, CLOG_COMMITTED, DeltaError, MAX_MEMBER_STATUS, Slr
 pub use effects::{CatalogueChange, Effects, Parameters, VmClear, VmTruncate, reaches_every_shard};
 pub use error::IngestError;
 pub use interpret::interpret;
-pub use relmap::RELATION_MAP_BYTES;
+pub use relmap::relation_map_bytes;
 pub use route::{Route, ShardSet, route};
 pub use slru::SlruCut;
+pub use twophase::two_phase_path;
 pub use xact::unix_micros;

@@ -3,7 +3,7 @@ use lakebed_types::shard::STRIPE_BLOCKS;
 use super::*;
 use crate::testing::{REL, full_commit, prepare, record, with_blocks, words};
 use crate::{interpret, rmgr};
-use lakebed_types::ForkNumber;
+use lakebed_types::{ForkNumber, PgVersion};
 
 fn routed(record: &DecodedRecord, shards: u8) -> Route {
     route(
@@ -69,13 +69,13 @@ fn effects_for_every_shard_and_for_shard_0() {
     assert_eq!(all, set(&[0, 1, 2, 3, 4, 5, 6, 7]));
     let plain_commit = record(rmgr::TRANSACTION, 0x00, 0i64.to_le_bytes());
     let table = [
-        (full_commit(), all),
+        (full_commit(PgVersion::V15), all),
         (record(rmgr::STORAGE, 0x20, words(&[9, 1663, 5, 16384, 1])), all),
         (record(rmgr::DATABASE, 0x00, words(&[1, 2, 3, 4])), all),
         (record(rmgr::DATABASE, 0x10, words(&[1, 2])), all),
         (record(rmgr::DATABASE, 0x20, words(&[1, 0])), all),
         (plain_commit, set(&[0])),
-        (prepare(), set(&[0])),
+        (prepare(PgVersion::V15), set(&[0])),
         (
             record(rmgr::STORAGE, 0x10, words(&[1663, 5, 16384, 0])),
             set(&[0]),

@@ -91,7 +91,7 @@ impl SlruCut {
 /// The `PagePrecedes` function of each SLRU: both ends of page `b` must be newer than the start of `a`.
 fn page_precedes(kind: SlruKind, a: u64, b: u64) -> bool {
     let per_page = entries_per_page(kind);
-    // Postgres 15 computes with 32-bit page numbers; a page number beyond them is cut just as it does.
+    // All versions compute in 32 bits, those with 64-bit page numbers too; a greater one is cut just as they do.
     let first_entry = |page: u64| (page as u32).wrapping_mul(per_page);
     let (bias, precedes): (u32, fn(u32, u32) -> bool) = match kind {
         SlruKind::Clog | SlruKind::CommitTs => (FIRST_NORMAL_XID + 1, xid_precedes),

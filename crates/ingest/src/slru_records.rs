@@ -1,7 +1,7 @@
 //! Records of `pg_xact` and `pg_commit_ts` themselves (`access/transam/{clog,commit_ts}.c`): a new page, and the
 //! removal of old ones. The statuses come in commit and abort records.
 
-use lakebed_types::{PageKey, SlruKind};
+use lakebed_types::{PageKey, PgVersion, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::delta::SlruDelta;
@@ -25,7 +25,7 @@ pub(crate) struct Truncated {
 
 pub(crate) fn parse_truncate(record: &DecodedRecord, kind: SlruKind) -> Result<Truncated, Rule> {
     let mut data = Reader::new(&record.main_data);
-    let page = page_number(&mut data)?;
+    let page = page_number(&mut data, record.version)?;
     let oldest_xid = data.u32()?;
     let oldest_xid_db = if kind == SlruKind::Clog {
         Some(data.u32()?)
@@ -46,7 +46,7 @@ pub(crate) fn parse_truncate(record: &DecodedRecord, kind: SlruKind) -> Result<T
 /// The page that a record of nothing but a page number zeroes.
 pub(crate) fn zeroed_page(record: &DecodedRecord, kind: SlruKind) -> Result<PageKey, Rule> {
     let mut data = Reader::new(&record.main_data);
-    let page = page_number(&mut data)?;
+    let page = page_number(&mut data, record.version)?;
     data.end()?;
     Ok(PageKey::Slru { kind, page })
 }
@@ -75,7 +75,11 @@ pub(crate) fn effects(
     Ok(())
 }
 
-/// A page number is a C `int`, never negative.
-fn page_number(data: &mut Reader) -> Result<u64, Rule> {
-    u64::try_from(data.u32()? as i32).map_err(|_| "an SLRU page number is negative")
+/// A page number is a signed integer, never negative: of 32 bits, and since Postgres 17 of 64.
+fn page_number(data: &mut Reader, version: PgVersion) -> Result<u64, Rule> {
+    let number = match version {
+        PgVersion::V15 | PgVersion::V16 => i64::from(data.u32()? as i32),
+        PgVersion::V17 | PgVersion::V18 => data.i64()?,
+    };
+    u64::try_from(number).map_err(|_| "an SLRU page number is negative")
 }

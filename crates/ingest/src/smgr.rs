@@ -36,7 +36,7 @@ pub(crate) fn effects(record: &DecodedRecord, record_type: u8, effects: &mut Eff
     let flags = data.u32()?;
     data.end()?;
     if flags & !(TRUNCATE_HEAP | TRUNCATE_VM | TRUNCATE_FSM) != 0 {
-        return Err("a truncation has a flag that Postgres 15 does not know");
+        return Err("a truncation has a flag that Postgres does not know");
     }
     if flags & TRUNCATE_HEAP != 0 {
         truncated(effects, rel, blocks);

@@ -45,6 +45,11 @@ pub(crate) fn with_blocks(mut record: DecodedRecord, blocks: &[(RelTag, u32)]) -
     record
 }
 
+/// The same, written by a server of this version.
+pub(crate) fn written_by(version: PgVersion, record: DecodedRecord) -> DecodedRecord {
+    DecodedRecord { version, ..record }
+}
+
 /// Little-endian 32-bit words.
 pub(crate) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -72,44 +77,81 @@ pub(crate) fn checkpoint() -> Checkpoint {
     }
 }
 
-/// A commit with every part that Postgres 15 can put into one, except a prepared transaction.
-pub(crate) fn full_commit() -> DecodedRecord {
+/// The identity of a statistics entry to drop.
+fn stats_item(version: PgVersion) -> Vec<u8> {
+    match version {
+        PgVersion::V18 => words(&[2, 5, 16384, 1]),
+        _ => words(&[2, 5, 16384]),
+    }
+}
+
+/// A commit with every part that Postgres can put into one, except a prepared transaction.
+pub(crate) fn full_commit(version: PgVersion) -> DecodedRecord {
     let mut data = 5_000_000i64.to_le_bytes().to_vec();
     data.extend(words(&[0x16f | 1 << 31])); // all but two-phase and its name
     data.extend(words(&[5, 1663])); // database
     data.extend(words(&[2, 701, 32_768])); // subtransactions
     data.extend(words(&[1, 1663, 5, 16384])); // relations
-    data.extend(words(&[1, 2, 5, 16384])); // statistics
+    data.extend(words(&[1])); // statistics
+    data.extend(stats_item(version));
     data.extend(words(&[1, 1, 2, 3, 4])); // invalidations
     data.extend(0x77u64.to_le_bytes());
     data.extend(9_000_000i64.to_le_bytes());
-    let mut record = record(rmgr::TRANSACTION, 0x80, data);
+    let mut record = written_by(version, record(rmgr::TRANSACTION, 0x80, data));
     record.origin = Some(3);
     record
 }
 
-/// A prepare of transaction 700 named "gid", with subtransaction 701 and one relation to drop at commit.
-pub(crate) fn prepare() -> DecodedRecord {
+/// A prepare of transaction 700 named "gid", with subtransaction 701 and, to drop at commit, one relation and one
+/// statistics entry.
+pub(crate) fn prepare(version: PgVersion) -> DecodedRecord {
     let mut data = words(&[0x57f9_4534, 0, 700, 5]);
     data.extend(1i64.to_le_bytes()); // time
-    data.extend(words(&[10, 1, 1, 0, 0, 0, 0])); // owner and counts
+    data.extend(words(&[10, 1, 1, 0, 1, 0, 0])); // owner and counts
     data.extend([0, 0, 4, 0]); // relation cache, padding, length of the name
     data.extend(0x99u64.to_le_bytes());
     data.extend(0i64.to_le_bytes());
     data.extend(b"gid\0\0\0\0\0");
     data.extend(words(&[701, 0]));
     data.extend(words(&[1663, 5, 16384, 0]));
+    data.extend(stats_item(version));
+    data.resize(data.len().next_multiple_of(8), 0);
     data.extend([0xee; 16]); // parts of resource managers
     let length = data.len() as u32 + 4;
     data[4..8].copy_from_slice(&length.to_le_bytes());
-    record(rmgr::TRANSACTION, 0x10, data)
+    written_by(version, record(rmgr::TRANSACTION, 0x10, data))
 }
 
 /// A relation map with one entry.
-pub(crate) fn relation_map() -> DecodedRecord {
-    let mut data = words(&[5, 1663, 512, 0x59_2717, 1, 1259, 1259]);
-    data.resize(12 + 512, 0);
-    record(rmgr::RELMAP, 0, data)
+pub(crate) fn relation_map(version: PgVersion) -> DecodedRecord {
+    let bytes = crate::relation_map_bytes(version);
+    let mut data = words(&[5, 1663, bytes as u32, 0x59_2717, 1, 1259, 1259]);
+    data.resize(12 + bytes, 0);
+    written_by(version, record(rmgr::RELMAP, 0, data))
+}
+
+/// One of each type whose layout changed after Postgres 15.
+fn later_samples() -> Vec<DecodedRecord> {
+    use PgVersion::{V16, V17, V18};
+    let level_2 = Checkpoint {
+        wal_level: 2,
+        ..checkpoint()
+    };
+    let end_of_recovery = words(&[0, 0, 2, 1, 1, 0]);
+    vec![
+        relation_map(V16),
+        full_commit(V18),
+        prepare(V18),
+        written_by(V17, record(rmgr::XLOG, 0x10, level_2.encode())),
+        written_by(V17, record(rmgr::XLOG, 0x90, end_of_recovery)),
+        written_by(V17, record(rmgr::XLOG, 0xe0, words(&[1]))),
+        written_by(V17, record(rmgr::CLOG, 0x00, words(&[3, 0]))),
+        written_by(V17, record(rmgr::CLOG, 0x10, words(&[64, 0, 2_200_000, 5]))),
+        written_by(V17, record(rmgr::COMMIT_TS, 0x00, words(&[3, 0]))),
+        written_by(V17, record(rmgr::COMMIT_TS, 0x10, words(&[64, 0, 60_000]))),
+        written_by(V18, record(rmgr::MULTIXACT, 0x00, words(&[1, 0]))),
+        written_by(V18, record(rmgr::MULTIXACT, 0x10, words(&[2, 0]))),
+    ]
 }
 
 /// One well-formed record of each type that has an effect or moves a counter.
@@ -122,12 +164,12 @@ pub(crate) fn samples() -> Vec<DecodedRecord> {
     restore_point.extend([&b"here"[..], &[0; 60]].concat());
     let mut rewrite = words(&[700, 5, 16384, 0, 72, 0, 1, 0, 0x88, 2]);
     rewrite.extend([1; 36]);
-    vec![
-        full_commit(),
+    let mut samples = vec![
+        full_commit(PgVersion::V15),
         record(rmgr::TRANSACTION, 0x20, 0i64.to_le_bytes()),
         record(rmgr::TRANSACTION, 0xb0, commit_prepared.clone()),
         record(rmgr::TRANSACTION, 0xc0, commit_prepared),
-        prepare(),
+        prepare(PgVersion::V15),
         record(rmgr::TRANSACTION, 0x50, words(&[700, 2, 701, 702])),
         record(rmgr::XLOG, 0x00, checkpoint().encode()),
         record(rmgr::XLOG, 0x10, checkpoint().encode()),
@@ -155,9 +197,11 @@ pub(crate) fn samples() -> Vec<DecodedRecord> {
         record(rmgr::MULTIXACT, 0x10, words(&[2])),
         record(rmgr::MULTIXACT, 0x20, words(&[10, 30, 2, 700, 1, 701, 5])),
         record(rmgr::MULTIXACT, 0x30, words(&[5, 1, 70_000, 1, 200_000])),
-        relation_map(),
+        relation_map(PgVersion::V15),
         record(rmgr::REPLICATION_ORIGIN, 0x00, words(&[0x77, 0, 0x0001_0003, 0])),
         record(rmgr::REPLICATION_ORIGIN, 0x10, [3, 0]),
         record(rmgr::HEAP2, 0x00, rewrite),
-    ]
+    ];
+    samples.extend(later_samples());
+    samples
 }

@@ -17,13 +17,13 @@
 //! Then the name, the subtransactions and the other lists, each padded to 8 bytes, and the resource managers' parts.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::effects::{CatalogueChange, Effects};
 use crate::error::Rule;
 use crate::reader::Reader;
-use crate::xact::advance_origin;
+use crate::xact::{advance_origin, stats_item_bytes};
 
 const MAGIC: u32 = 0x57f9_4534;
 const CRC_BYTES: usize = 4;
@@ -51,7 +51,8 @@ pub(crate) fn parse(record: &DecodedRecord) -> Result<Prepared, Rule> {
     data.skip(16)?; // database, time, owner
     let subxid_count = data.count(4)?;
     // Relations twice, statistics twice, invalidations: length of an element, and of the list.
-    let mut lists = [(12, 0), (12, 0), (12, 0), (12, 0), (16, 0)];
+    let stats = stats_item_bytes(record.version);
+    let mut lists = [(12, 0), (12, 0), (stats, 0), (stats, 0), (16, 0)];
     for (element, count) in &mut lists {
         *count = data.count(*element)?;
     }
@@ -89,6 +90,20 @@ pub(crate) fn effects(record: &DecodedRecord, effects: &mut Effects) -> Result<(
         advance_origin(&mut effects.catalogue, origin, prepared.origin_lsn, record.end);
     }
     Ok(())
+}
+
+/// Where the file of a prepared transaction is in the data directory (`TwoPhaseFilePath`). Since Postgres 17 its name
+/// tells the epoch too, which follows from the next transaction id at any time while the transaction is prepared.
+pub fn two_phase_path(version: PgVersion, xid: u32, next_xid: u64) -> String {
+    match version {
+        PgVersion::V15 | PgVersion::V16 => format!("pg_twophase/{xid:08X}"),
+        PgVersion::V17 | PgVersion::V18 => {
+            // An id that is not below the next one is of the epoch before (`FullTransactionIdFromAllowableAt`).
+            let back = u64::from(xid > next_xid as u32);
+            let epoch = (next_xid >> 32).saturating_sub(back);
+            format!("pg_twophase/{epoch:08X}{xid:08X}")
+        }
+    }
 }
 
 /// `RecreateTwoPhaseFile`.

@@ -3,7 +3,12 @@ use crate::testing::prepare;
 
 #[test]
 fn a_prepare_gives_its_file_and_its_transactions() {
-    let record = prepare();
+    for version in PgVersion::ALL {
+        check_prepare(prepare(version));
+    }
+}
+
+fn check_prepare(record: DecodedRecord) {
     let parsed = parse(&record).unwrap();
     assert_eq!((parsed.xid, &parsed.subxids[..]), (700, &[701][..]));
     let effects = crate::interpret(&record).unwrap();
@@ -26,6 +31,16 @@ fn a_prepare_gives_its_file_and_its_transactions() {
         force: false,
     };
     assert_eq!(crate::interpret(&record).unwrap().catalogue[1], advanced);
+}
+
+#[test]
+fn where_the_file_is() {
+    let next = 7 << 32 | 800;
+    let path = |version, xid| two_phase_path(version, xid, next);
+    assert_eq!(path(PgVersion::V16, 700), "pg_twophase/000002BC");
+    assert_eq!(path(PgVersion::V17, 700), "pg_twophase/00000007000002BC");
+    // Prepared before the ids wrapped around.
+    assert_eq!(path(PgVersion::V18, 0xfff0_0000), "pg_twophase/00000006FFF00000");
 }
 
 #[test]
@@ -53,7 +68,7 @@ fn what_no_server_writes_is_refused() {
         (80, &[0; 4], "a transaction id is zero"),
     ];
     for (at, bytes, rule) in table {
-        let mut record = prepare();
+        let mut record = prepare(PgVersion::V15);
         let mut data = record.main_data.to_vec();
         data[at..at + bytes.len()].copy_from_slice(bytes);
         record.main_data = data.into();

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use lakebed_types::{Lsn, PageKey, RelTag, SlruKind};
+use lakebed_types::{Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::delta::{CLOG_ABORTED, CLOG_COMMITTED, SlruDelta};
@@ -47,7 +47,6 @@ const ALL_FLAGS: u32 = HAS_DBINFO
     | FOR_STANDBYS;
 
 const RELATION_BYTES: usize = 12;
-const STATS_ITEM_BYTES: usize = 12;
 const INVALIDATION_BYTES: usize = 16;
 
 /// Microseconds from 1970 to 2000, Postgres's zero.
@@ -55,6 +54,15 @@ const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// `DoNotReplicateId`: progress is not tracked for it.
 const ORIGIN_NOT_TRACKED: u16 = u16::MAX;
 const FIRST_NORMAL_XID: u32 = 3;
+
+/// Bytes of the identity of a statistics entry to drop (`xl_xact_stats_item`): kind, database and object, whose id has
+/// 64 bits since Postgres 18.
+pub(crate) fn stats_item_bytes(version: PgVersion) -> usize {
+    match version {
+        PgVersion::V15 | PgVersion::V16 | PgVersion::V17 => 12,
+        PgVersion::V18 => 16,
+    }
+}
 
 /// Postgres time (microseconds since 2000) as microseconds since 1970. Infinite times stay at the ends.
 pub fn unix_micros(pg_micros: i64) -> i64 {
@@ -91,7 +99,7 @@ pub(crate) fn parse(record: &DecodedRecord, record_type: u8) -> Result<Transacti
         0
     };
     if flags & !ALL_FLAGS != 0 {
-        return Err("it has a flag that Postgres 15 does not know");
+        return Err("it has a flag that Postgres does not know");
     }
     let has = |flag: u32| flags & flag != 0;
     let mut parsed = TransactionRecord {
@@ -115,8 +123,9 @@ pub(crate) fn parse(record: &DecodedRecord, record_type: u8) -> Result<Transacti
         parsed.dropped = (0..count).map(|_| data.relation()).collect::<Result<_, _>>()?;
     }
     if has(HAS_DROPPED_STATS) {
-        let count = data.count(STATS_ITEM_BYTES)?;
-        data.skip(count * STATS_ITEM_BYTES)?;
+        let item = stats_item_bytes(record.version);
+        let count = data.count(item)?;
+        data.skip(count * item)?;
     }
     if has(HAS_INVALIDATIONS) {
         if !committed {

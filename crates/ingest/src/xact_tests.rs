@@ -17,7 +17,12 @@ fn clog(page: u64, status: u8, slots: &[u16]) -> (PageKey, SlruDelta) {
 
 #[test]
 fn a_commit_with_all_parts() {
-    let effects = interpreted(&full_commit());
+    for version in PgVersion::ALL {
+        check_commit(&interpreted(&full_commit(version)));
+    }
+}
+
+fn check_commit(effects: &Effects) {
     assert_eq!(
         effects.slru,
         [
@@ -112,7 +117,7 @@ fn what_no_server_writes_is_refused() {
         ..with(0, &[])
     };
     let table = [
-        (with(1 << 9, &[]), "it has a flag that Postgres 15 does not know"),
+        (with(1 << 9, &[]), "it has a flag that Postgres does not know"),
         (with(2, &[u32::MAX]), "a count in its main data is negative"),
         (with(2, &[0x7fff_ffff, 1]), "its main data is too short"),
         (with(4, &[0x2aaa_aaab, 1, 2, 3]), "its main data is too short"),
@@ -140,7 +145,7 @@ fn what_no_server_writes_is_refused() {
 fn an_origin_that_is_not_tracked_and_times_at_the_ends() {
     let record = DecodedRecord {
         origin: Some(u16::MAX),
-        ..full_commit()
+        ..full_commit(PgVersion::V15)
     };
     let effects = interpreted(&record);
     assert!(

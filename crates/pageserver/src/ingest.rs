@@ -7,15 +7,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr};
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::StoredRecord;
+use lakebed_redo::PageRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 use crate::catalogue::{DatabasePlace, Entry};
 use crate::timeline::{Changes, Timeline};
-use lakebed_types::data_directory::{database_directory, tablespace_directory, two_phase_file};
+use lakebed_types::data_directory::{database_directory, tablespace_directory};
 
 /// Why a timeline's ingest stops. The record is not skipped: nothing after it is ingested.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,8 @@ pub struct Ingestor {
     slru: HashMap<(SlruKind, u64), bool>,
     /// Files changed since the last publication.
     files: HashMap<String, Option<Bytes>>,
+    /// Where a record is encoded, to be copied with its exact size.
+    encoded: Vec<u8>,
 }
 
 impl Ingestor {
@@ -97,6 +99,7 @@ impl Ingestor {
             sizes,
             slru,
             files,
+            encoded: Vec::new(),
         })
     }
 
@@ -205,16 +208,9 @@ impl Ingestor {
         }
     }
 
-    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Vec<u8>) {
+    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Bytes) {
         if self.timeline.identity.shard.owns(&key) {
-            self.changes.values.push((
-                key,
-                lsn,
-                Value {
-                    kind,
-                    body: body.into(),
-                },
-            ));
+            self.changes.values.push((key, lsn, Value { kind, body }));
         }
         if let PageKey::Rel { rel, block } = key {
             self.extend(lsn, rel, block);
@@ -227,7 +223,7 @@ impl Ingestor {
 
     /// Pages that the record names.
     fn pages(&mut self, record: &DecodedRecord) {
-        for (index, block) in record.blocks.iter().enumerate() {
+        for block in &record.blocks {
             let key = PageKey::Rel {
                 rel: block.rel,
                 block: block.block,
@@ -244,14 +240,16 @@ impl Ingestor {
                 self.extend(record.end, block.rel, block.block);
                 continue;
             }
-            if let Some(stored) = StoredRecord::new(record, index) {
-                let kind = if stored.starts_page() {
-                    ValueKind::Base
-                } else {
-                    ValueKind::Delta
-                };
-                self.value(key, record.end, kind, stored.encode());
-            }
+            let page_record = PageRecord::new(record, block);
+            let kind = if page_record.starts_page() {
+                ValueKind::Base
+            } else {
+                ValueKind::Delta
+            };
+            page_record.encode(&mut self.encoded);
+            let body = Bytes::copy_from_slice(&self.encoded);
+            self.encoded.clear();
+            self.value(key, record.end, kind, body);
         }
     }
 
@@ -267,7 +265,7 @@ impl Ingestor {
                 },
                 lsn,
                 ValueKind::VmClear,
-                body,
+                body.into(),
             );
         }
         for cut in &effects.vm_truncates {
@@ -283,7 +281,7 @@ impl Ingestor {
                     key,
                     lsn,
                     ValueKind::VmTruncate,
-                    cut.first_heap_block.to_le_bytes().to_vec(),
+                    Bytes::copy_from_slice(&cut.first_heap_block.to_le_bytes()),
                 );
             }
         }
@@ -294,7 +292,7 @@ impl Ingestor {
             let PageKey::Slru { kind, page } = *key else {
                 continue;
             };
-            self.value(*key, lsn, ValueKind::Slru, delta.encode());
+            self.value(*key, lsn, ValueKind::Slru, delta.encode().into());
             if !self.has_slru_page(kind, page) {
                 self.slru.insert((kind, page), true);
                 self.entry(lsn, Entry::SlruPage(kind, page, true));
@@ -347,11 +345,10 @@ impl Ingestor {
         database_directory(self.version(), tablespace, database)
     }
 
-    /// File of a prepared transaction, which is not in the future of the next transaction id to be given
-    /// (`AdjustToFullTransactionId`). Shards without a control state keep no files, so that for them any will do.
-    fn two_phase_file(&self, xid: u32) -> String {
-        let next = self.control.as_ref().map_or(0, ControlState::next_xid);
-        two_phase_file(self.version(), full_xid(next, xid))
+    /// Only the shard that keeps the catalogue has a control state, and files.
+    fn two_phase_path(&self, xid: u32) -> String {
+        let next_xid = self.control.as_ref().map_or(0, ControlState::next_xid);
+        two_phase_path(self.version(), xid, next_xid)
     }
 
     /// Files whose path begins so, newest content.
@@ -474,10 +471,12 @@ impl Ingestor {
                 self.set_file(lsn, path, Some(bytes.clone()));
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {
-                self.set_file(lsn, self.two_phase_file(*xid), Some(file.clone()));
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, Some(file.clone()));
             }
             CatalogueChange::TwoPhaseFinished { xid } => {
-                self.set_file(lsn, self.two_phase_file(*xid), None);
+                let path = self.two_phase_path(*xid);
+                self.set_file(lsn, path, None);
             }
             CatalogueChange::TablespaceCreated { oid, path } => {
                 self.set_file(lsn, tablespace_directory(*oid), Some(path.clone()));
@@ -562,13 +561,6 @@ impl Ingestor {
     }
 }
 
-/// The latest full transaction id (epoch, then id) that ends so and is not after `next`.
-fn full_xid(next: u64, xid: u32) -> u64 {
-    let epoch = next >> 32;
-    let of_before = u64::from(xid) > next & 0xFFFF_FFFF;
-    epoch.saturating_sub(u64::from(of_before)) << 32 | u64::from(xid)
-}
-
 /// Where the catalogue keeps an origin's progress. The basebackup turns all of them into `replorigin_checkpoint`.
 pub fn origin_path(origin: u16) -> String {
     format!("{ORIGINS}{origin}")
@@ -576,22 +568,3 @@ pub fn origin_path(origin: u16) -> String {
 
 /// Prefix of the paths of origins: not a path of a data directory.
 pub const ORIGINS: &str = "origin:";
-
-#[cfg(test)]
-mod tests {
-    use super::full_xid;
-
-    #[test]
-    fn a_transaction_id_has_the_epoch_of_what_is_not_in_the_future() {
-        let table = [
-            ((0, 731), 730, 730),
-            ((3, 731), 730, 0x0003_0000_02DA),
-            ((3, 5), 0xFFFF_FFF0, 0x0002_FFFF_FFF0),
-            ((3, 5), 5, 0x0003_0000_0005),
-        ];
-        for ((epoch, next), xid, full) in table {
-            let shifted: u64 = epoch << 32;
-            assert_eq!(full_xid(shifted | next, xid), full);
-        }
-    }
-}

@@ -2,8 +2,8 @@
 
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::{PageBytes, StoredRecord, redo_vm_clear, redo_vm_truncate};
-use lakebed_types::{Lsn, PAGE_SIZE, PgVersion};
+use lakebed_redo::{PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion};
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
 /// wrong; the timeline needs an operator.
@@ -16,12 +16,13 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies one value, whose records Postgres `version` wrote, to a page.
+/// Applies one value of the page `key`, whose records Postgres `version` wrote, to that page.
 ///
 /// # Errors
 /// See [`ReconstructError`].
 pub fn apply(
     version: PgVersion,
+    key: &PageKey,
     page: &mut PageBytes,
     lsn: Lsn,
     value: &Value,
@@ -36,9 +37,19 @@ pub fn apply(
             *page = *image;
         }
         ValueKind::Base | ValueKind::Delta => {
-            let record = StoredRecord::decode(value.body.clone(), version, lsn)
-                .map_err(|error| failed(error.to_string()))?;
-            record.apply(page).map_err(|error| failed(error.to_string()))?;
+            let PageKey::Rel { rel, block } = *key else {
+                return Err(failed(
+                    "a record is kept for what is not a page of a relation".to_owned(),
+                ));
+            };
+            let place = StoredPlace {
+                version,
+                end: lsn,
+                rel,
+                block,
+            };
+            let record = PageRecord::decode(&value.body, place).map_err(|error| failed(error.to_string()))?;
+            record.redo(page).map_err(|error| failed(error.to_string()))?;
         }
         ValueKind::VmClear => {
             let [a, b, c, d, flags] = value.body[..]

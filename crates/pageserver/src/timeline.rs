@@ -525,7 +525,7 @@ impl Timeline {
     fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
         let version = self.identity.cluster.postgres_major;
         for (lsn, value) in chain.into_values() {
-            let applied = reconstruct::apply(version, page, lsn, &value);
+            let applied = reconstruct::apply(version, key, page, lsn, &value);
             applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
         }
         Ok(())

@@ -14,7 +14,7 @@ use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest;
 use lakebed_pageserver::page_cache::PageCache;
 use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
-use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until};
+use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until, workloads};
 use lakebed_redo::{PageBytes, mask};
 use lakebed_types::shard::shard_of;
 use lakebed_types::{
@@ -285,12 +285,12 @@ async fn pages_equal_stock_recovery() {
     run(primary
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "1000"]));
-    primary.sql(include_str!("ddl.sql"));
+    primary.sql(workloads::DDL);
     primary.sql(&format!(
         "CREATE TABLESPACE ts LOCATION '{}'",
         tablespace.path().display()
     ));
-    primary.sql(include_str!("databases.sql"));
+    primary.sql(workloads::DATABASES);
     run(primary
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "500"]));

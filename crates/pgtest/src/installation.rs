@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fmt, fs};
+use std::{env, fmt, fs, thread};
 
 use crate::{other_user, run};
 
@@ -85,6 +85,23 @@ impl Installation {
             .collect();
         all.sort();
         all
+    }
+
+    /// Runs a test against every installation, as many at a time as there are processors.
+    ///
+    /// # Panics
+    /// When the test does, in a thread that has the installation's name.
+    pub fn each(test: impl Fn(&Installation) + Sync) {
+        let at_a_time = thread::available_parallelism().map_or(1, usize::from);
+        for some in Installation::all().chunks(at_a_time) {
+            thread::scope(|scope| {
+                for installation in some {
+                    let thread = thread::Builder::new().name(format!("Postgres {installation}"));
+                    let started = thread.spawn_scoped(scope, || test(installation));
+                    started.expect("a thread");
+                }
+            });
+        }
     }
 
     /// The lowest release of that major version that is at least this one.

@@ -11,6 +11,7 @@
 
 mod cluster;
 mod installation;
+pub mod workloads;
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,12 +1,14 @@
 //! Redo of the first heap resource manager (`heap_redo` in `access/heap/heapam.c`): insert, delete, update, lock,
 //! confirm of a speculative insertion, in-place update.
 //!
-//! Visibility-map bits that these records clear are on another page; see [`crate::redo_vm_clear`].
+//! Visibility-map bits that these records clear are on another page; see the module `vm`.
+
+use lakebed_types::ForkNumber;
 
 use crate::page::{self, ItemState, Place};
 use crate::page_record::PageRecord;
 use crate::reader::Reader;
-use crate::{Fault, PageBytes};
+use crate::{Fault, PageBytes, vm};
 
 /// Fields of a tuple header (`access/htup_details.h`), offsets in bytes from the tuple's start.
 pub(crate) mod tuple {
@@ -129,6 +131,9 @@ pub(crate) const OPERATION: u8 = 0x70;
 const MAX_TUPLE_BYTES: usize = 8160;
 
 pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    if record.own.rel.fork == ForkNumber::Vm {
+        return vm::clear_named(record, page);
+    }
     match record.info & OPERATION {
         0x00 => insert(record, page)?,
         0x10 => delete(record, page)?,

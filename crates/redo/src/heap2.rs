@@ -1,6 +1,8 @@
 //! Redo of the second heap resource manager (`heap2_redo` in `access/heap/heapam.c`): prune, vacuum, freeze,
 //! visibility map, multi-insert, lock of an updated version.
 
+use lakebed_types::ForkNumber;
+
 use crate::heap::{OPERATION, TupleHeader, tuple, tuple_of};
 use crate::page::{self, ItemId, ItemState, Place};
 use crate::page_record::PageRecord;
@@ -14,6 +16,7 @@ pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), 
         0x30 => freeze(record, page)?,
         // The map's and the heap page's LSN have rules of their own.
         0x40 => return visible(record, page),
+        0x50 | 0x60 if record.own.rel.fork == ForkNumber::Vm => return vm::clear_named(record, page),
         0x50 => multi_insert(record, page)?,
         0x60 => lock_updated(record, page)?,
         _ => return Err("a record of this type names no page"),

@@ -7,8 +7,8 @@
 //! - [`PageRecord::redo`] restores an image or runs the resource manager's redo, then stamps the LSN. [`redo_block`]
 //!   does that for a decoded record.
 //! - [`redo_vm_clear`] is for visibility-map bits that a heap record clears without naming the map's page.
-//! - [`StoredRecord`] is what a pageserver keeps of one record for one page.
 //! - [`checksum`] is for clusters with data checksums: redo leaves the field alone, and who hands out a page sets it.
+//! - [`PageRecord::encode`] and [`PageRecord::decode`]: what a pageserver keeps of one record for one page.
 //! - [`mask`] hides what Postgres itself allows to differ, for comparisons.
 //!
 //! Every length, offset and line pointer that comes from a record or a page is checked: hostile bytes give a
@@ -27,6 +27,7 @@ mod heap;
 mod heap2;
 mod image;
 pub mod mask;
+mod needs;
 pub mod page;
 mod page_record;
 mod reader;
@@ -38,7 +39,7 @@ mod vm;
 pub use image::restore_image;
 pub use page::PageBytes;
 pub use page_record::{BlockView, ImageView, PageRecord};
-pub use stored::{StoredError, StoredRecord};
+pub use stored::{StoredError, StoredPlace};
 pub use vm::{redo_vm_clear, redo_vm_truncate};
 
 use lakebed_types::{Lsn, RelTag};

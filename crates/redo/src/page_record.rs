@@ -10,6 +10,7 @@ use lakebed_types::{Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
 use crate::Fault;
+use crate::stored::REFERENCE;
 
 /// A record, as far as one of its pages is concerned.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,23 @@ pub struct PageRecord<'a> {
 pub(crate) enum References<'a> {
     /// All references of a decoded record.
     Decoded(&'a [BlockRef]),
+    /// Of a stored record: id, block number.
+    Stored(&'a [[u8; REFERENCE]]),
+}
+
+impl References<'_> {
+    /// Ids and block numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u8, u32)> {
+        let (decoded, stored): (&[BlockRef], &[[u8; REFERENCE]]) = match self {
+            References::Decoded(blocks) => (blocks, &[]),
+            References::Stored(stored) => (&[], stored),
+        };
+        let decoded = decoded.iter().map(|block| (block.id, block.block));
+        let stored = stored
+            .iter()
+            .map(|&[id, a, b, c, d]| (id, u32::from_le_bytes([a, b, c, d])));
+        decoded.chain(stored)
+    }
 }
 
 /// The reference of a record to the page that is replayed.
@@ -105,12 +123,8 @@ impl<'a> PageRecord<'a> {
         if id == self.own.id {
             return Some(self.own.block);
         }
-        match self.references {
-            References::Decoded(blocks) => {
-                let block = blocks.iter().find(|block| block.id == id)?;
-                Some(block.block)
-            }
-        }
+        let mut references = self.references.iter();
+        references.find(|(other, _)| *other == id).map(|(_, block)| block)
     }
 
     /// Block number of a reference that records of this type have.

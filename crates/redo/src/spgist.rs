@@ -12,10 +12,13 @@
 //! | vacuum leaf 0x60, root 0x70, redirect 0x80 | the page | | | |
 
 mod insert;
+mod needs;
 mod pick_split;
 mod spgist_page;
 mod tuple;
 mod vacuum;
+
+pub(crate) use needs::of as needs;
 
 use crate::page_record::PageRecord;
 use crate::reader::Reader;

@@ -1,33 +1,42 @@
-//! What a pageserver keeps of one WAL record for one page: everything that [`crate::redo_block`] needs, and no more.
+//! What a pageserver keeps of one WAL record for one page: what [`PageRecord::redo`] of that page reads, and no more.
 //!
-//! Layout, little-endian:
+//! The page's key (relation, block number), the record's end and the version of Postgres are kept beside it, so they
+//! are not in here. Which parts are read is in [`crate::needs`]. Layout, little-endian:
 //!
 //! | bytes | |
 //! |---|---|
-//! | 1 | format version, 1 |
+//! | 1 | format version, 2 |
 //! | 1 | `rmid` |
 //! | 1 | `xl_info` |
-//! | 1 | number of block references |
-//! | 1 | index of the reference that this page is |
-//! | 4 | xid |
-//! | 4 | length of the main data, then the data |
-//! | each reference | id (1), flags (1), tablespace, database, relfilenode (4 each), fork (1), block (4) |
-//! | flag 2 | length of block data (4), then the data |
-//! | flag 4 | image: compression (1), hole offset, hole length (2 each), length (4), then the bytes |
+//! | 1 | bits 0..6 id of the page's reference, bit 6 `will_init`, bit 7 an xid follows |
+//! | 1 | bits 0..6 number of other references, bit 6 block data, bit 7 image to apply |
+//! | 4, if there is one | xid |
+//! | 5 each | other references: id (1), block (4) |
+//! | 1 to 5 | length of the main data: 7 bits a byte from the lowest on, bit 7 set in all but the last |
+//! | that many | main data |
+//! | the rest | block data or image, of which there is at most one |
 //!
-//! Flag 1 is `will_init`. Only the page's own reference carries data or an image, and an image only to apply; checking
-//! images are dropped.
+//! An image is: compression (1; 0 none, 1 pglz, 2 LZ4, 3 Zstandard), hole offset, hole length (2 each), then its bytes.
+//!
+//! Fields are fixed in size, but for the one length that is nearly always below 128: decoding is a few loads, and the
+//! five bytes in front are less than what a denser code would save.
 
-use bytes::{Buf, BufMut, Bytes};
-use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
-use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
+use lakebed_types::{Lsn, PgVersion, RelTag};
+use lakebed_wal::record::ImageCompression;
 
-use crate::{PageBytes, RedoError, redo_block};
+use crate::needs;
+use crate::page_record::{BlockView, ImageView, PageRecord, References};
+use crate::reader::Reader;
 
-const VERSION: u8 = 1;
-const WILL_INIT: u8 = 1;
-const HAS_DATA: u8 = 2;
-const HAS_IMAGE: u8 = 4;
+const FORMAT: u8 = 2;
+/// Room for an id, or a number of references: at most 33.
+const SIX_BITS: u8 = 0x3F;
+const WILL_INIT: u8 = 0x40;
+const HAS_XID: u8 = 0x80;
+const HAS_DATA: u8 = 0x40;
+const HAS_IMAGE: u8 = 0x80;
+/// Bytes of another reference.
+pub(crate) const REFERENCE: usize = 5;
 const COMPRESSIONS: [ImageCompression; 4] = [
     ImageCompression::None,
     ImageCompression::Pglz,
@@ -40,197 +49,133 @@ const COMPRESSIONS: [ImageCompression; 4] = [
 #[error("stored record is damaged or of a newer format: {0}")]
 pub struct StoredError(&'static str);
 
-/// A record as kept for one of its pages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRecord {
-    record: DecodedRecord,
-    index: usize,
+/// What is known of a stored record without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPlace {
+    /// Major version of Postgres that wrote the record.
+    pub version: PgVersion,
+    /// End of the record.
+    pub end: Lsn,
+    /// Relation fork of the page.
+    pub rel: RelTag,
+    /// Block number of the page.
+    pub block: u32,
 }
 
-impl StoredRecord {
-    /// What `record` means for the page of its `index`-th block reference; `None` if there is no such reference.
-    pub fn new(record: &DecodedRecord, index: usize) -> Option<StoredRecord> {
-        record.blocks.get(index)?;
-        let mut record = record.clone();
-        for (other, block) in record.blocks.iter_mut().enumerate() {
-            if other != index {
-                block.data = None;
-                block.image = None;
-            } else if block.image.as_ref().is_some_and(|image| !image.apply) {
-                block.image = None;
-            } else if block.image.is_some() {
-                block.data = None;
+impl<'a> PageRecord<'a> {
+    /// Appends the stored form to `out`; see the module header.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let needs = needs::of(self);
+        let own = &self.own;
+        let has_xid = needs.xid && self.xid != 0;
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        let first = own.id & SIX_BITS | flag(own.will_init, WILL_INIT) | flag(has_xid, HAS_XID);
+        let content = match (own.image, own.data) {
+            (Some(_), _) => HAS_IMAGE,
+            (None, Some(_)) => HAS_DATA,
+            (None, None) => 0,
+        };
+        out.extend_from_slice(&[FORMAT, self.rmid, self.info, first, content]);
+        let counted = out.len() - 1;
+        if has_xid {
+            out.extend_from_slice(&self.xid.to_le_bytes());
+        }
+        for (id, block) in self.references.iter() {
+            if id != own.id && needs.others.contain(id) {
+                out.push(id);
+                out.extend_from_slice(&block.to_le_bytes());
+                out[counted] += 1;
             }
         }
-        // An image stands for itself.
-        if record.blocks[index].image.is_some() {
-            record.main_data = Bytes::new();
-            let own = record.blocks.swap_remove(index);
-            record.blocks = vec![own];
-            return Some(StoredRecord { record, index: 0 });
+        let mut length = needs.main.len();
+        while length >= 0x80 {
+            out.push(length as u8 | 0x80);
+            length >>= 7;
         }
-        Some(StoredRecord { record, index })
-    }
-
-    /// Whether the page's earlier content does not matter: a chain may start here.
-    pub fn starts_page(&self) -> bool {
-        let own = &self.record.blocks[self.index];
-        own.will_init || own.image.is_some()
-    }
-
-    /// Replays the record on its page; see [`redo_block`].
-    ///
-    /// # Errors
-    /// See [`RedoError`].
-    pub fn apply(&self, page: &mut PageBytes) -> Result<(), RedoError> {
-        redo_block(&self.record, &self.record.blocks[self.index], page)
-    }
-
-    /// The stored form; see the module header.
-    pub fn encode(&self) -> Vec<u8> {
-        let record = &self.record;
-        let mut out = Vec::with_capacity(64 + record.main_data.len());
-        out.extend_from_slice(&[
-            VERSION,
-            record.rmid,
-            record.info,
-            record.blocks.len() as u8,
-            self.index as u8,
-        ]);
-        out.put_u32_le(record.xid);
-        out.put_u32_le(record.main_data.len() as u32);
-        out.extend_from_slice(&record.main_data);
-        for block in &record.blocks {
-            out.put_u8(block.id);
-            let mut flags = if block.will_init { WILL_INIT } else { 0 };
-            flags |= if block.data.is_some() { HAS_DATA } else { 0 };
-            flags |= if block.image.is_some() { HAS_IMAGE } else { 0 };
-            out.put_u8(flags);
-            out.put_u32_le(block.rel.spcnode);
-            out.put_u32_le(block.rel.dbnode);
-            out.put_u32_le(block.rel.relnode);
-            out.put_u8(block.rel.fork as u8);
-            out.put_u32_le(block.block);
-            if let Some(data) = &block.data {
-                out.put_u32_le(data.len() as u32);
-                out.extend_from_slice(data);
-            }
-            if let Some(image) = &block.image {
+        out.push(length as u8);
+        out.extend_from_slice(&needs.main);
+        match (own.image, own.data) {
+            (Some(image), _) => {
                 let compression = COMPRESSIONS.iter().position(|known| *known == image.compression);
-                out.put_u8(compression.unwrap_or_default() as u8);
-                out.put_u16_le(image.hole_offset);
-                out.put_u16_le(image.hole_length);
-                out.put_u32_le(image.bytes.len() as u32);
-                out.extend_from_slice(&image.bytes);
+                out.push(compression.unwrap_or_default() as u8);
+                out.extend_from_slice(&image.hole_offset.to_le_bytes());
+                out.extend_from_slice(&image.hole_length.to_le_bytes());
+                out.extend_from_slice(image.bytes);
             }
+            (None, Some(data)) => out.extend_from_slice(data),
+            (None, None) => {}
         }
-        out
     }
 
-    /// Reads the stored form of a record that Postgres `version` wrote and that ends at `end`.
+    /// Reads the stored form, without copying. Redo of the result is redo of the record that was stored.
     ///
     /// # Errors
     /// See [`StoredError`].
-    pub fn decode(mut bytes: Bytes, version: PgVersion, end: Lsn) -> Result<StoredRecord, StoredError> {
-        let input = &mut bytes;
-        if u8_of(input)? != VERSION {
-            return Err(StoredError("unknown version"));
-        }
-        let (rmid, info, count, index) = (
-            u8_of(input)?,
-            u8_of(input)?,
-            u8_of(input)?,
-            usize::from(u8_of(input)?),
-        );
-        let xid = u32_of(input)?;
-        let main_data = bytes_of(input)?;
-        let mut blocks = Vec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            blocks.push(decode_block(input)?);
-        }
-        if !input.is_empty() {
-            return Err(StoredError("bytes are left over"));
-        }
-        if index >= blocks.len() {
-            return Err(StoredError("no such block reference"));
-        }
-        let record = DecodedRecord {
-            version,
-            start: end,
-            end,
-            prev: Lsn(0),
-            xid,
-            rmid,
-            info,
-            origin: None,
-            toplevel_xid: None,
-            blocks,
-            main_data,
-        };
-        Ok(StoredRecord { record, index })
+    pub fn decode(bytes: &'a [u8], place: StoredPlace) -> Result<PageRecord<'a>, StoredError> {
+        decode(bytes, place).map_err(StoredError)
     }
 }
 
-fn decode_block(input: &mut Bytes) -> Result<BlockRef, StoredError> {
-    let (id, flags) = (u8_of(input)?, u8_of(input)?);
-    let (spcnode, dbnode, relnode) = (u32_of(input)?, u32_of(input)?, u32_of(input)?);
-    let fork = ForkNumber::from_number(u8_of(input)?).ok_or(StoredError("unknown fork"))?;
-    let block = u32_of(input)?;
-    let data = if flags & HAS_DATA != 0 {
-        Some(bytes_of(input)?)
-    } else {
-        None
+fn decode<'a>(bytes: &'a [u8], place: StoredPlace) -> Result<PageRecord<'a>, &'static str> {
+    let input = &mut Reader::new(bytes);
+    let [format, rmid, info, first, second] = input.array()?;
+    if format != FORMAT {
+        return Err("unknown version");
+    }
+    let id = first & SIX_BITS;
+    let xid = if first & HAS_XID != 0 { input.u32()? } else { 0 };
+    let references = input.take(usize::from(second & SIX_BITS) * REFERENCE)?;
+    let main_length = length(input)?;
+    let main = input.take(main_length)?;
+    let (image, data) = match (second & HAS_IMAGE != 0, second & HAS_DATA != 0) {
+        (true, false) => (Some(image(input)?), None),
+        (false, true) => (None, Some(input.rest())),
+        (false, false) if input.is_empty() => (None, None),
+        (false, false) => return Err("bytes are left over"),
+        (true, true) => return Err("it has both an image and data"),
     };
-    let image = if flags & HAS_IMAGE != 0 {
-        let compression = *COMPRESSIONS
-            .get(usize::from(u8_of(input)?))
-            .ok_or(StoredError("unknown compression"))?;
-        let (hole_offset, hole_length) = (u16_of(input)?, u16_of(input)?);
-        Some(BlockImage {
-            bytes: bytes_of(input)?,
-            compression,
-            hole_offset,
-            hole_length,
-            apply: true,
-        })
-    } else {
-        None
-    };
-    let rel = RelTag {
-        spcnode,
-        dbnode,
-        relnode,
-        fork,
-    };
-    Ok(BlockRef {
-        id,
-        rel,
-        block,
-        will_init: flags & WILL_INIT != 0,
-        image,
-        data,
+    Ok(PageRecord {
+        version: place.version,
+        end: place.end,
+        xid,
+        rmid,
+        info,
+        main,
+        own: BlockView {
+            id,
+            rel: place.rel,
+            block: place.block,
+            will_init: first & WILL_INIT != 0,
+            image,
+            data,
+        },
+        references: References::Stored(references.as_chunks().0),
     })
 }
 
-const SHORT: StoredError = StoredError("it ends too early");
-
-fn u8_of(input: &mut Bytes) -> Result<u8, StoredError> {
-    input.try_get_u8().map_err(|_| SHORT)
-}
-
-fn u16_of(input: &mut Bytes) -> Result<u16, StoredError> {
-    input.try_get_u16_le().map_err(|_| SHORT)
-}
-
-fn u32_of(input: &mut Bytes) -> Result<u32, StoredError> {
-    input.try_get_u32_le().map_err(|_| SHORT)
-}
-
-fn bytes_of(input: &mut Bytes) -> Result<Bytes, StoredError> {
-    let length = u32_of(input)? as usize;
-    if length > input.len() {
-        Err(SHORT)
-    } else {
-        Ok(input.split_to(length))
+fn length(input: &mut Reader<'_>) -> Result<usize, &'static str> {
+    let mut length = 0u64;
+    for shift in (0..35).step_by(7) {
+        let byte = input.u8()?;
+        length |= u64::from(byte & 0x7F) << shift;
+        if byte & 0x80 == 0 {
+            return usize::try_from(length).map_err(|_| "a length is too long");
+        }
     }
+    Err("a length is too long")
 }
+
+fn image<'a>(input: &mut Reader<'a>) -> Result<ImageView<'a>, &'static str> {
+    let compression = *COMPRESSIONS
+        .get(usize::from(input.u8()?))
+        .ok_or("unknown compression")?;
+    Ok(ImageView {
+        compression,
+        hole_offset: input.u16()?,
+        hole_length: input.u16()?,
+        bytes: input.rest(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@ use bytes::Bytes;
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
-use crate::{StoredRecord, page, redo_block, redo_vm_clear, redo_vm_truncate, rmgr};
+use crate::{page, redo_block, redo_vm_clear, redo_vm_truncate, rmgr};
 
 const REL: RelTag = RelTag {
     spcnode: 1663,
@@ -99,25 +99,6 @@ fn every_truncation_and_bit_flip_of_a_record_is_survived() {
                 }
             }
         }
-    }
-}
-
-#[test]
-fn stored_records_replay_like_the_record() {
-    let mut record = heap_insert(1, true);
-    let mut other = record.blocks[0].clone();
-    other.id = 1;
-    record.blocks.push(other);
-    let stored = StoredRecord::new(&record, 0).unwrap();
-    assert!(stored.starts_page());
-    let bytes = Bytes::from(stored.encode());
-    let back = StoredRecord::decode(bytes.clone(), PgVersion::V15, record.end).unwrap();
-    let (mut direct, mut through) = ([0; 8192], [0; 8192]);
-    redo_block(&record, &record.blocks[0], &mut direct).unwrap();
-    back.apply(&mut through).unwrap();
-    assert!(direct == through);
-    for cut in 0..bytes.len() {
-        assert!(StoredRecord::decode(bytes.slice(..cut), PgVersion::V15, record.end).is_err());
     }
 }
 

@@ -9,16 +9,14 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lakebed_pgtest::{Cluster, Stop, run};
-use lakebed_redo::{PageBytes, StoredRecord, mask, redo_block, restore_image};
+use lakebed_pgtest::{Cluster, Stop, run, workloads};
+use lakebed_redo::{PageBytes, PageRecord, StoredPlace, mask, redo_block, restore_image};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::control::ControlFile;
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 use lakebed_wal::stream::WalDecoder;
 use mutations::{Sample, survive};
-
-const WORKLOAD: &str = include_str!("workload.sql");
 
 struct Pages {
     base: PathBuf,
@@ -100,6 +98,23 @@ fn segment_name(segment: u64) -> u64 {
     ((segment / 256) << 32) | (segment % 256)
 }
 
+/// What the stored forms take, by resource manager: versions of pages, bytes, bytes of the records that they are of
+/// (once per page) without images for checking.
+#[derive(Default)]
+struct StoredBytes(BTreeMap<u8, (usize, usize, usize)>);
+
+impl StoredBytes {
+    fn add(&mut self, record: &DecodedRecord, stored: usize) {
+        let images = record.blocks.iter().filter_map(|block| block.image.as_ref());
+        let applied = images.filter(|image| image.apply).map(|image| image.bytes.len());
+        let data = record.blocks.iter().filter_map(|block| block.data.as_ref());
+        let whole =
+            record.main_data.len() + applied.sum::<usize>() + data.map(|data| data.len()).sum::<usize>();
+        let entry = self.0.entry(record.rmid).or_default();
+        *entry = (entry.0 + 1, entry.1 + stored, entry.2 + whole);
+    }
+}
+
 /// Resource manager and operation. For insertions into GIN indexes with the kind of page: 1 for posting trees, 2 for
 /// leaves.
 fn kind(record: &DecodedRecord) -> (u8, u8) {
@@ -125,13 +140,13 @@ fn every_page_equals_the_image_in_its_record() {
         "track_commit_timestamp=on",
         "wal_compression=lz4",
     ]);
-    cluster.sql(WORKLOAD);
+    cluster.sql(workloads::EVERYTHING);
     run(cluster.client("pgbench").args(["-i", "-q", "-s", "2"]));
     run(cluster
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "500"]));
     let script = cluster.home().join("concurrent.sql");
-    fs::write(&script, include_str!("concurrent.sql")).unwrap();
+    fs::write(&script, workloads::CONCURRENT).unwrap();
     run(cluster
         .client("pgbench")
         .args(["-n", "-c", "4", "-j", "2", "-t", "150", "-f"])
@@ -147,6 +162,7 @@ fn every_page_equals_the_image_in_its_record() {
     let mut seen: BTreeMap<(u8, u8), u32> = BTreeMap::new();
     let mut pruned = HashSet::new();
     let mut samples: BTreeMap<(u8, u8, u8), Vec<Sample>> = BTreeMap::new();
+    let (mut stored, mut stored_total) = (Vec::new(), StoredBytes::default());
     for record in records(&cluster.data_dir(), &first) {
         if (record.rmid, record.info & 0xF0) == (14, 0x10) {
             pruned.insert((record.blocks[0].rel, record.blocks[0].block));
@@ -171,11 +187,19 @@ fn every_page_equals_the_image_in_its_record() {
                 });
             }
             redo_block(&record, block, page).unwrap();
-            let stored = StoredRecord::new(&record, index).unwrap();
-            StoredRecord::decode(stored.encode().into(), record.version, record.end)
-                .unwrap()
-                .apply(&mut stored_result)
-                .unwrap();
+            let whole = PageRecord::new(&record, block);
+            stored.clear();
+            whole.encode(&mut stored);
+            stored_total.add(&record, stored.len());
+            let place = StoredPlace {
+                version: record.version,
+                end: record.end,
+                rel: block.rel,
+                block: block.block,
+            };
+            let from_stored = PageRecord::decode(&stored, place).unwrap();
+            assert_eq!(from_stored.starts_page(), whole.starts_page());
+            from_stored.redo(&mut stored_result).unwrap();
             assert!(
                 stored_result == *page,
                 "the stored form of {record:?} replays differently"
@@ -215,6 +239,11 @@ fn every_page_equals_the_image_in_its_record() {
     for ((rmid, op), count) in &seen {
         let images = checked.get(&(*rmid, *op)).copied().unwrap_or(0);
         println!("resource manager {rmid}, operation {op:#04x}: {count} records, {images} images checked");
+    }
+    for (rmid, (versions, bytes, whole)) in &stored_total.0 {
+        println!(
+            "resource manager {rmid}: {versions} page versions stored in {bytes} bytes, whole records' data {whole}"
+        );
     }
     // Every role that a page has in these records. Unit tests see to the two that SQL does not reach: the second bitmap
     // page of a large hash index, and the page after a freed one (only the last of a bucket is ever freed).

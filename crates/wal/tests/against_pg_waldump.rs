@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use lakebed_pgtest::{Cluster, Stop, run};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, run};
 use lakebed_types::Lsn;
 use lakebed_wal::control::ControlFile;
 use lakebed_wal::page::WalFormat;
@@ -127,7 +127,11 @@ fn waldump_line(line: &str) -> String {
 
 #[test]
 fn every_record_of_a_loaded_cluster_is_decoded_as_pg_waldump_does() {
-    let mut cluster = Cluster::init();
+    Installation::each(decode_as_pg_waldump_does);
+}
+
+fn decode_as_pg_waldump_does(installation: &Installation) {
+    let mut cluster = Cluster::init_with(installation, &InitOptions::default());
     // Long records, images of all kinds of pages, several segments, a segment switch in the middle.
     cluster.start(&[
         "wal_keep_size=1GB",
@@ -154,7 +158,7 @@ fn every_record_of_a_loaded_cluster_is_decoded_as_pg_waldump_does() {
     assert!(records.len() > 5_000, "only {} records", records.len());
 
     let last = records.last().unwrap().end;
-    let mut pg_waldump = lakebed_pgtest::program("pg_waldump");
+    let mut pg_waldump = installation.program("pg_waldump");
     pg_waldump
         .arg("-p")
         .arg(data.join("pg_wal"))

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use lakebed_pgtest::{Cluster, Stop};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop};
 use lakebed_types::Lsn;
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{ControlError, ControlFile};
@@ -74,7 +74,15 @@ fn make_stateless(cluster: &Cluster, format: WalFormat) -> (Lsn, Lsn) {
 
 #[test]
 fn stock_postgres_boots_wherever_the_position_lies() {
-    let mut cluster = Cluster::init();
+    Installation::each(boot_everywhere);
+}
+
+fn boot_everywhere(installation: &Installation) {
+    let mut cluster = Cluster::init_with(installation, &InitOptions::default());
+    assert_eq!(
+        control_file(&cluster).version().major(),
+        u32::from(installation.major)
+    );
     let control = control_file(&cluster);
     assert!(control.is_shut_down() && !control.has_data_checksums());
     let format = WalFormat {
@@ -163,7 +171,11 @@ fn stock_postgres_boots_wherever_the_position_lies() {
 
 #[test]
 fn a_damaged_or_foreign_control_file_is_refused() {
-    let cluster = Cluster::init();
+    Installation::each(refuse_damage);
+}
+
+fn refuse_damage(installation: &Installation) {
+    let cluster = Cluster::init_with(installation, &InitOptions::default());
     let file = fs::read(cluster.data_dir().join("global/pg_control")).unwrap();
     assert_eq!(ControlFile::decode(&file).unwrap().encode(), file);
     let mut damaged = file.clone();

@@ -1,5 +1,6 @@
 //! Load that makes every kind of record and file that ordinary SQL makes.
 
+use lakebed_pgtest::workloads;
 use lakebed_tests::Compute;
 
 /// What a compute needs for it.
@@ -7,16 +8,13 @@ pub const SETTINGS: [&str; 2] = ["--set=autovacuum=off", "--set=max_prepared_tra
 
 /// Heap, B-tree and sequence records, TOAST, truncation, VACUUM (FULL), CLUSTER; see the file.
 pub fn ddl(compute: &Compute) {
-    compute.script("ddl", include_str!("../../../crates/pageserver/tests/ddl.sql"));
+    compute.script("ddl", workloads::DDL);
 }
 
 /// Databases by both strategies, with a tablespace `ts` that exists already; see the file. One transaction stays
 /// prepared.
 pub fn databases(compute: &Compute) {
-    compute.script(
-        "databases",
-        include_str!("../../../crates/pageserver/tests/databases.sql"),
-    );
+    compute.script("databases", workloads::DATABASES);
 }
 
 /// Several sessions lock the same rows, more than one page of multixacts and of their members.

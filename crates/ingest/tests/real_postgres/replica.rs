@@ -5,18 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lakebed_ingest::{
-    CatalogueChange, ControlState, Effects, RELATION_MAP_BYTES, ShardSet, SlruDelta, interpret,
-    reaches_every_shard, route,
+    CatalogueChange, ControlState, Effects, ShardSet, SlruDelta, interpret, reaches_every_shard,
+    relation_map_bytes, route, two_phase_path,
 };
-use lakebed_types::{ForkNumber, PAGE_SIZE, PageKey, RelTag, ShardCount, SlruKind};
+use lakebed_redo::redo_block;
+use lakebed_types::{ForkNumber, PAGE_SIZE, PageKey, PgVersion, RelTag, ShardCount, SlruKind};
 use lakebed_wal::record::DecodedRecord;
 
 pub type Page = [u8; PAGE_SIZE];
 const ZEROS: Page = [0; PAGE_SIZE];
-const HEAP2: u8 = 9;
-const VISIBLE: u8 = 0x40;
 
 pub struct Replica {
+    version: PgVersion,
     pub control: ControlState,
     pub slru: BTreeMap<(SlruKind, u64), Page>,
     pub two_phase: BTreeMap<u32, Vec<u8>>,
@@ -30,8 +30,9 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn new(data: &Path, control: ControlState) -> Replica {
+    pub fn new(data: &Path, version: PgVersion, control: ControlState) -> Replica {
         Replica {
+            version,
             control,
             slru: read_slrus(data),
             two_phase: BTreeMap::new(),
@@ -76,6 +77,15 @@ impl Replica {
                 .or_default() += 1;
             self.change(change);
         }
+    }
+
+    /// The files of prepared transactions, by path.
+    pub fn two_phase_files(&self) -> BTreeMap<String, Vec<u8>> {
+        let path = |xid| two_phase_path(self.version, xid, self.control.next_xid());
+        self.two_phase
+            .iter()
+            .map(|(&xid, file)| (path(xid), file.clone()))
+            .collect()
     }
 
     fn change(&mut self, change: CatalogueChange) {
@@ -138,7 +148,7 @@ impl Replica {
                 tablespace,
                 bytes,
             } => {
-                assert_eq!(bytes.len(), RELATION_MAP_BYTES);
+                assert_eq!(bytes.len(), relation_map_bytes(self.version));
                 self.maps.insert((db, tablespace), bytes.to_vec());
             }
             CatalogueChange::TwoPhasePrepared { xid, file } => {
@@ -153,14 +163,17 @@ impl Replica {
         }
     }
 
-    /// Visibility maps of relations that WAL created. Setting bits is redo's work; here it is done by hand, to see the
-    /// clearing, which no other oracle does for Postgres 15.
+    /// Visibility maps of relations that WAL created. Redo replays the pages that a record names; the others are what no
+    /// other oracle sees.
     fn replay_vm(&mut self, record: &DecodedRecord, effects: &Effects) {
-        if record.rmid == HEAP2 && record.info & 0x70 == VISIBLE {
-            let (map, heap) = (&record.blocks[0], &record.blocks[1]);
+        for map in record
+            .blocks
+            .iter()
+            .filter(|block| block.rel.fork == ForkNumber::Vm)
+        {
             let page = self.vm.entry((map.rel, map.block)).or_insert(ZEROS);
-            let slot = heap.block as usize % 32672;
-            page[24 + slot / 4] |= (record.main_data[4] & 3) << (slot % 4 * 2);
+            redo_block(record, map, page).unwrap_or_else(|error| panic!("{error}"));
+            *self.seen.entry("Vm named".to_owned()).or_default() += 1;
         }
         for clear in &effects.vm_clears {
             *self.seen.entry(format!("VmClear {}", clear.flags)).or_default() += 1;
@@ -244,11 +257,15 @@ pub fn path(data: &Path, rel: RelTag) -> PathBuf {
     directory(data, rel.spcnode, rel.dbnode).join(format!("{}{suffix}", rel.relnode))
 }
 
-/// A database's directory in a tablespace.
+/// A database's directory in a tablespace; `data` is of a server with one version directory per tablespace.
 pub fn directory(data: &Path, tablespace: u32, db: u32) -> PathBuf {
     match tablespace {
         1663 => data.join(format!("base/{db}")),
         1664 => data.join("global"),
-        _ => data.join(format!("pg_tblspc/{tablespace}/PG_15_202209061/{db}")),
+        _ => {
+            let mut versions = fs::read_dir(data.join(format!("pg_tblspc/{tablespace}"))).unwrap();
+            let version = versions.next().unwrap().unwrap();
+            version.path().join(db.to_string())
+        }
     }
 }

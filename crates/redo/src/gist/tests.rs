@@ -6,7 +6,7 @@ use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression}
 
 use super::{FLAGS, OPAQUE, PAGE_DELETE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_LINK, flag};
 use crate::page::{get_u16, get_u32, put_u16};
-use crate::{PageBytes, StoredRecord, page, redo_block, rmgr};
+use crate::{PageBytes, PageRecord, StoredPlace, page, redo_block, rmgr};
 
 const END: Lsn = Lsn(0x7_0000_0140);
 
@@ -78,11 +78,18 @@ fn a_left_half_is_marked_after_its_image_was_restored() {
         };
         assert_eq!((nsn(&direct), get_u16(&direct, FLAGS)), expected);
         assert_eq!(page::lsn(&direct), END);
-        let stored = StoredRecord::new(&record, 0).unwrap().encode();
+        let mut stored = Vec::new();
+        PageRecord::new(&record, &record.blocks[0]).encode(&mut stored);
+        let place = StoredPlace {
+            version: PgVersion::V15,
+            end: END,
+            rel: record.blocks[0].rel,
+            block: record.blocks[0].block,
+        };
         let mut through = [0; 8192];
-        StoredRecord::decode(stored.into(), PgVersion::V15, END)
+        PageRecord::decode(&stored, place)
             .unwrap()
-            .apply(&mut through)
+            .redo(&mut through)
             .unwrap();
         assert!(through == direct);
     }

@@ -8,6 +8,32 @@ use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes};
 
+/// Bytes of main data before the leaf tuple (`spgxlogAddLeaf`).
+pub(super) const ADD_LEAF: usize = 10;
+/// Bytes of main data before the inner tuple (`spgxlogAddNode`).
+pub(super) const ADD_NODE: usize = 20;
+/// Bytes of `spgxlogMoveLeafs`.
+const MOVE_LEAFS: usize = 20;
+
+/// Bytes of main data before the leaf tuples that move.
+pub(super) fn move_leafs_bytes(main: &[u8]) -> Result<usize, Fault> {
+    let mut main = Reader::new(main);
+    let (moved, _new_page, replace_dead) = (usize::from(main.u16()?), main.u8()?, main.u8()? != 0);
+    let inserted = if replace_dead { 1 } else { moved + 1 };
+    Ok(MOVE_LEAFS + (moved + inserted) * 2)
+}
+
+/// Bytes of main data that redo of the prefix tuple's page reads: without the postfix tuple if that is elsewhere.
+pub(super) fn prefix_bytes(main: &[u8]) -> Result<usize, Fault> {
+    let mut rest = Reader::new(main);
+    let (_numbers, _new_page, same_page) = (rest.u32()?, rest.u8()?, rest.u8()? != 0);
+    if same_page {
+        return Ok(main.len());
+    }
+    tuple::take_inner(&mut rest)?;
+    Ok(main.len() - rest.rest().len())
+}
+
 /// A leaf tuple: a new chain (then the parent's downlink leads to it), the second of a chain, or in place of a chain's
 /// only, dead tuple.
 pub(super) fn add_leaf(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
@@ -91,13 +117,12 @@ pub(super) fn add_node(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<
     let downlink = Downlink::read(&mut main)?;
     main.take(2)?;
     let state = State::read(&mut main)?;
-    let inner = tuple::take_inner(&mut main)?;
     if record.block(1).is_none() {
         if record.own.id != 0 {
             return Err(FOREIGN_PAGE);
         }
         spgist_page::existing(&record.own, page)?;
-        return spgist_page::replace(page, inner, number);
+        return spgist_page::replace(page, tuple::take_inner(&mut main)?, number);
     }
     let target = Place {
         block: record.needed_block(1)?,
@@ -116,7 +141,7 @@ pub(super) fn add_node(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<
         }
         1 => {
             spgist_page::begin(&record.own, page, new_page, Kind::Inner { nulls: false })?;
-            spgist_page::add_or_replace(page, inner, new_number)?;
+            spgist_page::add_or_replace(page, tuple::take_inner(&mut main)?, new_number)?;
         }
         2 if parent == 2 => spgist_page::existing(&record.own, page)?,
         _ => return Err(FOREIGN_PAGE),
@@ -133,18 +158,19 @@ pub(super) fn split_tuple(record: &PageRecord<'_>, page: &mut PageBytes) -> Resu
     let (prefix_number, postfix_number) = (main.u16()?, main.u16()?);
     let (new_page, same_page) = (main.u8()? != 0, main.u8()? != 0);
     let prefix = tuple::take_inner(&mut main)?;
-    let postfix = tuple::take_inner(&mut main)?;
     match record.own.id {
         0 => {
             spgist_page::existing(&record.own, page)?;
             spgist_page::replace(page, prefix, prefix_number)?;
             if same_page {
+                let postfix = tuple::take_inner(&mut main)?;
                 spgist_page::add_or_replace(page, postfix, postfix_number)?;
             }
             Ok(())
         }
         1 if !same_page => {
             spgist_page::begin(&record.own, page, new_page, Kind::Inner { nulls: false })?;
+            let postfix = tuple::take_inner(&mut main)?;
             spgist_page::add_or_replace(page, postfix, postfix_number)
         }
         _ => Err(FOREIGN_PAGE),

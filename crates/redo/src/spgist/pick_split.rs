@@ -76,6 +76,39 @@ impl<'a> PickSplit<'a> {
     }
 }
 
+/// Bytes of `spgxlogPickSplit`.
+const HEADER: usize = 28;
+
+/// The same main data as far as the page with this reference is concerned: a leaf page's without the tuples of the
+/// other leaf page, any other page's without leaf tuples.
+pub(super) fn for_page(main: &[u8], id: u8) -> Result<Vec<u8>, Fault> {
+    let header = main.get(..HEADER).ok_or("its data ends too early")?;
+    let mut rest = Reader::new(&main[HEADER..]);
+    let mut counts = Reader::new(&header[2..6]);
+    let (deleted, inserted) = (usize::from(counts.u16()?), usize::from(counts.u16()?));
+    let deleted = rest.take(deleted * 2)?;
+    let numbers = rest.take(inserted * 2)?;
+    let pages = rest.take(inserted)?;
+    let inner = tuple::take_inner(&mut rest)?;
+    let (mut own_numbers, mut own_pages, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, &select) in numbers.chunks_exact(2).zip(pages) {
+        let leaf = tuple::take_leaf(&mut rest)?;
+        if id == u8::from(select != 0) {
+            own_numbers.extend_from_slice(number);
+            own_pages.push(select);
+            leaves.extend_from_slice(leaf);
+        }
+    }
+    let deleted = if id == 0 { deleted } else { &[] };
+    let mut cut = header.to_vec();
+    cut[2..4].copy_from_slice(&((deleted.len() / 2) as u16).to_le_bytes());
+    cut[4..6].copy_from_slice(&(own_pages.len() as u16).to_le_bytes());
+    for part in [deleted, &own_numbers, &own_pages, inner, &leaves] {
+        cut.extend_from_slice(part);
+    }
+    Ok(cut)
+}
+
 pub(super) fn pick_split(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let mut split = PickSplit::read(record)?;
     let leaf = Kind::Leaf { nulls: split.nulls };
