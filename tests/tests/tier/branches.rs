@@ -1,5 +1,6 @@
 //! Branches: isolated, writable, at any position or time, and refused where they cannot be.
 
+use lakebed_pgtest::Installation;
 use lakebed_tests::{Compute, Shape, Tier};
 use lakebed_types::Lsn;
 

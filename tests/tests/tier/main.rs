@@ -10,5 +10,6 @@ mod pageserver_loss;
 mod state;
 mod unreplayable;
 mod up;
+mod versions;
 mod wal_chain;
 mod workload;
