@@ -24,7 +24,7 @@ pub enum Writer {
     /// Recovery: what it made of the WAL is what the tier must make of it.
     Recovery,
     /// The Postgres that wrote the WAL. It may differ from its own replay in more ways than recovery: a sequence's page
-    /// is ahead in WAL by the values that are cached, and `CREATE DATABASE … STRATEGY wal_log` loses the bits of
+    /// is ahead in WAL by the values that are cached, an SP-GiST index keeps pages with room in mind, and `CREATE DATABASE … STRATEGY wal_log` loses the bits of
     /// visibility maps, whose pages look like all hole to it: in these databases the tier may lack bits.
     Primary {
         /// Databases that were made so, and copies of them.
@@ -198,6 +198,8 @@ impl Comparer<'_> {
             (PageKey::Rel { block, .. }, _) => {
                 if *self.writer != Writer::Recovery {
                     sequence_as_logged(theirs);
+                    hide_spgist_cache(ours, *block);
+                    hide_spgist_cache(theirs, *block);
                 }
                 mask::by_layout(ours, *block);
                 mask::by_layout(theirs, *block);
@@ -238,6 +240,17 @@ impl Comparer<'_> {
                 self.result.differences.push(what);
             }
         }
+    }
+}
+
+/// `SPGIST_MAGIC_NUMBER`, the first word of an SP-GiST index's first page, and the `lastUsedPages` behind it: 8 times a
+/// block and its free space (`access/spgist_private.h`), a hint that is never logged.
+const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
+const SPGIST_CACHE: std::ops::Range<usize> = 28..28 + 8 * 8;
+
+fn hide_spgist_cache(bytes: &mut PageBytes, block: u32) {
+    if block == 0 && bytes[24..28] == SPGIST_MAGIC {
+        bytes[SPGIST_CACHE].fill(0);
     }
 }
 
