@@ -24,8 +24,9 @@ pub enum Writer {
     /// Recovery: what it made of the WAL is what the tier must make of it.
     Recovery,
     /// The Postgres that wrote the WAL. It may differ from its own replay in more ways than recovery: a sequence's page
-    /// is ahead in WAL by the values that are cached, an SP-GiST index keeps pages with room in mind, and `CREATE DATABASE … STRATEGY wal_log` loses the bits of
-    /// visibility maps, whose pages look like all hole to it: in these databases the tier may lack bits.
+    /// is ahead in WAL by the values that are cached, an SP-GiST index remembers pages with room, and
+    /// `CREATE DATABASE … STRATEGY wal_log` loses the bits of visibility maps, whose pages look like all hole to it: in
+    /// these databases the tier may lack bits.
     Primary {
         /// Databases that were made so, and copies of them.
         copied_by_wal: BTreeSet<u32>,
@@ -197,9 +198,9 @@ impl Comparer<'_> {
             }
             (PageKey::Rel { block, .. }, _) => {
                 if *self.writer != Writer::Recovery {
-                    sequence_as_logged(theirs);
-                    hide_spgist_cache(ours, *block);
-                    hide_spgist_cache(theirs, *block);
+                    sequence_as_logged(ours, theirs);
+                    forget_last_used_pages(ours);
+                    forget_last_used_pages(theirs);
                 }
                 mask::by_layout(ours, *block);
                 mask::by_layout(theirs, *block);
@@ -223,10 +224,10 @@ impl Comparer<'_> {
             }
             let known = self.size(rel);
             // A primary extends a file with zeros first and logs the page when it has content; that blocks beyond are
-            // zeros was compared above.
+            // zeros was compared above. A map is even created so (`vm_extend`), without a record.
             let same = match self.writer {
                 Writer::Recovery => known == Some(blocks),
-                Writer::Primary { .. } => known.is_some_and(|known| known <= blocks),
+                Writer::Primary { .. } => known.map_or(rel.fork == ForkNumber::Vm, |known| known <= blocks),
             };
             if !same {
                 self.result.differences.push(format!(
@@ -243,33 +244,47 @@ impl Comparer<'_> {
     }
 }
 
-/// `SPGIST_MAGIC_NUMBER`, the first word of an SP-GiST index's first page, and the `lastUsedPages` behind it: 8 times a
-/// block and its free space (`access/spgist_private.h`), a hint that is never logged.
-const SPGIST_MAGIC: [u8; 4] = 0xBA0B_ABEE_u32.to_le_bytes();
-const SPGIST_CACHE: std::ops::Range<usize> = 28..28 + 8 * 8;
+/// The last two bytes of an SP-GiST page (`SPGIST_PAGE_ID`), and its flags that tell the metapage (`SPGIST_META`).
+const SPGIST_KIND: [u8; 2] = [0x82, 0xFF];
+const SPGIST_META: [u8; 2] = [1, 0];
 
-fn hide_spgist_cache(bytes: &mut PageBytes, block: u32) {
-    if block == 0 && bytes[24..28] == SPGIST_MAGIC {
-        bytes[SPGIST_CACHE].fill(0);
+/// The metapage of an SP-GiST index remembers pages with free space, 8 pairs behind its magic number. Postgres stores
+/// that as a hint, without a record (`SpGistUpdateMetaPage`).
+fn forget_last_used_pages(bytes: &mut PageBytes) {
+    let special = page::special(bytes);
+    if bytes.get(special..special + 2) == Some(&SPGIST_META[..]) && bytes.ends_with(&SPGIST_KIND) {
+        bytes[PAGE_HEADER + 4..PAGE_HEADER + 4 + 8 * 8].fill(0);
     }
 }
 
 /// `SEQ_MAGIC`, in the special area of a sequence's only page.
 const SEQUENCE_MAGIC: u32 = 0x1717;
 
-/// `nextval` logs the state after the values that it fetched ahead (`SEQ_LOG_VALS`) and stores the one before: the
-/// file's `last_value + log_cnt` (times an increment of 1, which the tests keep to) is the logged `last_value`.
-fn sequence_as_logged(bytes: &mut PageBytes) {
+/// Place of a sequence's data in its only page; `None` when the page is no sequence's.
+fn sequence_data(bytes: &PageBytes) -> Option<usize> {
     let special = page::special(bytes);
     if page::is_new(bytes) || bytes.get(special..) != Some(&u64::from(SEQUENCE_MAGIC).to_le_bytes()[..]) {
-        return;
+        return None;
     }
-    let item = page::item_id(bytes, 1).expect("the tuple of a sequence");
-    let tuple = usize::from(item.offset);
-    let data = tuple + usize::from(bytes[tuple + 22]);
+    let tuple = usize::from(page::item_id(bytes, 1).ok()?.offset);
+    Some(tuple + usize::from(bytes[tuple + 22]))
+}
+
+/// `nextval` logs the state after the values that it fetches ahead (`SEQ_LOG_VALS`) and stores the one before: the
+/// file's `last_value` plus `log_cnt` increments is the logged `last_value`. The increment is in the catalogue, so any
+/// that fits is taken.
+fn sequence_as_logged(logged: &PageBytes, bytes: &mut PageBytes) {
+    let Some(data) = sequence_data(bytes).filter(|data| sequence_data(logged) == Some(*data)) else {
+        return;
+    };
     let number =
         |bytes: &PageBytes, at: usize| i64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-    let logged = number(bytes, data) + number(bytes, data + 8);
-    bytes[data..data + 8].copy_from_slice(&logged.to_le_bytes());
-    bytes[data + 8..data + 16].fill(0);
+    let (ahead, fetched) = (
+        number(logged, data) - number(bytes, data),
+        number(bytes, data + 8),
+    );
+    if fetched != 0 && ahead % fetched == 0 {
+        bytes[data..data + 8].copy_from_slice(&logged[data..data + 8]);
+        bytes[data + 8..data + 16].fill(0);
+    }
 }

@@ -17,6 +17,7 @@
 //! Then the name, the subtransactions and the other lists, each padded to 8 bytes, and the resource managers' parts.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use lakebed_types::data_directory::two_phase_file;
 use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::record::DecodedRecord;
 
@@ -92,18 +93,13 @@ pub(crate) fn effects(record: &DecodedRecord, effects: &mut Effects) -> Result<(
     Ok(())
 }
 
-/// Where the file of a prepared transaction is in the data directory (`TwoPhaseFilePath`). Since Postgres 17 its name
-/// tells the epoch too, which follows from the next transaction id at any time while the transaction is prepared.
+/// Where the file of a prepared transaction is in the data directory, which from Postgres 17 on depends on its epoch
+/// too. That follows from the next transaction id at any time while the transaction is prepared.
 pub fn two_phase_path(version: PgVersion, xid: u32, next_xid: u64) -> String {
-    match version {
-        PgVersion::V15 | PgVersion::V16 => format!("pg_twophase/{xid:08X}"),
-        PgVersion::V17 | PgVersion::V18 => {
-            // An id that is not below the next one is of the epoch before (`FullTransactionIdFromAllowableAt`).
-            let back = u64::from(xid > next_xid as u32);
-            let epoch = (next_xid >> 32).saturating_sub(back);
-            format!("pg_twophase/{epoch:08X}{xid:08X}")
-        }
-    }
+    // An id that is not below the next one is of the epoch before (`FullTransactionIdFromAllowableAt`).
+    let back = u64::from(xid > next_xid as u32);
+    let epoch = (next_xid >> 32).saturating_sub(back);
+    two_phase_file(version, epoch << 32 | u64::from(xid))
 }
 
 /// `RecreateTwoPhaseFile`.

@@ -39,6 +39,8 @@ pub enum Command {
     Status(ClientArgs),
     /// Measure a private tier, which is made for that and removed afterwards.
     Bench(BenchArgs),
+    /// Replay a stock cluster's WAL over a base backup with this tier's redo, and compare with what Postgres made of it.
+    VerifyWal(VerifyWalArgs),
 }
 
 /// Which Postgres.
@@ -242,6 +244,31 @@ pub enum BranchCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyWalArgs {
+    /// A base backup (pg_basebackup, plain format) or the data directory of a stopped server; it is only read.
+    #[arg(long)]
+    pub base: PathBuf,
+    /// Directory of WAL segments from the base's start on: pg_wal, or an archive.
+    #[arg(long)]
+    pub wal: PathBuf,
+    /// Compare images from this LSN on; what is in front is replayed only.
+    #[arg(long)]
+    pub from: Option<String>,
+    /// Stop here: in front of the first record that ends behind this LSN.
+    #[arg(long)]
+    pub to: Option<String>,
+    /// A copy of the base that stock Postgres recovered to the same LSN: compare all its pages too.
+    #[arg(long)]
+    pub against: Option<PathBuf>,
+    /// Memory for pages, in MiB; what does not fit goes to a file in TMPDIR.
+    #[arg(long, default_value_t = 1024)]
+    pub memory_mib: usize,
+    /// Show at most this many mismatches and differences. All are counted.
+    #[arg(long, default_value_t = 10)]
+    pub show: usize,
 }
 
 /// Which tier a client command is about.

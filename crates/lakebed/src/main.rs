@@ -4,6 +4,7 @@
 //! * [`up`]: all of them on one machine, as child processes.
 //! * [`client`]: commands that ask a running tier.
 //! * [`bench`]: benchmarks, each on a tier of its own.
+//! * [`verify_wal`]: redo against stock Postgres, on anybody's WAL.
 
 mod bench;
 mod cli;
@@ -12,6 +13,7 @@ mod connection;
 mod initdb;
 mod roles;
 mod up;
+mod verify_wal;
 
 use std::process::ExitCode;
 
@@ -65,6 +67,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,
         Command::Bench(args) => bench::run(args, cli.json).await,
+        Command::VerifyWal(args) => verify_wal::run(args, cli.json),
     }
 }
 

@@ -27,10 +27,11 @@ fn bin_dir_15() -> PathBuf {
 
 /// A command that runs one of the programs of version 15 as a user that Postgres accepts.
 pub fn program(name: &str) -> Command {
-    command(&bin_dir().join(name))
+    as_postgres(&bin_dir().join(name))
 }
 
-fn command(program: &Path) -> Command {
+/// A command that runs any program as a user that Postgres accepts.
+pub fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new(program);
     if let Some((uid, gid)) = other_user() {
         command.uid(uid).gid(gid);
@@ -138,7 +139,7 @@ impl Installation {
     pub fn program(&self, name: &str) -> Command {
         let own = self.bin_dir.join(name);
         if own.exists() || !CLIENTS.contains(&name) {
-            return command(&own);
+            return as_postgres(&own);
         }
         let others = Installation::all();
         // The latest, as clients know the servers before them.
@@ -147,7 +148,7 @@ impl Installation {
             .rev()
             .map(|other| other.bin_dir.join(name))
             .find(|other| other.exists());
-        command(&other.unwrap_or_else(|| panic!("no installation of Postgres has {name}")))
+        as_postgres(&other.unwrap_or_else(|| panic!("no installation of Postgres has {name}")))
     }
 
     /// Directory of Postgres's own suites for this release: `regress` and `isolation` below it have the programs and

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 pub use cluster::{Cluster, InitOptions, Stop};
-pub use installation::{Installation, bin_dir, program};
+pub use installation::{Installation, as_postgres, bin_dir, program};
 use tempfile::TempDir;
 
 /// How long a start, a stop or any other awaited condition may take.

@@ -7,8 +7,8 @@
 //! - [`PageRecord::redo`] restores an image or runs the resource manager's redo, then stamps the LSN. [`redo_block`]
 //!   does that for a decoded record.
 //! - [`redo_vm_clear`] is for visibility-map bits that a heap record clears without naming the map's page.
-//! - [`checksum`] is for clusters with data checksums: redo leaves the field alone, and who hands out a page sets it.
 //! - [`PageRecord::encode`] and [`PageRecord::decode`]: what a pageserver keeps of one record for one page.
+//! - [`checksum`] is for clusters with data checksums: redo leaves the field alone, and who hands out a page sets it.
 //! - [`mask`] hides what Postgres itself allows to differ, for comparisons.
 //!
 //! Every length, offset and line pointer that comes from a record or a page is checked: hostile bytes give a

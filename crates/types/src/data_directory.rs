@@ -67,6 +67,16 @@ pub fn is_inside(path: &str) -> bool {
     !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
+/// Name of the file of a prepared transaction, relative to the data directory (`TwoPhaseFilePath`, `access/transam/
+/// twophase.c`): its transaction id; from version 17 on with the epoch before it.
+pub fn two_phase_file(version: PgVersion, full_xid: u64) -> String {
+    if version < PgVersion::V17 {
+        format!("pg_twophase/{:08X}", full_xid & 0xFFFF_FFFF)
+    } else {
+        format!("pg_twophase/{full_xid:016X}")
+    }
+}
+
 /// Says what the file at this path (relative to the data directory, separated by `/`) is.
 pub fn classify(path: &str) -> FileKind {
     let parts: Vec<&str> = path.split('/').collect();
@@ -177,17 +187,34 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_in_a_tablespace_depends_on_the_version() {
+    fn names_depend_on_the_version() {
         let table = [
-            (PgVersion::V15, "pg_tblspc/16400/PG_15_202209061/5"),
-            (PgVersion::V16, "pg_tblspc/16400/PG_16_202307071/5"),
-            (PgVersion::V17, "pg_tblspc/16400/PG_17_202406281/5"),
-            (PgVersion::V18, "pg_tblspc/16400/PG_18_202506291/5"),
+            (
+                PgVersion::V15,
+                "pg_tblspc/16400/PG_15_202209061/5",
+                "pg_twophase/000002E6",
+            ),
+            (
+                PgVersion::V16,
+                "pg_tblspc/16400/PG_16_202307071/5",
+                "pg_twophase/000002E6",
+            ),
+            (
+                PgVersion::V17,
+                "pg_tblspc/16400/PG_17_202406281/5",
+                "pg_twophase/00000003000002E6",
+            ),
+            (
+                PgVersion::V18,
+                "pg_tblspc/16400/PG_18_202506291/5",
+                "pg_twophase/00000003000002E6",
+            ),
         ];
-        for (version, directory) in table {
+        for (version, directory, two_phase) in table {
             assert_eq!(database_directory(version, 16400, 5), directory);
             assert_eq!(database_directory(version, DEFAULT_TABLESPACE, 5), "base/5");
             assert_eq!(database_directory(version, GLOBAL_TABLESPACE, 0), "global");
+            assert_eq!(two_phase_file(version, 0x0003_0000_02E6), two_phase);
         }
     }
 

@@ -117,7 +117,7 @@ fn a_branch_under_load_equals_stock_recovery_to_its_lsn() {
 
 /// Makes all blocks of a database's relations local. Reading the files asks nobody but the storage, so they get what
 /// stock Postgres would read; it leaves the buffers alone, so nothing is pruned or hinted on the way, as a query would.
-fn read_all(compute: &Compute, database: &str) {
+pub fn read_all(compute: &Compute, database: &str) {
     let mut session = compute.connection_to(database);
     let read = "select sum(length(pg_read_binary_file(path, 0, size))) from (
           select path, (pg_stat_file(path, true)).size from (
@@ -128,6 +128,22 @@ fn read_all(compute: &Compute, database: &str) {
     let row = session.query_one(read, &[]);
     let bytes: i64 = row.unwrap_or_else(|error| panic!("{database}: {error:?}")).get(0);
     assert!(bytes > 1 << 20, "{database} has {bytes} bytes only");
+}
+
+/// A position at which all of an idle primary's pages are in its files, and the session that must stay until they are
+/// compared.
+///
+/// One session with warm caches: between the checkpoint and the position nothing reads a page for the first time, so
+/// nothing is pruned.
+pub fn quiet_position(compute: &Compute) -> (Lsn, postgres::Client) {
+    let mut session = compute.connection();
+    let mut at = Lsn(0);
+    for _ in 0..2 {
+        session.batch_execute("checkpoint").expect("a checkpoint");
+        let row = session.query_one("select pg_current_wal_insert_lsn()::text", &[]);
+        at = lsn(row.expect("a position").get(0));
+    }
+    (at, session)
 }
 
 /// What the same cluster must answer, wherever its pages come from.
@@ -202,15 +218,7 @@ pub fn compare_with_primary(tier: &Tier, compute: &Compute) -> Comparison {
         .lines()
         .map(|oid| oid.parse().expect("an oid"))
         .collect();
-    // One session with warm caches: between the checkpoint and the position nothing reads a page for the first time,
-    // so nothing is pruned.
-    let mut session = compute.connection();
-    let mut at = Lsn(0);
-    for _ in 0..2 {
-        session.batch_execute("checkpoint").expect("a checkpoint");
-        let row = session.query_one("select pg_current_wal_insert_lsn()::text", &[]);
-        at = lsn(row.expect("a position").get(0));
-    }
+    let (at, _session) = quiet_position(compute);
     let pages = Pages::of(tier, "main");
     let writer = Writer::Primary { copied_by_wal };
     let result = compare(&pages, at, &compute.data_dir(), &writer);

@@ -7,6 +7,7 @@ mod faults;
 mod fencing;
 mod load;
 mod pageserver_loss;
+mod regression_suite;
 mod state;
 mod unreplayable;
 mod up;

@@ -1,0 +1,384 @@
+//! Pages of the replayed cluster, with bounded memory.
+//!
+//! A page begins as its base's file has it, or as zeros, and stays in memory from its first use on. When the budget is
+//! used up, pages leave it, least recently used first as a clock's hand finds them: an unchanged one is forgotten, a
+//! changed one goes to a scratch file in the directory for temporary files, which has no name and vanishes with the
+//! process. The base itself is never written to.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use lakebed_redo::PageBytes;
+use lakebed_types::data_directory::{RELATION_SEGMENT_BLOCKS, SLRU_SEGMENT_PAGES};
+use lakebed_types::{PAGE_SIZE, RelTag, SlruKind};
+
+use crate::error::VerifyError;
+
+/// What pages belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageFile {
+    /// A relation fork.
+    Rel(RelTag),
+    /// An SLRU.
+    Slru(SlruKind),
+}
+
+/// Fewest pages in memory: a record touches up to 33.
+const MIN_PAGES: usize = 1024;
+/// Most files of the base that are open at a time.
+const MAX_OPEN_FILES: usize = 256;
+
+#[derive(Clone, Copy, Debug)]
+enum Location {
+    Frame(usize),
+    Scratch(u64),
+}
+
+#[derive(Debug)]
+struct Frame {
+    owner: Option<(PageFile, u32)>,
+    page: Box<PageBytes>,
+    /// Differs from the base and from the scratch file.
+    dirty: bool,
+    /// Used since the hand passed last.
+    used: bool,
+    scratch: Option<u64>,
+}
+
+/// A file's pages that are not as the base has them, and where the base has the others.
+#[derive(Debug, Default)]
+struct Pages {
+    locations: HashMap<u32, Location>,
+    /// Blocks below this number begin as the base's file of that name has them, all others as zeros.
+    base: Option<(PageFile, u32)>,
+}
+
+/// See the module header.
+#[derive(Debug)]
+pub struct PageStore {
+    limit: usize,
+    files: HashMap<PageFile, Pages>,
+    frames: Vec<Frame>,
+    free_frames: Vec<usize>,
+    hand: usize,
+    scratch: Option<File>,
+    scratch_slots: u64,
+    free_slots: Vec<u64>,
+    /// Segment files of the base, by number.
+    base: HashMap<PageFile, BTreeMap<u64, PathBuf>>,
+    open: HashMap<(PageFile, u64), File>,
+}
+
+impl PageStore {
+    /// A store that keeps at most `memory_bytes` of pages in memory (at least a small number of pages).
+    pub fn new(memory_bytes: usize) -> PageStore {
+        PageStore {
+            limit: (memory_bytes / PAGE_SIZE).max(MIN_PAGES),
+            files: HashMap::new(),
+            frames: Vec::new(),
+            free_frames: Vec::new(),
+            hand: 0,
+            scratch: None,
+            scratch_slots: 0,
+            free_slots: Vec::new(),
+            base: HashMap::new(),
+            open: HashMap::new(),
+        }
+    }
+
+    /// Tells of a file of the base: its segments, and how many of its blocks count.
+    pub fn add_base(&mut self, file: PageFile, segments: BTreeMap<u64, PathBuf>, blocks: u32) {
+        self.base.insert(file, segments);
+        self.files.insert(
+            file,
+            Pages {
+                locations: HashMap::new(),
+                base: Some((file, blocks)),
+            },
+        );
+    }
+
+    /// Pages that are in the scratch file, or were.
+    pub fn spilled_pages(&self) -> u64 {
+        self.scratch_slots
+    }
+
+    /// A page to look at.
+    ///
+    /// # Errors
+    /// The base or the scratch file cannot be read, or the scratch file cannot be written.
+    pub fn read(&mut self, file: PageFile, block: u32) -> Result<&PageBytes, VerifyError> {
+        let at = self.fetch(file, block)?;
+        Ok(&self.frames[at].page)
+    }
+
+    /// A page to change.
+    ///
+    /// # Errors
+    /// As [`PageStore::read`].
+    pub fn write(&mut self, file: PageFile, block: u32) -> Result<&mut PageBytes, VerifyError> {
+        let at = self.fetch(file, block)?;
+        let frame = &mut self.frames[at];
+        frame.dirty = true;
+        Ok(&mut frame.page)
+    }
+
+    /// Forgets all blocks from `first` on, also those of the base: they begin as zeros from now on.
+    pub fn cut(&mut self, file: PageFile, first: u32) {
+        self.forget(file, |block| block >= first);
+        if let Some((_, blocks)) = self.files.get_mut(&file).and_then(|pages| pages.base.as_mut()) {
+            *blocks = (*blocks).min(first);
+        }
+    }
+
+    /// Forgets a range of an SLRU's pages and the base's segment that they are in.
+    pub fn cut_segment(&mut self, kind: SlruKind, segment: u64) {
+        let file = PageFile::Slru(kind);
+        self.forget(file, |block| u64::from(block) / SLRU_SEGMENT_PAGES == segment);
+        self.open.remove(&(file, segment));
+        if let Some(segments) = self.base.get_mut(&file) {
+            segments.remove(&segment);
+        }
+    }
+
+    fn forget(&mut self, file: PageFile, which: impl Fn(u32) -> bool) {
+        let Some(pages) = self.files.get_mut(&file) else {
+            return;
+        };
+        let gone: Vec<u32> = pages
+            .locations
+            .keys()
+            .copied()
+            .filter(|block| which(*block))
+            .collect();
+        for block in gone {
+            match pages.locations.remove(&block) {
+                Some(Location::Frame(at)) => {
+                    let frame = &mut self.frames[at];
+                    frame.owner = None;
+                    self.free_slots.extend(frame.scratch.take());
+                    self.free_frames.push(at);
+                }
+                Some(Location::Scratch(slot)) => self.free_slots.push(slot),
+                None => {}
+            }
+        }
+    }
+
+    /// Makes `to`, which must be empty, a copy of `from` as it is now.
+    ///
+    /// # Errors
+    /// As [`PageStore::read`].
+    pub fn copy(&mut self, from: PageFile, to: PageFile) -> Result<(), VerifyError> {
+        let Some(pages) = self.files.get(&from) else {
+            return Ok(());
+        };
+        let base = pages.base;
+        let changed: Vec<u32> = pages.locations.keys().copied().collect();
+        self.files.insert(
+            to,
+            Pages {
+                locations: HashMap::new(),
+                base,
+            },
+        );
+        for block in changed {
+            let page = *self.read(from, block)?;
+            *self.write(to, block)? = page;
+        }
+        Ok(())
+    }
+
+    /// Index of the frame that holds the page.
+    fn fetch(&mut self, file: PageFile, block: u32) -> Result<usize, VerifyError> {
+        let pages = self.files.entry(file).or_default();
+        let (base, location) = (pages.base, pages.locations.get(&block).copied());
+        if let Some(Location::Frame(at)) = location {
+            self.frames[at].used = true;
+            return Ok(at);
+        }
+        let at = self.frame()?;
+        let slot = match location {
+            Some(Location::Scratch(slot)) => {
+                let frame = &mut self.frames[at];
+                if let Some(scratch) = &self.scratch {
+                    scratch
+                        .read_exact_at(&mut frame.page[..], slot * PAGE_SIZE as u64)
+                        .map_err(scratch_error)?;
+                }
+                Some(slot)
+            }
+            _ => {
+                match base.filter(|(_, blocks)| block < *blocks) {
+                    Some((origin, _)) => self.read_base(origin, block, at)?,
+                    None => self.frames[at].page.fill(0),
+                }
+                None
+            }
+        };
+        let frame = &mut self.frames[at];
+        (frame.owner, frame.dirty, frame.used, frame.scratch) = (Some((file, block)), false, true, slot);
+        self.files
+            .entry(file)
+            .or_default()
+            .locations
+            .insert(block, Location::Frame(at));
+        Ok(at)
+    }
+
+    /// Reads a page of the base into a frame; what lies behind the end of its file is zeros.
+    fn read_base(&mut self, file: PageFile, block: u32, at: usize) -> Result<(), VerifyError> {
+        let per_segment = match file {
+            PageFile::Rel(_) => u64::from(RELATION_SEGMENT_BLOCKS),
+            PageFile::Slru(_) => SLRU_SEGMENT_PAGES,
+        };
+        let (segment, inside) = (u64::from(block) / per_segment, u64::from(block) % per_segment);
+        let page = &mut self.frames[at].page;
+        let Some(path) = self.base.get(&file).and_then(|segments| segments.get(&segment)) else {
+            page.fill(0);
+            return Ok(());
+        };
+        let failed = |source| VerifyError::Io {
+            path: path.clone(),
+            source,
+        };
+        if !self.open.contains_key(&(file, segment)) {
+            if self.open.len() >= MAX_OPEN_FILES {
+                self.open.clear();
+            }
+            self.open
+                .insert((file, segment), File::open(path).map_err(failed)?);
+        }
+        let mut done = 0;
+        while let Some(opened) = self.open.get(&(file, segment)).filter(|_| done < PAGE_SIZE) {
+            match opened.read_at(&mut page[done..], inside * PAGE_SIZE as u64 + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        page[done..].fill(0);
+        Ok(())
+    }
+
+    /// A frame without an owner.
+    fn frame(&mut self) -> Result<usize, VerifyError> {
+        if let Some(at) = self.free_frames.pop() {
+            return Ok(at);
+        }
+        if self.frames.len() < self.limit {
+            self.frames.push(Frame {
+                owner: None,
+                page: Box::new([0; PAGE_SIZE]),
+                dirty: false,
+                used: false,
+                scratch: None,
+            });
+            return Ok(self.frames.len() - 1);
+        }
+        loop {
+            self.hand = (self.hand + 1) % self.frames.len();
+            let frame = &mut self.frames[self.hand];
+            if !std::mem::take(&mut frame.used) {
+                break;
+            }
+        }
+        self.evict(self.hand)?;
+        Ok(self.hand)
+    }
+
+    fn evict(&mut self, at: usize) -> Result<(), VerifyError> {
+        let frame = &mut self.frames[at];
+        if frame.dirty {
+            let slot = match frame.scratch.or_else(|| self.free_slots.pop()) {
+                Some(slot) => slot,
+                None => {
+                    self.scratch_slots += 1;
+                    self.scratch_slots - 1
+                }
+            };
+            if self.scratch.is_none() {
+                self.scratch = Some(tempfile::tempfile().map_err(scratch_error)?);
+            }
+            if let Some(scratch) = &self.scratch {
+                scratch
+                    .write_all_at(&frame.page[..], slot * PAGE_SIZE as u64)
+                    .map_err(scratch_error)?;
+            }
+            frame.scratch = Some(slot);
+        }
+        let slot = frame.scratch.take();
+        if let Some((file, block)) = frame.owner.take()
+            && let Some(pages) = self.files.get_mut(&file)
+        {
+            match slot {
+                Some(slot) => pages.locations.insert(block, Location::Scratch(slot)),
+                None => pages.locations.remove(&block),
+            };
+        }
+        Ok(())
+    }
+}
+
+fn scratch_error(source: io::Error) -> VerifyError {
+    VerifyError::Io {
+        path: std::env::temp_dir().join("(scratch file)"),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lakebed_types::ForkNumber;
+
+    const REL: RelTag = RelTag {
+        spcnode: 1663,
+        dbnode: 5,
+        relnode: 16384,
+        fork: ForkNumber::Main,
+    };
+
+    #[test]
+    fn pages_survive_a_small_budget_and_a_cut_is_final() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("16384");
+        let blocks = 3 * MIN_PAGES as u32;
+        let bytes: Vec<u8> = (0..blocks)
+            .flat_map(|block| [block as u8 | 1; PAGE_SIZE])
+            .collect();
+        std::fs::write(&path, bytes).unwrap();
+        let file = PageFile::Rel(REL);
+        let mut store = PageStore::new(0);
+        store.add_base(file, BTreeMap::from([(0, path)]), blocks);
+        for block in (0..blocks).step_by(2) {
+            let page = store.write(file, block).unwrap();
+            assert_eq!(page[0], block as u8 | 1);
+            page[..4].copy_from_slice(&block.to_le_bytes());
+        }
+        assert!(store.spilled_pages() > 0);
+        let copy = PageFile::Rel(RelTag { dbnode: 6, ..REL });
+        store.copy(file, copy).unwrap();
+        store.cut(file, 100);
+        for block in 0..blocks {
+            let expected = if block % 2 == 0 {
+                block.to_le_bytes()
+            } else {
+                [block as u8 | 1; 4]
+            };
+            assert_eq!(store.read(copy, block).unwrap()[..4], expected, "{block}");
+            let own = if block < 100 { expected } else { [0; 4] };
+            assert_eq!(store.read(file, block).unwrap()[..4], own, "{block}");
+        }
+        // Written again after the cut, the old base does not come back.
+        store.write(file, 200).unwrap()[0] = 9;
+        store.cut(file, 0);
+        assert_eq!(store.read(file, 200).unwrap()[0], 0);
+        assert_eq!(store.read(file, 1).unwrap()[0], 0);
+        assert!(store.frames.len() <= MIN_PAGES);
+    }
+}

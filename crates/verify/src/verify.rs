@@ -1,0 +1,471 @@
+//! Replay of WAL over a base, with every checking image compared on the way.
+//!
+//! Two threads: one reads segments, puts records together and checks their CRC; the other takes records apart, replays
+//! and compares. A bounded channel of bounded batches is between them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+
+use lakebed_ingest::{Effects, interpret, rmgr};
+use lakebed_types::{ForkNumber, Lsn};
+use lakebed_wal::page::WalFormat;
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_wal::stream::RawRecord;
+
+use crate::against;
+use crate::cluster::{Cluster, Touch};
+use crate::compare::{Verdict, with_image};
+use crate::directory::DataDirectory;
+use crate::error::VerifyError;
+use crate::names;
+use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, PageRedo, redo_custom};
+use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
+use crate::segments::{Segments, WalEnd};
+
+/// Bytes of records in a batch between the threads.
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches between the threads.
+const BATCHES: usize = 4;
+/// Most fields that are named of one mismatch.
+const FIELDS: usize = 16;
+
+const XLOG_BACKUP_END: u8 = 0x50;
+const XLOG_FPI_FOR_HINT: u8 = 0xA0;
+
+/// What to verify.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// A stopped cluster's or a base backup's data directory.
+    pub base: PathBuf,
+    /// Directory of WAL segments.
+    pub wal: PathBuf,
+    /// Compare images of records from here on; those in front are replayed only.
+    pub from: Option<Lsn>,
+    /// Stop in front of the first record that ends behind this position.
+    pub to: Option<Lsn>,
+    /// A data directory that stock Postgres recovered to the same position.
+    pub against: Option<PathBuf>,
+    /// Memory for pages, in bytes.
+    pub memory_bytes: usize,
+    /// Most mismatches, and most differences, that are kept with their fields. All are counted.
+    pub shown: usize,
+}
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// WAL was replayed.
+    Wal {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        all: u64,
+        /// End of the last record.
+        lsn: Lsn,
+    },
+    /// Files of the recovered cluster were compared.
+    Files {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        all: u64,
+    },
+}
+
+/// Replays and compares. `progress` is called now and then.
+///
+/// # Errors
+/// Nothing can be said, or the rest cannot be: see [`VerifyError`]. Differences are in the report.
+pub fn verify(
+    request: &Request,
+    redo: &dyn PageRedo,
+    managers: &Managers,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, VerifyError> {
+    let base = DataDirectory::open(&request.base)?;
+    let start = base.start();
+    for (name, lsn) in [("--from", request.from), ("--to", request.to)] {
+        if let Some(lsn) = lsn.filter(|lsn| *lsn < start) {
+            return Err(VerifyError::Position(format!(
+                "{name} {lsn} is in front of {start}, where replay on this base begins"
+            )));
+        }
+    }
+    let format = WalFormat {
+        version: base.version,
+        timeline: base.timeline(),
+        system_identifier: base.control.system_identifier(),
+        segment_bytes: base.control.segment_bytes(),
+    };
+    let mut replay = Replay {
+        cluster: Cluster::new(&base, request.memory_bytes),
+        redo,
+        managers,
+        consistency: Consistency::of(&base),
+        from: request.from.unwrap_or(Lsn::INVALID),
+        shown: request.shown,
+        counts: vec![TypeCounts::default(); 256 * 16],
+        mismatches: Vec::new(),
+        records: 0,
+        unresolved: 0,
+    };
+    let mut segments = Segments::open(&request.wal, format, start)?;
+    let ahead = segments.bytes_ahead();
+    let all = request
+        .to
+        .map_or(ahead, |to| ahead.min(to.0.saturating_sub(start.0)));
+
+    let to = request.to.unwrap_or(Lsn::MAX);
+    let (end, wal_bytes) = thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel::<Vec<RawRecord>>(BATCHES);
+        let reader = scope.spawn(move || {
+            let end = read(&mut segments, to, &sender);
+            drop(sender);
+            end.map(|end| (end, segments.bytes_read()))
+        });
+        // The receiver is dropped in case of an error, which ends the reader.
+        let result = receive(receiver, &mut replay, start, all, progress);
+        let end = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.and(end)
+    })?;
+    if let Some(to) = request.to.filter(|to| end.lsn < *to && end.reason != REACHED) {
+        return Err(VerifyError::EndsEarly { end: end.lsn, to });
+    }
+    let against = match &request.against {
+        Some(directory) => Some(against::compare(
+            &mut replay.cluster,
+            &base,
+            directory,
+            end.lsn,
+            request.shown,
+            progress,
+        )?),
+        None => None,
+    };
+    Ok(replay.report(&base, start, end, wal_bytes, against))
+}
+
+/// Reason of an end that was asked for.
+const REACHED: &str = "the end of the range is reached";
+
+/// Sends batches until the end; what follows `to` stays unread.
+fn read(
+    segments: &mut Segments,
+    to: Lsn,
+    sender: &mpsc::SyncSender<Vec<RawRecord>>,
+) -> Result<WalEnd, VerifyError> {
+    let mut last = None;
+    loop {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut end = None;
+        while bytes < BATCH_BYTES && end.is_none() {
+            match segments.next_record()? {
+                Ok(record) if record.end > to => {
+                    end = Some(WalEnd {
+                        lsn: last.unwrap_or(record.start),
+                        reason: REACHED.to_owned(),
+                    });
+                }
+                Ok(record) => {
+                    bytes += record.bytes.len();
+                    last = Some(record.end);
+                    batch.push(record);
+                }
+                Err(wal_end) => end = Some(wal_end),
+            }
+        }
+        // Nobody listens any more: the other side has an error to tell.
+        let gone = sender.send(batch).is_err();
+        if let Some(end) = end {
+            return Ok(end);
+        }
+        if gone {
+            return Ok(WalEnd {
+                lsn: last.unwrap_or(Lsn::INVALID),
+                reason: String::new(),
+            });
+        }
+    }
+}
+
+fn receive(
+    receiver: mpsc::Receiver<Vec<RawRecord>>,
+    replay: &mut Replay<'_>,
+    start: Lsn,
+    all: u64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), VerifyError> {
+    for batch in receiver {
+        let last = batch.last().map(|record| record.end);
+        for raw in batch {
+            let record = raw.decode().map_err(lakebed_wal::stream::StreamError::Record)?;
+            replay.record(&record)?;
+        }
+        if let Some(lsn) = last {
+            progress(Progress::Wal {
+                done: lsn.0.saturating_sub(start.0),
+                all,
+                lsn,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// From when on no page may be missing (`CheckRecoveryConsistency` in `access/transam/xlogrecovery.c`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Consistency {
+    Reached,
+    /// Behind the end record of the backup that began here.
+    AtBackupEnd(Lsn),
+    /// From this position on.
+    At(Lsn),
+    /// At the end of WAL: a crashed server's files.
+    AtEnd,
+}
+
+impl Consistency {
+    fn of(base: &DataDirectory) -> Consistency {
+        match &base.label {
+            Some(label) if label.from_standby => Consistency::At(base.minimum_recovery_point),
+            Some(label) => Consistency::AtBackupEnd(label.start),
+            None if base.control.is_shut_down() => Consistency::Reached,
+            None if base.minimum_recovery_point.is_valid() => Consistency::At(base.minimum_recovery_point),
+            None => Consistency::AtEnd,
+        }
+    }
+}
+
+struct Replay<'a> {
+    cluster: Cluster,
+    redo: &'a dyn PageRedo,
+    managers: &'a Managers,
+    consistency: Consistency,
+    from: Lsn,
+    shown: usize,
+    /// By resource manager and the upper half of `xl_info`.
+    counts: Vec<TypeCounts>,
+    mismatches: Vec<Mismatch>,
+    records: u64,
+    unresolved: u64,
+}
+
+impl Replay<'_> {
+    fn record(&mut self, record: &DecodedRecord) -> Result<(), VerifyError> {
+        let effects = self.effects(record)?;
+        self.records += 1;
+        self.counts(record).seen += 1;
+        if record.blocks.is_empty() {
+            self.not_checkable(record, NotCheckable::NoPage);
+        }
+        for block in &record.blocks {
+            self.redo_block(record, block)?;
+        }
+        self.cluster.apply(record, &effects)?;
+        for block in &record.blocks {
+            self.check(record, block)?;
+        }
+        self.note_consistency(record);
+        Ok(())
+    }
+
+    fn effects(&self, record: &DecodedRecord) -> Result<Effects, VerifyError> {
+        if record.rmid >= FIRST_CUSTOM_MANAGER {
+            if self.managers.get(record.rmid).is_none() {
+                return Err(VerifyError::CustomManager {
+                    lsn: record.start,
+                    rmid: record.rmid,
+                    info: record.info,
+                });
+            }
+            return Ok(Effects::default());
+        }
+        interpret(record).map_err(VerifyError::from)
+    }
+
+    fn redo_block(&mut self, record: &DecodedRecord, block: &BlockRef) -> Result<(), VerifyError> {
+        if block.rel.fork == ForkNumber::Fsm || hint_only(record, block) {
+            return Ok(());
+        }
+        if self.cluster.touch(record, block)? == Touch::Missing {
+            // In a consistent cluster nothing excuses that any more; Postgres would panic.
+            self.unresolved += u64::from(self.consistency == Consistency::Reached);
+            return Ok(());
+        }
+        let page = self.cluster.page_mut(block.rel, block.block)?;
+        match self.managers.get(record.rmid) {
+            Some(manager) => redo_custom(manager, record, block, page),
+            None => self.redo.redo(record, block, page),
+        }
+        .map_err(VerifyError::Redo)?;
+        self.cluster.remember(record, block);
+        Ok(())
+    }
+
+    /// Compares the page of a reference with its image.
+    fn check(&mut self, record: &DecodedRecord, block: &BlockRef) -> Result<(), VerifyError> {
+        let image = block.image.as_ref();
+        let reason = if block.rel.fork == ForkNumber::Fsm {
+            Some(NotCheckable::FreeSpaceMap)
+        } else if record.start < self.from {
+            Some(NotCheckable::BeforeRange)
+        } else if image.is_some_and(|image| image.apply) {
+            Some(NotCheckable::ImageToApply)
+        } else if image.is_none() && hint_only(record, block) {
+            Some(NotCheckable::HintOnly)
+        } else if image.is_none() {
+            Some(NotCheckable::NoImage)
+        } else if !self.cluster.has_content(block.rel, block.block)? {
+            return self.check_missing(record, block);
+        } else {
+            None
+        };
+        let Some(image) = image.filter(|_| reason.is_none()) else {
+            if let Some(reason) = reason {
+                self.not_checkable(record, reason);
+            }
+            return Ok(());
+        };
+        let history = self.cluster.history(block.rel, block.block);
+        let page = self.cluster.page(block.rel, block.block)?;
+        if lakebed_redo::page::lsn(page) > record.end {
+            self.not_checkable(record, NotCheckable::NewerPage);
+            return Ok(());
+        }
+        let verdict =
+            with_image(self.managers, record, block, image, page, history, FIELDS).map_err(|fault| {
+                VerifyError::Redo(format!(
+                    "the image of {} block {} in the record at {}: {fault}",
+                    block.rel, block.block, record.start
+                ))
+            })?;
+        self.count_verdict(record, block, verdict);
+        Ok(())
+    }
+
+    fn check_missing(&mut self, record: &DecodedRecord, block: &BlockRef) -> Result<(), VerifyError> {
+        if self.consistency == Consistency::Reached {
+            // Nothing may be missing any more.
+            self.count_verdict(
+                record,
+                block,
+                Verdict::Different {
+                    fields: Vec::new(),
+                    stricter_than_postgres: false,
+                },
+            );
+        } else {
+            self.not_checkable(record, NotCheckable::MissingPage);
+        }
+        Ok(())
+    }
+
+    fn count_verdict(&mut self, record: &DecodedRecord, block: &BlockRef, verdict: Verdict) {
+        let counts = self.counts(record);
+        counts.checked += 1;
+        match verdict {
+            Verdict::Same => {}
+            Verdict::Allowed(class) => *counts.allowed.entry(class).or_default() += 1,
+            Verdict::Different {
+                fields,
+                stricter_than_postgres,
+            } => {
+                counts.mismatched += 1;
+                if self.mismatches.len() < self.shown {
+                    let (rmgr, operation) = self.type_name(record.version, record.rmid, record.info);
+                    self.mismatches.push(Mismatch {
+                        lsn: record.start,
+                        rmgr,
+                        operation,
+                        relation: block.rel.with_fork(ForkNumber::Main).to_string(),
+                        fork: ["main", "fsm", "vm", "init"][block.rel.fork as usize],
+                        block: block.block,
+                        stricter_than_postgres,
+                        fields,
+                    });
+                }
+            }
+        }
+    }
+
+    fn counts(&mut self, record: &DecodedRecord) -> &mut TypeCounts {
+        let at = usize::from(record.rmid) * 16 + usize::from(names::type_bits(record.rmid, record.info) >> 4);
+        &mut self.counts[at]
+    }
+
+    fn not_checkable(&mut self, record: &DecodedRecord, reason: NotCheckable) {
+        *self.counts(record).not_checkable.entry(reason).or_default() += 1;
+    }
+
+    fn note_consistency(&mut self, record: &DecodedRecord) {
+        let reached = match self.consistency {
+            Consistency::AtBackupEnd(start) => {
+                record.rmid == rmgr::XLOG
+                    && record.info & rmgr::INFO_MASK == XLOG_BACKUP_END
+                    && record.main_data[..] == start.0.to_le_bytes()
+            }
+            Consistency::At(lsn) => record.end >= lsn,
+            Consistency::Reached | Consistency::AtEnd => false,
+        };
+        if reached {
+            self.consistency = Consistency::Reached;
+            self.unresolved = self.cluster.unresolved().len() as u64;
+        }
+    }
+
+    fn type_name(&self, version: lakebed_types::PgVersion, rmid: u8, info: u8) -> (String, String) {
+        if let Some(manager) = self.managers.get(rmid) {
+            return (manager.name().to_owned(), manager.operation(info & 0xF0));
+        }
+        let operation = names::operation(version, rmid, info);
+        let operation = operation.map_or_else(|| format!("{:#04x}", info & 0xF0), str::to_owned);
+        (rmgr::name(rmid).to_owned(), operation)
+    }
+
+    fn report(
+        self,
+        base: &DataDirectory,
+        start: Lsn,
+        end: WalEnd,
+        wal_bytes: u64,
+        against: Option<crate::report::Against>,
+    ) -> Report {
+        let unresolved = match self.consistency {
+            Consistency::Reached => self.unresolved,
+            _ => self.cluster.unresolved().len() as u64,
+        };
+        let mut types = BTreeMap::new();
+        for (at, counts) in self.counts.iter().enumerate() {
+            if counts.seen > 0 {
+                // 256 resource managers with 16 types each.
+                let (rmid, info) = ((at / 16) as u8, ((at % 16) << 4) as u8);
+                types.insert(self.type_name(base.version, rmid, info), counts.clone());
+            }
+        }
+        Report {
+            version: base.version,
+            start,
+            end: end.lsn,
+            end_reason: end.reason,
+            records: self.records,
+            wal_bytes,
+            spilled_pages: self.cluster.spilled_pages(),
+            types,
+            mismatches: self.mismatches,
+            unresolved_pages: unresolved,
+            consistent: matches!(self.consistency, Consistency::Reached | Consistency::AtEnd),
+            against,
+        }
+    }
+}
+
+/// A hint-bit record without an image to apply changes nothing (`xlog_redo`).
+fn hint_only(record: &DecodedRecord, block: &BlockRef) -> bool {
+    record.rmid == rmgr::XLOG
+        && record.info & rmgr::INFO_MASK == XLOG_FPI_FOR_HINT
+        && !block.image.as_ref().is_some_and(|image| image.apply)
+}
