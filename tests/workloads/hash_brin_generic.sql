@@ -62,11 +62,19 @@ UPDATE b SET t = repeat('y', 700) WHERE id % 5 = 0;
 VACUUM b;
 CREATE UNLOGGED TABLE bu (k int);
 CREATE INDEX bu_k ON bu USING brin (k);
--- generic records
+-- generic records: of bloom, or, where there is no contrib, of pgvector
+SELECT count(*) > 0 AS bloom FROM pg_available_extensions WHERE name = 'bloom' \gset
+\if :bloom
 CREATE EXTENSION bloom;
 CREATE TABLE bl (a int, b int, c int) WITH (autovacuum_enabled = off);
 INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(1, 2000) i;
 CREATE INDEX bl_abc ON bl USING bloom (a, b, c);
+\else
+CREATE EXTENSION vector;
+CREATE TABLE bl (a int, b int, c int, v vector(3) GENERATED ALWAYS AS (ARRAY[a, b, c]) STORED) WITH (autovacuum_enabled = off);
+INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(1, 2000) i;
+CREATE INDEX bl_lists ON bl USING ivfflat (v vector_l2_ops) WITH (lists = 10);
+\endif
 INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(2001, 6000) i;
 DELETE FROM bl WHERE a % 3 = 0 OR a BETWEEN 1000 AND 3000;
 VACUUM bl;

@@ -36,6 +36,18 @@ INSERT INTO big SELECT i, repeat(md5(i::text), 300) FROM generate_series(1, 50) 
 UPDATE big SET data = data || 'more' WHERE id % 2 = 0;
 DELETE FROM big WHERE id % 3 = 0;
 VACUUM (FREEZE, ANALYZE) big;
+-- bits of the visibility map, cleared by each kind of record, on one page and on two
+CREATE TABLE visible (n int) WITH (autovacuum_enabled = off);
+INSERT INTO visible SELECT generate_series(1, 2000);
+VACUUM (FREEZE) visible;
+SELECT count(*) FROM (SELECT * FROM visible WHERE n = 1 FOR UPDATE) x;
+UPDATE visible SET n = -n WHERE n = 700;
+UPDATE visible SET n = -n WHERE n = 300;
+DELETE FROM visible WHERE n = 1200;
+VACUUM (FREEZE) visible;
+INSERT INTO visible VALUES (0);
+VACUUM (FREEZE) visible;
+COPY visible FROM PROGRAM 'seq 1 20';
 -- duplicates: deduplication, posting list splits, bottom-up deletion
 CREATE TABLE d (a int, b int);
 CREATE INDEX d_a ON d (a);

@@ -151,6 +151,16 @@ impl Installation {
         as_postgres(&other.unwrap_or_else(|| panic!("no installation of Postgres has {name}")))
     }
 
+    /// Whether heap records of this release name the pages of the visibility map whose bits they clear.
+    pub fn names_map_pages(&self) -> bool {
+        match self.major {
+            ..=16 => false,
+            17 => self.minor >= 11,
+            18 => self.minor >= 6,
+            19.. => true,
+        }
+    }
+
     /// Directory of Postgres's own suites for this release: `regress` and `isolation` below it have the programs and
     /// the files.
     ///

@@ -8,7 +8,8 @@ pub const DDL: &str = concat!(
     include_str!("../../../tests/workloads/maintenance.sql"),
 );
 
-/// Every page record that ordinary SQL can make: [`DDL`], and all index access methods. Needs `bloom` of contrib.
+/// Every page record that ordinary SQL can make: [`DDL`], and all index access methods. Needs `bloom` of contrib, or
+/// pgvector. For psql.
 pub const EVERYTHING: &str = concat!(
     include_str!("../../../tests/workloads/heap.sql"),
     include_str!("../../../tests/workloads/hash_brin_generic.sql"),

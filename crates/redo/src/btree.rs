@@ -4,6 +4,8 @@
 //! block numbers of the others. The special area (`BTPageOpaqueData`, 16 bytes) is: previous block, next block,
 //! level, flags (16 bits), vacuum cycle id (16 bits).
 
+use lakebed_types::PgVersion;
+
 use crate::btree_tuple::{IndexTuple, first};
 use crate::page::{self, HEADER_BYTES, Place, get_u16, get_u32, put_u16, put_u32};
 use crate::page_record::{BlockView, PageRecord};
@@ -49,7 +51,12 @@ pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), 
         (0xA0, 1) => clear_incomplete_split(page)?,
         (0xA0, 2) => restore_meta(&record.own, page)?,
         (0xB0, _) => mark_half_dead(record, page)?,
-        (0xC0, 0) => delete_items(record.main, &record.own, page)?,
+        (0xC0, 0) => {
+            delete_items(record.main, &record.own, page)?;
+            if record.version >= PgVersion::V18 {
+                put_u16(page, CYCLE, 0);
+            }
+        }
         (0xE0, 0) => restore_meta(&record.own, page)?,
         _ => return Err("a record of this type does not name this page"),
     }

@@ -12,7 +12,7 @@
 //!
 //! Page reuse (0x20) and LSN assignment (0x70) name no page.
 
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PgVersion};
 
 use crate::page::{self, HEADER_BYTES, Place, get_u16, put_u16, put_u32};
 use crate::page_record::PageRecord;
@@ -157,6 +157,9 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
 fn delete_dead(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let mut main = Reader::new(record.main);
     let (_horizon, count) = (main.u32()?, main.u16()?);
+    if record.version >= PgVersion::V16 {
+        main.u16()?; // whether the table is a catalogue, and padding
+    }
     check(page)?;
     if !main.is_empty() {
         let numbers = (0..count).map(|_| main.u16()).collect::<Result<Vec<_>, _>>()?;

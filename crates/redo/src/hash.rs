@@ -7,7 +7,7 @@
 //! Some records name a bucket's first page only so that a standby waits until nobody scans the bucket: such a page
 //! stays as it is, LSN included.
 
-use lakebed_types::PAGE_SIZE;
+use lakebed_types::{PAGE_SIZE, PgVersion};
 
 use crate::btree_tuple::first;
 use crate::page::{self, Place, get_u16, put_u16, put_u32};
@@ -85,6 +85,9 @@ pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), 
         (op::MOVE_PAGE_CONTENTS | op::SQUEEZE_PAGE | op::DELETE, 0) if !record.own.will_init => return Ok(()),
         (op::MOVE_PAGE_CONTENTS, 1) => add_tuples(main.u16()?, &record.own, page)?,
         (op::MOVE_PAGE_CONTENTS, 2) => delete_items(record.own.any_data(), page)?,
+        (op::SQUEEZE_PAGE, 1) if record.version >= PgVersion::V17 && !squeeze_changes_target(main)? => {
+            return Ok(());
+        }
         (op::SQUEEZE_PAGE, _) => squeeze_page(main, &record.own, page)?,
         (op::DELETE, 1) => {
             let clear_dead = main.u8()? != 0;
@@ -95,7 +98,7 @@ pub(crate) fn redo(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), 
         }
         (op::SPLIT_CLEANUP, 0) => clear_flag(page, flag::NEEDS_SPLIT_CLEANUP)?,
         (op::UPDATE_META_PAGE, 0) => meta::set_tuples(page, f64::from_bits(main.u64()?))?,
-        (op::VACUUM_ONE_PAGE, _) => vacuum_one_page(main, &record.own, page)?,
+        (op::VACUUM_ONE_PAGE, _) => vacuum_one_page(main, record, page)?,
         _ => return Err("a record of this type does not name this page"),
     }
     page::set_lsn(page, record.end);
@@ -258,12 +261,26 @@ fn squeeze_page(mut main: Reader, block: &BlockView<'_>, page: &mut PageBytes) -
     }
 }
 
+/// Whether the page that takes the tuples changes at all. Before Postgres 17 it gets a new LSN in any case; since then a
+/// record may name it for the lock alone.
+fn squeeze_changes_target(mut main: Reader) -> Result<bool, Fault> {
+    main.u64()?; // neighbours of the page that goes
+    let (count, _is_first, is_previous) = (main.u16()?, main.u8()?, main.u8()? != 0);
+    Ok(count > 0 || is_previous)
+}
+
 /// Block 0 is the page that loses its dead items, 1 the metapage. Main data: the newest removed transaction, the number
-/// of items, their numbers.
-fn vacuum_one_page(mut main: Reader, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
-    let (_newest_removed, count) = (main.u32()?, main.u32()?);
-    let count = i32::try_from(count).map_err(|_| "it removes a negative number of items")?;
-    match block.id {
+/// of items (in 15 with 32 bits; since 16 with 16, then whether the table is a catalogue, and padding), their numbers.
+fn vacuum_one_page(mut main: Reader, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+    let _newest_removed = main.u32()?;
+    let count = match record.version {
+        PgVersion::V15 => i32::try_from(main.u32()?).map_err(|_| "it removes a negative number of items")?,
+        PgVersion::V16 | PgVersion::V17 | PgVersion::V18 => {
+            let (count, _catalogue) = (main.u16()?, main.u16()?);
+            i32::from(count)
+        }
+    };
+    match record.own.id {
         0 => {
             if !main.is_empty() {
                 delete_items(main.take(count as usize * 2)?, page)?;

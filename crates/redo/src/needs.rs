@@ -9,6 +9,8 @@
 
 use std::borrow::Cow;
 
+use lakebed_types::PgVersion;
+
 use crate::page_record::PageRecord;
 use crate::{rmgr, spgist};
 
@@ -84,6 +86,9 @@ pub(crate) fn needs<'a>(record: &PageRecord<'a>, xid: bool, others: Others, main
 
 fn heap<'a>(record: &PageRecord<'a>, operation: u8, id: u8) -> Needs<'a> {
     match (operation, id) {
+        // A visibility-map page: the flags, and whose bits they are about.
+        (0x00 | 0x10 | 0x60, 1) => needs(record, false, Others::one(0), 8),
+        (0x20 | 0x40, 2 | 3) => needs(record, false, Others::Ids(Some(0), Some(1)), 8),
         (0x00, _) => needs(record, true, Others::NONE, 3),
         (0x10, _) => needs(record, true, Others::NONE, 8),
         // Whether the old version is on another page, and on which page the new one is.
@@ -99,6 +104,10 @@ fn heap2<'a>(record: &PageRecord<'a>, operation: u8, id: u8) -> Needs<'a> {
     match (operation, id) {
         // The map's page, whose bits belong to the heap page.
         (0x40, 0) => needs(record, false, Others::one(1), ALL),
+        // A map page that a multi-insert or a lock clears bits of.
+        (0x50 | 0x60, 1) => needs(record, false, Others::one(0), 8),
+        // The flags.
+        (0x10..=0x30, _) if record.version >= PgVersion::V17 => needs(record, false, Others::NONE, 2),
         (0x10..=0x40 | 0x60, _) => needs(record, false, Others::NONE, ALL),
         (0x50, _) => needs(record, true, Others::NONE, ALL),
         _ => needs(record, true, Others::All, ALL),

@@ -129,3 +129,21 @@ fn map_bits_are_cleared_where_they_are() {
     redo_vm_truncate(&mut map, 32672 + 9);
     assert_eq!((map[25], map[26], map[27], map[8191]), (0b1111_0111, 0b11, 0, 0));
 }
+
+/// `btree_xlog_vacuum` forgets which VACUUM the page belongs to since Postgres 18; the mask hides it from comparisons.
+#[test]
+fn vacuum_of_a_btree_leaf_ends_its_cycle_since_18() {
+    for (version, expected) in [(PgVersion::V15, 7), (PgVersion::V17, 7), (PgVersion::V18, 0)] {
+        let mut record = heap_insert(1, false);
+        record.version = version;
+        record.rmid = rmgr::BTREE;
+        record.info = 0xC0;
+        record.main_data = Bytes::from_static(&[0; 4]);
+        record.blocks[0].data = Some(Bytes::new());
+        let mut bytes = [0; 8192];
+        page::init(&mut bytes, 16);
+        bytes[8190] = 7;
+        redo_block(&record, &record.blocks[0], &mut bytes).unwrap();
+        assert_eq!(bytes[8190], expected, "{version}");
+    }
+}

@@ -100,3 +100,6 @@ pub(crate) fn set(page: &mut PageBytes, heap_block: u32, flags: u8, lsn: Lsn) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

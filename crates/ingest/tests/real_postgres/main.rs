@@ -199,12 +199,6 @@ fn replay_and_compare(installation: &Installation) {
     assert!(compare_visibility_maps(&replica, &recovered.data_dir()) >= 5);
 }
 
-/// Whether heap records of this release name the pages of the visibility map that they change.
-fn names_map_pages(installation: &Installation) -> bool {
-    (installation.major, installation.minor) >= (18, 6)
-        || installation.major == 17 && installation.minor >= 11
-}
-
 fn assert_coverage(replica: &Replica, installation: &Installation) {
     let expected = [
         "Clog ZeroPage",
@@ -232,7 +226,7 @@ fn assert_coverage(replica: &Replica, installation: &Installation) {
         "VmTruncate",
         "Vm named",
     ];
-    let unnamed: &[&str] = if names_map_pages(installation) {
+    let unnamed: &[&str] = if installation.names_map_pages() {
         &[]
     } else {
         &["VmClear 2", "VmClear 3"]

@@ -161,3 +161,26 @@ fn masks_hide_a_freed_page_and_dead_marks_only() {
     }
     assert!(page == dead && page != moved);
 }
+
+/// Since Postgres 17 the page that takes the tuples may be named for the lock alone; before, it got a new LSN.
+#[test]
+fn a_squeeze_that_moves_nothing_leaves_the_target_alone() {
+    let main =
+        |count: u8, is_previous: u8| [&[5, 0, 0, 0, 9, 0, 0, 0][..], &[count, 0, 1, is_previous]].concat();
+    for (version, is_previous, expected) in [
+        (PgVersion::V16, 0, Lsn(0x140)),
+        (PgVersion::V17, 0, Lsn(0)),
+        (PgVersion::V18, 1, Lsn(0x140)),
+    ] {
+        let squeeze = DecodedRecord {
+            version,
+            ..record(op::SQUEEZE_PAGE, &main(0, is_previous), &[(1, 70, &[])])
+        };
+        let mut page = [0; 8192];
+        super::init(&mut page, NONE, NONE, flag::BUCKET);
+        redo_block(&squeeze, &squeeze.blocks[0], &mut page).unwrap();
+        assert_eq!(page::lsn(&page), expected, "{version}");
+        let next = if is_previous == 1 { 9 } else { NONE };
+        assert_eq!(get_u32(&page, NEXT), next, "{version}");
+    }
+}

@@ -1,5 +1,7 @@
 //! Vacuum of leaf pages, of a root that is a leaf, and of redirects and placeholders.
 
+use lakebed_types::PgVersion;
+
 use super::spgist_page::{self, PLACEHOLDERS, REDIRECTS, Remains};
 use super::{FOREIGN_PAGE, State, numbers, tuple};
 use crate::page;
@@ -61,6 +63,9 @@ pub(super) fn redirect(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<
     let mut main = Reader::new(record.main);
     let (count, first) = (main.u16()?, main.u16()?);
     let _newest_xid = main.u32()?;
+    if record.version >= PgVersion::V16 {
+        main.u16()?; // whether the table is a catalogue, and padding
+    }
     let redirects = numbers(&mut main, count)?;
     only_page(&record.own, page)?;
     for &number in &redirects {
