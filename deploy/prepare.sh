@@ -8,7 +8,14 @@ lakebed_prepare() {
         packages+=(build-essential)
         why+=("a C compiler and linker, for building")
     fi
-    if [ ! -x "${PG_BIN:-/usr/lib/postgresql/15/bin}/postgres" ]; then
+    local default_bin=/usr/lib/postgresql/15/bin
+    local pg_bin=${PG_BIN:-$default_bin}
+    if [ ! -x "$pg_bin/postgres" ] && [ "${pg_bin%/}" != "$default_bin" ]; then
+        echo "error: there is no $pg_bin/postgres; --pg-bin (or PG_BIN) is the directory of the programs of Postgres 15," \
+            "16, 17 or 18" >&2
+        return 1
+    fi
+    if [ ! -x "$pg_bin/postgres" ]; then
         packages+=(postgresql-15)
         why+=("PostgreSQL 15, the database that is served and that the tests compare with")
     fi

@@ -24,8 +24,9 @@ pub enum Writer {
     /// Recovery: what it made of the WAL is what the tier must make of it.
     Recovery,
     /// The Postgres that wrote the WAL. It may differ from its own replay in more ways than recovery: a sequence's page
-    /// is ahead in WAL by the values that are cached, and `CREATE DATABASE … STRATEGY wal_log` loses the bits of
-    /// visibility maps, whose pages look like all hole to it: in these databases the tier may lack bits.
+    /// is ahead in WAL by the values that are cached, an SP-GiST index remembers pages with room, and
+    /// `CREATE DATABASE … STRATEGY wal_log` loses the bits of visibility maps, whose pages look like all hole to it: in
+    /// these databases the tier may lack bits.
     Primary {
         /// Databases that were made so, and copies of them.
         copied_by_wal: BTreeSet<u32>,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lakebed_pgtest::{bin_dir, program, run};
+use lakebed_pgtest::{Installation, run};
 use postgres::{Client, NoTls};
 
 use crate::free_port;
@@ -17,25 +17,31 @@ pub struct Compute {
     /// Port of Postgres.
     pub port: u16,
     directory: PathBuf,
+    postgres: Installation,
 }
 
 impl Compute {
     /// Boots a compute and waits until it accepts connections.
-    pub fn start(connect: &str, directory: &Path, more: &[&str]) -> Compute {
-        match Compute::try_start(connect, directory, more) {
+    pub fn start(postgres: &Installation, connect: &str, directory: &Path, more: &[&str]) -> Compute {
+        match Compute::try_start(postgres, connect, directory, more) {
             Ok(compute) => compute,
             Err(why) => panic!("{why}"),
         }
     }
 
     /// As [`Compute::start`]; why not, when it ends instead.
-    pub fn try_start(connect: &str, directory: &Path, more: &[&str]) -> Result<Compute, String> {
+    pub fn try_start(
+        postgres: &Installation,
+        connect: &str,
+        directory: &Path,
+        more: &[&str],
+    ) -> Result<Compute, String> {
         let port = free_port();
         let mut arguments = vec![
             "compute".to_owned(),
             format!("--connect={connect}"),
             format!("--dir={}", directory.display()),
-            format!("--pg-bin={}", bin_dir().display()),
+            format!("--pg-bin={}", postgres.bin_dir.display()),
             format!("--pg-port={port}"),
         ];
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
@@ -50,6 +56,7 @@ impl Compute {
             sidecar,
             port,
             directory: directory.to_owned(),
+            postgres: postgres.clone(),
         })
     }
 
@@ -82,7 +89,7 @@ impl Compute {
 
     /// A client program that will connect to it.
     pub fn program(&self, name: &str) -> Command {
-        let mut client = program(name);
+        let mut client = self.postgres.program(name);
         client
             .current_dir("/")
             .env("PGHOST", "127.0.0.1")

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use lakebed_pgtest::{run, temp_dir};
+use lakebed_pgtest::{Installation, run, temp_dir};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -84,6 +84,8 @@ pub struct Shape {
     pub shards: usize,
     /// Bytes of WAL in a pageserver's memory that make a layer; small in tests, so that layers are made.
     pub flush_bytes: usize,
+    /// Programs of the tenant `test` and of its computes.
+    pub postgres: Installation,
 }
 
 impl Default for Shape {
@@ -92,6 +94,7 @@ impl Default for Shape {
             safekeepers: 3,
             shards: 2,
             flush_bytes: 8 << 20,
+            postgres: Installation::default_15(),
         }
     }
 }
@@ -108,6 +111,7 @@ struct Role {
 pub struct Tier {
     home: TempDir,
     controller: String,
+    postgres: Installation,
     roles: BTreeMap<String, Role>,
 }
 
@@ -125,6 +129,7 @@ impl Tier {
         let mut tier = Tier {
             home,
             controller: controller.clone(),
+            postgres: shape.postgres.clone(),
             roles: BTreeMap::new(),
         };
         let path = |name: &str| tier.home.path().join(name).display().to_string();
@@ -167,16 +172,23 @@ impl Tier {
             tier.roles.insert(name.clone(), Role { arguments, process });
             tier.start_role(&name);
         }
-        let (connect, shards) = (
-            format!("--connect=lakebed://{controller}"),
-            format!("--shards={}", shape.shards),
-        );
-        let safekeepers = format!("--safekeepers={}", shape.safekeepers);
-        let mut arguments = vec!["tenant", "create", "test", &connect, &shards, &safekeepers];
-        let from = data.map(|data| format!("--from={}", data.display()));
-        arguments.extend(from.as_deref());
-        lakebed(&arguments);
+        tier.create_tenant("test", shape, data);
         tier
+    }
+
+    /// Creates a tenant from a fresh `initdb`, or from this data directory.
+    pub fn create_tenant(&self, name: &str, shape: &Shape, data: Option<&Path>) {
+        let mut arguments = vec![
+            "tenant".to_owned(),
+            "create".to_owned(),
+            name.to_owned(),
+            format!("--connect=lakebed://{}", self.controller),
+            format!("--shards={}", shape.shards),
+            format!("--safekeepers={}", shape.safekeepers),
+            format!("--pg-bin={}", shape.postgres.bin_dir.display()),
+        ];
+        arguments.extend(data.map(|data| format!("--from={}", data.display())));
+        lakebed(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
     /// Directory of everything.
@@ -287,6 +299,7 @@ impl Tier {
 
     /// As [`Tier::compute`], with more arguments.
     pub fn compute_with(&self, branch: &str, directory: &str, more: &[&str]) -> Compute {
-        Compute::start(&self.connect(branch), &self.home.path().join(directory), more)
+        let directory = self.home.path().join(directory);
+        Compute::start(&self.postgres, &self.connect(branch), &directory, more)
     }
 }

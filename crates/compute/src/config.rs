@@ -12,7 +12,7 @@ pub struct ComputeConfig {
     /// Directory of this compute: data directory, sockets, log of Postgres. Nothing in it outlives the process that
     /// made it; it is built anew at each start.
     pub dir: PathBuf,
-    /// Directory of the programs of Postgres 15.
+    /// Directory of the programs of Postgres, of the major version that made the branch.
     #[serde(default = "default_pg_bin")]
     pub pg_bin: PathBuf,
     /// The library `liblakebed_compute_shim.so`; copied into `dir`, where Postgres can read it.

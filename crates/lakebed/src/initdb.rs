@@ -16,11 +16,12 @@ use lakebed_types::PgVersion;
 /// # Errors
 /// See [`ProgramsError`].
 pub fn check_programs(pg_bin: &Path) -> Result<PgVersion, ProgramsError> {
+    let version = version_of(pg_bin)?;
     let path = pg_bin.join("initdb");
     if !path.exists() {
         return Err(ProgramsError::Missing { path });
     }
-    version_of(pg_bin)
+    Ok(version)
 }
 
 /// The output of `initdb`, removed when dropped.

@@ -1,5 +1,6 @@
 //! Branches: isolated, writable, at any position or time, and refused where they cannot be.
 
+use lakebed_pgtest::Installation;
 use lakebed_tests::{Compute, Shape, Tier};
 use lakebed_types::Lsn;
 
@@ -158,7 +159,12 @@ fn what_cannot_be_is_refused_in_words() {
     tier.client(&["branch", "create", "b"]);
     let again = tier.compute("b", "b");
     assert_eq!(rows(&again), "1,2");
-    let gone = Compute::try_start(&tier.connect("c"), &tier.home().join("c"), &[]);
+    let gone = Compute::try_start(
+        &Installation::default_15(),
+        &tier.connect("c"),
+        &tier.home().join("c"),
+        &[],
+    );
     let why = gone.expect_err("no compute on a deleted branch");
     assert!(why.contains('c') && why.contains("branch"), "{why}");
     again.stop();

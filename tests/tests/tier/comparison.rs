@@ -115,33 +115,19 @@ fn a_branch_under_load_equals_stock_recovery_to_its_lsn() {
     compute.stop();
 }
 
-/// Makes all blocks of a database's relations local. `read` mode of `pg_prewarm` asks the storage manager, so the file
-/// gets what stock Postgres would read; it leaves the buffers alone, so nothing is pruned or hinted on the way, as a
-/// query would.
+/// Makes all blocks of a database's relations local. Reading the files asks nobody but the storage, so they get what
+/// stock Postgres would read; it leaves the buffers alone, so nothing is pruned or hinted on the way, as a query would.
 pub fn read_all(compute: &Compute, database: &str) {
     let mut session = compute.connection_to(database);
-    // template0 lacks what template1 has.
-    session
-        .batch_execute("create extension if not exists pg_prewarm")
-        .expect("an extension");
-    session
-        .batch_execute(
-            "create or replace function pg_temp.read_all() returns bigint language plpgsql as $$
-             declare n bigint := 0; r record; begin
-               for r in select c.oid, fork from pg_class c, unnest(array['main', 'fsm', 'vm', 'init']) fork
-                 where relkind in ('r', 'i', 't', 'S', 'm') loop
-                 begin
-                   n := n + pg_prewarm(r.oid, 'read', r.fork);
-                 exception when others then
-                   if sqlerrm not like 'fork % does not exist for this relation' then raise; end if;
-                 end;
-               end loop;
-               return n;
-             end $$",
-        )
-        .expect("a function");
-    let row = session.query_one("select pg_temp.read_all()", &[]);
-    row.unwrap_or_else(|error| panic!("{database}: {error:?}"));
+    let read = "select sum(length(pg_read_binary_file(path, 0, size))) from (
+          select path, (pg_stat_file(path, true)).size from (
+            select pg_relation_filepath(oid) || suffix as path
+            from pg_class, unnest(array['', '_fsm', '_vm', '_init']) suffix
+            where relkind in ('r', 'i', 't', 'S', 'm')) paths) files
+        where size is not null";
+    let row = session.query_one(read, &[]);
+    let bytes: i64 = row.unwrap_or_else(|error| panic!("{database}: {error:?}")).get(0);
+    assert!(bytes > 1 << 20, "{database} has {bytes} bytes only");
 }
 
 /// A position at which all of an idle primary's pages are in its files, and the session that must stay until they are
@@ -161,7 +147,7 @@ pub fn quiet_position(compute: &Compute) -> (Lsn, postgres::Client) {
 }
 
 /// What the same cluster must answer, wherever its pages come from.
-fn answers(compute: &Compute) -> Vec<String> {
+pub fn answers(compute: &Compute) -> Vec<String> {
     let mut all = vec![compute.sql(&[
         "select count(*), sum(abalance), md5(string_agg(aid || filler, '' order by aid)) from pgbench_accounts",
         "select count(*), sum(delta) from pgbench_history",
@@ -196,23 +182,10 @@ fn answers(compute: &Compute) -> Vec<String> {
     all
 }
 
-/// Test 6: after everything that SQL does, every block equals the primary's own file.
-#[test]
-fn every_page_equals_the_primary_after_load_and_ddl() {
-    let tier = Tier::start(&Shape::default());
-    let mut settings = workload::SETTINGS.to_vec();
-    // What is prepared keeps its snapshot; an idle server must not write.
-    settings.extend(["--set=shared_buffers=256MB", "--set=bgwriter_lru_maxpages=0"]);
-    let compute = tier.compute_with("main", "first", &settings);
-    let tablespace = temp_dir();
-    let location = format!("create tablespace ts location '{}'", tablespace.path().display());
-    compute.run("psql", &["-c", "create extension pg_prewarm", "template1"]);
-    compute.sql(&[
-        "create extension pg_prewarm",
-        &location,
-        "create database bench strategy file_copy",
-    ]);
-    compute.run("pgbench", &["-i", "-q", "-s", "12", "bench"]);
+/// Everything that SQL does, with a database of `scale` times 100,000 accounts that is copied in every way.
+pub fn everything(compute: &Compute, scale: u32) {
+    compute.sql(&["create database bench strategy file_copy"]);
+    compute.run("pgbench", &["-i", "-q", "-s", &scale.to_string(), "bench"]);
     compute.sql(&[
         "create database bench_copy template bench strategy file_copy",
         "create database bench_log template bench strategy wal_log",
@@ -224,17 +197,19 @@ fn every_page_equals_the_primary_after_load_and_ddl() {
         "pgbench",
         &["-n", "-c", "4", "-j", "2", "-t", "200", "bench_copy"],
     );
-    workload::ddl(&compute);
-    workload::multixacts(&compute);
-    workload::subtransactions(&compute);
-    workload::databases(&compute);
+    workload::ddl(compute);
+    workload::multixacts(compute);
+    workload::subtransactions(compute);
+    workload::databases(compute);
     compute.run("pgbench", &["-n", "-c", "4", "-j", "2", "-t", "200"]);
-    let expected = answers(&compute);
+}
 
+/// Compares every block of the cluster with the primary's own file; tells what was compared.
+pub fn compare_with_primary(tier: &Tier, compute: &Compute) -> Comparison {
     compute.sql(&["alter database template0 allow_connections true"]);
     let databases = compute.sql(&["select datname from pg_database"]);
     for database in databases.lines() {
-        read_all(&compute, database);
+        read_all(compute, database);
     }
     let derived =
         "select oid from pg_database where datname in ('bench_log', 'bench_both', 'by_copy', 'second_copy')";
@@ -243,18 +218,35 @@ fn every_page_equals_the_primary_after_load_and_ddl() {
         .lines()
         .map(|oid| oid.parse().expect("an oid"))
         .collect();
-    let (at, session) = quiet_position(&compute);
-    let pages = Pages::of(&tier, "main");
+    let (at, _session) = quiet_position(compute);
+    let pages = Pages::of(tier, "main");
     let writer = Writer::Primary { copied_by_wal };
     let result = compare(&pages, at, &compute.data_dir(), &writer);
     result.assert_equal();
-    assert!(result.relation_pages() > 100_000, "{result}");
     let accounts = compute.run(
         "psql",
         &["-qAtc", "select pg_relation_filepath('pgbench_accounts')"],
     );
     one_flipped_byte_is_found(&pages, at, &compute.data_dir(), &accounts, &writer);
-    drop(session);
+    result
+}
+
+/// Besides [`workload::SETTINGS`]: an idle server must not write.
+pub const IDLE: [&str; 2] = ["--set=shared_buffers=256MB", "--set=bgwriter_lru_maxpages=0"];
+
+/// Test 6: after everything that SQL does, every block equals the primary's own file.
+#[test]
+fn every_page_equals_the_primary_after_load_and_ddl() {
+    let tier = Tier::start(&Shape::default());
+    let settings = [workload::SETTINGS, IDLE].concat();
+    let compute = tier.compute_with("main", "first", &settings);
+    let tablespace = temp_dir();
+    let location = format!("create tablespace ts location '{}'", tablespace.path().display());
+    compute.sql(&[&location]);
+    everything(&compute, 12);
+    let expected = answers(&compute);
+    let result = compare_with_primary(&tier, &compute);
+    assert!(result.relation_pages() > 100_000, "{result}");
     compute.stop();
 
     let compute = tier.compute_with("main", "second", &settings);

@@ -11,5 +11,6 @@ mod regression_suite;
 mod state;
 mod unreplayable;
 mod up;
+mod versions;
 mod wal_chain;
 mod workload;

@@ -1,6 +1,6 @@
 //! Everything a user keeps in a Postgres is there after its compute is lost, also what no WAL carries.
 
-use lakebed_pgtest::temp_dir;
+use lakebed_pgtest::{Installation, temp_dir};
 use lakebed_tests::{Compute, Shape, Tier};
 
 const SETTINGS: &[&str] = &["--set=max_prepared_transactions=10", "--set=wal_level=logical"];
@@ -233,8 +233,13 @@ fn settings_that_would_lose_data_are_refused() {
         ("wal_sync_method=open_datasync", "cannot be changed"),
     ] {
         let directory = tier.home().join("refused");
-        let error =
-            Compute::try_start(&connect, &directory, &[&format!("--set={setting}")]).expect_err("a refusal");
+        let error = Compute::try_start(
+            &Installation::default_15(),
+            &connect,
+            &directory,
+            &[&format!("--set={setting}")],
+        )
+        .expect_err("a refusal");
         assert!(error.contains(says), "{setting}: {error}");
     }
     let compute = tier.compute("main", "first");

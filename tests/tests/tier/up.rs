@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use lakebed_pgtest::{bin_dir, program, run, temp_dir, wait_until};
+use lakebed_pgtest::{Installation, bin_dir, program, run, temp_dir, wait_until};
 use lakebed_tests::{build_dir, free_port, http_get, lakebed};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -19,20 +19,31 @@ struct Up {
 }
 
 fn up_command(directory: &Path, port: u16) -> Command {
+    up_command_with(&Installation::default_15(), directory, port)
+}
+
+fn up_command_with(postgres: &Installation, directory: &Path, port: u16) -> Command {
     let mut command = Command::new(build_dir().join("lakebed"));
     command
         .arg("up")
         .arg("--dir")
         .arg(directory)
         .arg(format!("--pg-port={port}"));
-    command.arg("--pg-bin").arg(bin_dir()).stdin(Stdio::null());
+    command
+        .arg("--pg-bin")
+        .arg(&postgres.bin_dir)
+        .stdin(Stdio::null());
     command
 }
 
 impl Up {
     fn start(directory: &Path, port: u16) -> Up {
+        Up::start_with(&Installation::default_15(), directory, port)
+    }
+
+    fn start_with(postgres: &Installation, directory: &Path, port: u16) -> Up {
         let log = directory.with_extension("err");
-        let mut command = up_command(directory, port);
+        let mut command = up_command_with(postgres, directory, port);
         command
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log"));
@@ -48,16 +59,7 @@ impl Up {
     }
 
     fn sql(&self, statement: &str) -> String {
-        let mut psql = program("psql");
-        psql.current_dir("/").args([
-            "-XqAt",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            statement,
-            &self.connection,
-        ]);
-        run(&mut psql).trim_end().to_owned()
+        sql(&self.connection, statement)
     }
 
     /// As Ctrl-C does.
@@ -70,6 +72,13 @@ impl Up {
         });
         assert!(status.is_some_and(|status| status.success()), "{status:?}");
     }
+}
+
+fn sql(connection: &str, statement: &str) -> String {
+    let mut psql = program("psql");
+    psql.current_dir("/")
+        .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement, connection]);
+    run(&mut psql).trim_end().to_owned()
 }
 
 impl Drop for Up {
@@ -254,4 +263,57 @@ fn a_compute_starts_from_its_file() {
     ]);
     assert_eq!(run(&mut psql).trim_end(), "5MB");
     assert!(process.stop().success());
+}
+
+/// `lakebed up` with another version than 15, and beside it a tenant of a third; each with its own programs only.
+#[test]
+fn up_serves_another_version_and_starts_computes_of_a_third() {
+    let home = temp_dir();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
+    let (directory, port) = (home.path().join("up"), free_port());
+    let dir = format!("--dir={}", directory.display());
+    let [old, new] = [(17, 11), (18, 6)].map(|(major, minor)| Installation::need(major, minor));
+    let up = Up::start_with(&old, &directory, port);
+    up.sql("create table t as select generate_series(1, 1000) n");
+    assert!(up.sql("show server_version").starts_with("17."));
+
+    let of_new = format!("--pg-bin={}", new.bin_dir.display());
+    lakebed(&["tenant", "create", "other", &of_new, &dir]);
+    let start = |arguments: &[&str]| {
+        let mut command = Command::new(build_dir().join("lakebed"));
+        command
+            .args(["compute", "start", "other/main", &dir])
+            .args(arguments);
+        command
+    };
+    // Without programs of its own it would be one of `lakebed up`.
+    let said = refused(&mut start(&[]));
+    assert!(
+        said.contains("branch other/main was made by Postgres 18") && said.contains("is Postgres 17"),
+        "{said}"
+    );
+    let started = run(&mut start(&[&of_new]));
+    let connection = started
+        .trim_end()
+        .strip_prefix("connection: ")
+        .expect("a connection");
+    assert!(sql(connection, "show server_version").starts_with("18."));
+    sql(connection, "create table t as select 'eighteen' as of");
+    let said = refused(&mut start(&[&format!("--pg-bin={}", old.bin_dir.display())]));
+    assert!(said.contains("stop it first"), "{said}");
+    lakebed(&["compute", "stop", "other/main", &dir]);
+    // It keeps its programs and its port.
+    assert_eq!(run(&mut start(&[])).trim_end(), started.trim_end());
+    assert_eq!(sql(connection, "select of from t"), "eighteen");
+    up.interrupt();
+
+    // The directory was made by 17.
+    let said = refused(&mut up_command_with(&new, &directory, port));
+    assert!(
+        said.contains("branch default/main was made by Postgres 17") && said.contains("is Postgres 18"),
+        "{said}"
+    );
+    let up = Up::start_with(&old, &directory, port);
+    assert_eq!(up.sql("select count(*) from t"), "1000");
+    up.interrupt();
 }

@@ -107,7 +107,7 @@ fn what_is_refused_and_why() {
             "not registered as a safekeeper",
         ),
         (&with_child, other_import, "already finished with other values"),
-        (&importing, bad_cluster, "Postgres 15 to 18"),
+        (&importing, bad_cluster, "WAL segments of 1 MiB to 1 GiB"),
         (&deleting, finish_import(), "is Deleting"),
         (&importing, branch("x", 9, 1, 2000), "tenant 'acme' is Importing"),
         (
