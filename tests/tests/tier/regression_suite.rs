@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lakebed_pgtest::{Cluster, Installation, as_postgres, temp_dir};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, as_postgres, temp_dir};
 use lakebed_tests::comparison::{Writer, compare};
 use lakebed_tests::pages::Pages;
 use lakebed_tests::recovery::{recover, wal_directory};
@@ -75,14 +75,19 @@ impl Suite {
 
 #[test]
 fn the_regression_suite_passes_and_every_page_is_right_after_each_group() {
-    let server = Installation::default_15();
+    // The suites belong to one minor release, and this is the one that has them.
+    let server = Installation::need(15, 0);
     let suite = Suite {
         directory: server.suites().join("regress"),
         output: temp_dir(),
         server,
     };
-    let mut base = Cluster::init();
-    let tier = Tier::start_from(&Shape::default(), Some(&base.data_dir()));
+    let mut base = Cluster::init_with(&suite.server, &InitOptions::default());
+    let shape = Shape {
+        postgres: suite.server.clone(),
+        ..Shape::default()
+    };
+    let tier = Tier::start_from(&shape, Some(&base.data_dir()));
     let groups = groups(&suite.directory.join("parallel_schedule"));
     let mut at = lakebed_types::Lsn(0);
     let mut pages = 0;
