@@ -15,6 +15,8 @@ use std::{env, fs, thread};
 
 use tempfile::TempDir;
 
+pub mod fuzz;
+
 /// How long a start, a stop or any other awaited condition may take.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 

@@ -167,29 +167,49 @@ impl TupleHeader {
         })
     }
 
-    /// Builds the tuple that redo inserts: `body` is everything after the 23 bytes.
-    pub(crate) fn build(
+    /// Writes the fixed part of the tuple that redo inserts, at the start of its place on the page.
+    pub(crate) fn write(
         &self,
         xmin: u32,
         xmax: u32,
         ctid: (u32, u16),
-        body: &[&[u8]],
-    ) -> Result<Vec<u8>, Fault> {
-        let mut bytes = vec![0u8; tuple::HEADER];
-        body.iter().for_each(|part| bytes.extend_from_slice(part));
-        if bytes.len() > MAX_TUPLE_BYTES {
-            return Err("its tuple is larger than a page");
-        }
-        let mut new = Tuple::new(&mut bytes)?;
+        place: &mut [u8],
+    ) -> Result<(), Fault> {
+        place.get_mut(..tuple::HEADER).unwrap_or_default().fill(0);
+        let mut new = Tuple::new(place)?;
         new.put_u16(tuple::INFOMASK2, self.infomask2);
         new.put_u16(tuple::INFOMASK, self.infomask);
         new.put_u32(tuple::XMIN, xmin);
         new.put_u32(tuple::XMAX, xmax);
         new.reset_command();
         new.set_ctid(ctid.0, ctid.1);
-        bytes[tuple::HOFF] = self.hoff;
-        Ok(bytes)
+        place[tuple::HOFF] = self.hoff;
+        Ok(())
     }
+
+    /// Adds a tuple to a page: this header, then `body`, everything after the 23 bytes.
+    pub(crate) fn add(
+        &self,
+        page: &mut PageBytes,
+        number: u16,
+        xmin: u32,
+        block: u32,
+        body: &[u8],
+    ) -> Result<(), Fault> {
+        let place = reserve(page, number, body.len())?;
+        self.write(xmin, 0, (block, number), place)?;
+        place[tuple::HEADER..].copy_from_slice(body);
+        Ok(())
+    }
+}
+
+/// Room for a tuple with so many bytes after its fixed header.
+fn reserve(page: &mut PageBytes, number: u16, body: usize) -> Result<&mut [u8], Fault> {
+    let length = tuple::HEADER + body;
+    if length > MAX_TUPLE_BYTES {
+        return Err("its tuple is larger than a page");
+    }
+    page::reserve_item(page, length, number, Place::HeapSlot)
 }
 
 fn insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
@@ -200,8 +220,7 @@ fn insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     }
     let mut data = Reader::new(record.own.needed_data()?);
     let header = TupleHeader::read(&mut data)?;
-    let new = header.build(record.xid, 0, (record.own.block, number), &[data.rest()])?;
-    page::add_item(page, &new, number, Place::HeapSlot)?;
+    header.add(page, number, record.xid, record.own.block, data.rest())?;
     if flags & 0x01 != 0 {
         page::clear_flags(page, page::ALL_VISIBLE);
     }
@@ -275,18 +294,20 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes, hot: bool) -> Result<()
         return Err("it takes bytes from an old version on another page");
     }
     let header = TupleHeader::read(&mut data)?;
-    let (prefix_bytes, suffix_bytes) = if same_page {
+    // The old version's bytes are on the page; they are copied from there into the new one.
+    let (prefix_at, suffix_at) = if same_page {
+        let id = page::item_id(page, old_number)?;
         let old = page::item(page, old_number)?;
         let start = usize::from(
             *old.get(tuple::HOFF)
                 .ok_or("a heap tuple is shorter than its header")?,
         );
         let outside = "it takes bytes from outside the old version";
-        let prefix_bytes = old.get(start..start + prefix).ok_or(outside)?;
-        let suffix_start = old.len().checked_sub(suffix).ok_or(outside)?;
-        (prefix_bytes.to_vec(), old[suffix_start..].to_vec())
+        old.get(start..start + prefix).ok_or(outside)?;
+        let suffix_at = old.len().checked_sub(suffix).ok_or(outside)?;
+        (usize::from(id.offset) + start, usize::from(id.offset) + suffix_at)
     } else {
-        (Vec::new(), Vec::new())
+        (0, 0)
     };
     // The null bitmap comes before the common prefix.
     let bitmap = if prefix > 0 {
@@ -298,9 +319,16 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes, hot: bool) -> Result<()
     } else {
         &[]
     };
-    let body = [bitmap, &prefix_bytes, data.rest(), &suffix_bytes];
-    let new = header.build(record.xid, new_xmax, (new_block, new_number), &body)?;
-    page::add_item(page, &new, new_number, Place::HeapSlot)?;
+    let middle = data.rest();
+    let place = reserve(page, new_number, bitmap.len() + prefix + middle.len() + suffix)?;
+    header.write(record.xid, new_xmax, (new_block, new_number), place)?;
+    let (bitmap_place, rest) = place[tuple::HEADER..].split_at_mut(bitmap.len());
+    bitmap_place.copy_from_slice(bitmap);
+    rest[prefix..prefix + middle.len()].copy_from_slice(middle);
+    // A new item is where the free space ended.
+    let body = page::upper(page) + tuple::HEADER + bitmap.len();
+    page.copy_within(prefix_at..prefix_at + prefix, body);
+    page.copy_within(suffix_at..suffix_at + suffix, body + prefix + middle.len());
     if flags & 0x02 != 0 {
         page::clear_flags(page, page::ALL_VISIBLE);
     }

@@ -26,6 +26,8 @@ pub type PageBytes = [u8; PAGE_SIZE];
 pub const HEADER_BYTES: usize = 24;
 /// Bytes of a line pointer.
 const ITEM_ID_BYTES: usize = 4;
+/// No page has more line pointers.
+pub(crate) const MAX_ITEMS: usize = (PAGE_SIZE - HEADER_BYTES) / ITEM_ID_BYTES;
 /// `MaxHeapTuplesPerPage`.
 const MAX_HEAP_TUPLES: u16 = 291;
 
@@ -277,6 +279,17 @@ pub(crate) enum Place {
 
 /// `PageAddItemExtended` at a given offset number.
 pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: Place) -> Result<(), Fault> {
+    reserve_item(page, bytes.len(), number, place)?.copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Like [`add_item`], for an item that the caller writes into its place. What was there before is still there.
+pub(crate) fn reserve_item(
+    page: &mut PageBytes,
+    length: usize,
+    number: u16,
+    place: Place,
+) -> Result<&mut [u8], Fault> {
     check(page)?;
     let limit = item_count(page) + 1;
     if number == 0 || number > limit {
@@ -304,8 +317,9 @@ pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: P
     } else {
         old_lower
     };
+    // Longer than a page it may be by a forged length; then it has no room either.
     let new_upper = upper(page)
-        .checked_sub(max_align(bytes.len()))
+        .checked_sub(max_align(length.min(2 * PAGE_SIZE)))
         .ok_or("the page has no room for the new item")?;
     if new_lower > new_upper {
         return Err("the page has no room for the new item");
@@ -317,48 +331,85 @@ pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: P
     let id = ItemId {
         offset: new_upper as u16,
         state: ItemState::Normal,
-        length: bytes.len() as u16,
+        length: length as u16,
     };
     put_u32(page, at, id.to_bits());
-    page[new_upper..new_upper + bytes.len()].copy_from_slice(bytes);
+    set_lower(page, new_lower);
+    set_upper(page, new_upper);
+    Ok(&mut page[new_upper..new_upper + length])
+}
+
+/// Fills an empty page with `count` items that lie in `data` in the order of their addresses on the page, which is the
+/// reverse of their numbers. `first` tells the length, a multiple of the alignment, of the item at the start of some
+/// bytes.
+pub(crate) fn fill_with_items(
+    page: &mut PageBytes,
+    data: &[u8],
+    count: usize,
+    first: impl Fn(&[u8]) -> Result<usize, Fault>,
+) -> Result<(), Fault> {
+    check(page)?;
+    let new_lower = HEADER_BYTES + count * ITEM_ID_BYTES;
+    let new_upper = special(page)
+        .checked_sub(data.len())
+        .filter(|&upper| new_lower <= upper)
+        .ok_or("the page has no room for the new item")?;
+    page[new_upper..new_upper + data.len()].copy_from_slice(data);
+    let mut at = 0;
+    for number in (1..=count).rev() {
+        let length = first(&data[at..])?;
+        let id = ItemId {
+            offset: (new_upper + at) as u16,
+            state: ItemState::Normal,
+            length: length as u16,
+        };
+        put_u32(page, HEADER_BYTES + (number - 1) * ITEM_ID_BYTES, id.to_bits());
+        at += length;
+    }
     set_lower(page, new_lower);
     set_upper(page, new_upper);
     Ok(())
 }
 
-/// Packs the given items (number, line pointer) against the special area, in their order.
-fn compact(page: &mut PageBytes, items: &[(u16, ItemId)]) -> Result<(), Fault> {
+/// Packs the items that have storage against the special area, in the order of their numbers.
+fn compact(page: &mut PageBytes) -> Result<(), Fault> {
     let old = *page;
+    let floor = lower(page);
     let mut top = special(page);
-    for &(number, id) in items {
+    for at in line_pointers(page) {
+        let id = ItemId::from_bits(get_u32(&old, at));
+        if id.length == 0 {
+            continue;
+        }
         let length = max_align(usize::from(id.length));
         let start = usize::from(id.offset);
         top = top
             .checked_sub(length)
-            .filter(|&top| top >= lower(page))
+            .filter(|&top| top >= floor)
             .ok_or("the items are larger than the page")?;
         let bytes = old
             .get(start..start + length)
             .ok_or("a line pointer leads outside the page")?;
         page[top..top + length].copy_from_slice(bytes);
-        set_item_id(
-            page,
-            number,
-            ItemId {
-                offset: top as u16,
-                ..id
-            },
-        )?;
+        let moved = ItemId {
+            offset: top as u16,
+            ..id
+        };
+        put_u32(page, at, moved.to_bits());
     }
     set_upper(page, top);
     Ok(())
+}
+
+/// Where the line pointers are.
+fn line_pointers(page: &PageBytes) -> impl Iterator<Item = usize> + use<> {
+    (1..=item_count(page)).map(item_id_at)
 }
 
 /// `PageRepairFragmentation`: closes the gaps of a heap page and drops unused line pointers at the end.
 pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
     let count = item_count(page);
-    let mut stored = Vec::with_capacity(usize::from(count));
     let mut last_used = 0;
     let mut unused = 0;
     for number in 1..=count {
@@ -374,10 +425,9 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
             if start < upper(page) || start >= special(page) {
                 return Err("a line pointer leads outside the page's items");
             }
-            stored.push((number, id));
         }
     }
-    compact(page, &stored)?;
+    compact(page)?;
     let dropped = count - last_used;
     set_lower(page, lower(page) - usize::from(dropped) * ITEM_ID_BYTES);
     set_free_lines_hint(page, unused > dropped);
@@ -447,51 +497,49 @@ pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result
     }
     page.copy_within(from..end, to);
     set_upper(page, to);
-    for number in 1..=item_count(page) {
-        let id = item_id(page, number)?;
+    for at in line_pointers(page) {
+        let id = ItemId::from_bits(get_u32(page, at));
         if id.length != 0 && usize::from(id.offset) <= end {
             let offset = usize::from(id.offset)
                 .checked_add_signed(by)
                 .ok_or("an index line pointer is damaged")?;
-            set_item_id(
-                page,
-                number,
-                ItemId {
-                    offset: offset as u16,
-                    ..id
-                },
-            )?;
+            let moved = ItemId {
+                offset: offset as u16,
+                ..id
+            };
+            put_u32(page, at, moved.to_bits());
         }
     }
     Ok(())
 }
 
 /// `PageIndexMultiDelete`: removes several items; numbers in ascending order.
-pub(crate) fn index_multi_delete(page: &mut PageBytes, numbers: &[u16]) -> Result<(), Fault> {
+pub(crate) fn index_multi_delete(
+    page: &mut PageBytes,
+    mut numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
+) -> Result<(), Fault> {
     // Postgres does few deletions one by one from the end, which leaves another physical order than packing.
     if numbers.len() <= 2 {
-        return numbers
-            .iter()
-            .rev()
-            .try_for_each(|&number| index_delete(page, number));
+        return numbers.rev().try_for_each(|number| index_delete(page, number));
     }
     check(page)?;
-    let mut next = numbers.iter().copied().peekable();
-    let mut kept = Vec::new();
+    let mut next = numbers.next();
+    let mut kept = 0;
     for number in 1..=item_count(page) {
         let id = index_item(page, number)?;
-        if next.next_if_eq(&number).is_none() {
-            kept.push((kept.len() as u16 + 1, id));
+        if next == Some(number) {
+            next = numbers.next();
+        } else {
+            // Never beyond the line pointer that was just read.
+            kept += 1;
+            put_u32(page, item_id_at(kept), id.to_bits());
         }
     }
-    if next.peek().is_some() {
+    if next.is_some() {
         return Err("it deletes items that the page does not have");
     }
-    for &(number, id) in &kept {
-        put_u32(page, item_id_at(number), id.to_bits());
-    }
-    set_lower(page, HEADER_BYTES + kept.len() * ITEM_ID_BYTES);
-    compact(page, &kept)
+    set_lower(page, HEADER_BYTES + usize::from(kept) * ITEM_ID_BYTES);
+    compact(page)
 }
 
 /// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.

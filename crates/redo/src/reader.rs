@@ -47,11 +47,53 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    /// The next `count` numbers of 16 bits.
+    pub(crate) fn numbers(&mut self, count: u16) -> Result<Numbers<'a>, Fault> {
+        let bytes = self.take(usize::from(count) * 2)?;
+        Ok(Numbers(bytes.as_chunks().0))
+    }
+
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+}
+
+/// A list of numbers of 16 bits, where it lies in a record: item numbers, mostly.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers<'a>(&'a [[u8; 2]]);
+
+impl<'a> Numbers<'a> {
+    /// A list that is all of some data.
+    pub(crate) fn of(bytes: &'a [u8]) -> Result<Numbers<'a>, Fault> {
+        let (numbers, rest) = bytes.as_chunks();
+        if rest.is_empty() {
+            Ok(Numbers(numbers))
+        } else {
+            Err("its list of item numbers has an odd length")
+        }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn first(self) -> Option<u16> {
+        self.iter().next()
+    }
+
+    pub(crate) fn last(self) -> Option<u16> {
+        self.iter().next_back()
+    }
+
+    pub(crate) fn iter(self) -> impl DoubleEndedIterator<Item = u16> + ExactSizeIterator + 'a {
+        self.0.iter().map(|number| u16::from_le_bytes(*number))
     }
 }
