@@ -23,6 +23,7 @@ const BROKEN: Fault = "an index tuple is damaged";
 const BROKEN_POSTING: Fault = "a posting list is damaged";
 
 /// Takes the tuple at the start of `bytes`, without what follows it; its aligned size is the tuple's length on a page.
+#[inline]
 pub(crate) fn first(bytes: &[u8]) -> Result<&[u8], Fault> {
     let size = IndexTuple::read(bytes)?.bytes().len();
     bytes.get(..max_align(size)).ok_or(BROKEN)
@@ -34,6 +35,7 @@ pub(crate) struct IndexTuple<'a>(&'a [u8]);
 
 impl<'a> IndexTuple<'a> {
     /// The tuple at the start of `bytes`.
+    #[inline]
     pub(crate) fn read(bytes: &'a [u8]) -> Result<IndexTuple<'a>, Fault> {
         let info = bytes.get(6..8).ok_or(BROKEN)?;
         let size = usize::from(u16::from_le_bytes([info[0], info[1]]) & SIZE_MASK);
@@ -43,28 +45,34 @@ impl<'a> IndexTuple<'a> {
         Ok(IndexTuple(bytes.get(..size).ok_or(BROKEN)?))
     }
 
+    #[inline]
     pub(crate) fn bytes(self) -> &'a [u8] {
         self.0
     }
 
+    #[inline]
     fn u16(self, at: usize) -> u16 {
         u16::from_le_bytes([self.0[at], self.0[at + 1]])
     }
 
+    #[inline]
     fn info(self) -> u16 {
         self.u16(6)
     }
 
     /// Block number in the TID field: downlink, or offset of the posting list.
+    #[inline]
     pub(crate) fn link(self) -> u32 {
         u32::from(self.u16(0)) << 16 | u32::from(self.u16(2))
     }
 
+    #[inline]
     fn is_posting(self) -> bool {
         self.info() & ALT_TID != 0 && self.u16(4) & IS_POSTING != 0
     }
 
     /// The heap TIDs: one, or a posting list's.
+    #[inline]
     pub(crate) fn tids(self) -> Result<&'a [Tid], Fault> {
         if !self.is_posting() {
             return Ok(self.0[..TID].as_chunks().0);

@@ -48,6 +48,7 @@ pub(crate) mod tuple {
 
     impl<'a> Tuple<'a> {
         /// Checks the length.
+        #[inline]
         pub fn new(bytes: &'a mut [u8]) -> Result<Tuple<'a>, crate::Fault> {
             if bytes.len() < HEADER {
                 Err("a heap tuple is shorter than its header")
@@ -57,21 +58,25 @@ pub(crate) mod tuple {
         }
 
         /// A 16-bit field.
+        #[inline]
         pub fn u16(&self, at: usize) -> u16 {
             u16::from_le_bytes([self.0[at], self.0[at + 1]])
         }
 
         /// Writes a 16-bit field.
+        #[inline]
         pub fn put_u16(&mut self, at: usize, value: u16) {
             self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
 
         /// Writes a 32-bit field.
+        #[inline]
         pub fn put_u32(&mut self, at: usize, value: u32) {
             self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
 
         /// Writes `t_ctid`.
+        #[inline]
         pub fn set_ctid(&mut self, block: u32, number: u16) {
             self.put_u16(CTID, (block >> 16) as u16);
             self.put_u16(CTID + 2, block as u16);
@@ -79,6 +84,7 @@ pub(crate) mod tuple {
         }
 
         /// `HeapTupleHeaderSetCmin` or `SetCmax` with the first command id and no combo.
+        #[inline]
         pub fn reset_command(&mut self) {
             self.put_u32(FIELD3, 0);
             self.put_u16(INFOMASK, self.u16(INFOMASK) & !COMBOCID);
@@ -86,6 +92,7 @@ pub(crate) mod tuple {
 
         /// Replaces all xmax and lock bits by those that a record's `infobits` byte tells
         /// (`fix_infomask_from_infobits`).
+        #[inline]
         pub fn set_infobits(&mut self, infobits: u8) {
             let pairs = [
                 (0x01, IS_MULTI),
@@ -108,12 +115,14 @@ pub(crate) mod tuple {
         }
 
         /// Sets or clears the mark of a HOT update.
+        #[inline]
         pub fn set_hot_updated(&mut self, hot: bool) {
             let mask2 = self.u16(INFOMASK2) & !HOT_UPDATED;
             self.put_u16(INFOMASK2, if hot { mask2 | HOT_UPDATED } else { mask2 });
         }
 
         /// `HEAP_XMAX_IS_LOCKED_ONLY`.
+        #[inline]
         pub fn is_locked_only(&self) -> bool {
             let mask = self.u16(INFOMASK);
             mask & LOCK_ONLY != 0 || mask & (IS_MULTI | LOCK_MASK) == EXCL_LOCK

@@ -15,6 +15,8 @@
 //! Offsets of items are 1-based, as in Postgres. Pages come from storage that checks its own bytes, but a bug or a
 //! forged record may still lead to nonsense, so every access is bounds-checked and answers with a fault.
 
+use std::ops::Range;
+
 use lakebed_types::{Lsn, PAGE_SIZE};
 
 use crate::Fault;
@@ -76,6 +78,7 @@ impl ItemId {
         length: 0,
     };
 
+    #[inline]
     fn from_bits(bits: u32) -> ItemId {
         let state = match bits >> 15 & 3 {
             0 => ItemState::Unused,
@@ -90,78 +93,94 @@ impl ItemId {
         }
     }
 
+    #[inline]
     fn to_bits(self) -> u32 {
         u32::from(self.offset) | (self.state as u32) << 15 | u32::from(self.length) << 17
     }
 }
 
 /// Rounds up to Postgres's maximal alignment.
+#[inline]
 pub const fn max_align(length: usize) -> usize {
     (length + 7) & !7
 }
 
+#[inline]
 pub(crate) fn get_u16(page: &PageBytes, at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
+#[inline]
 pub(crate) fn put_u16(page: &mut PageBytes, at: usize, value: u16) {
     page[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
+#[inline]
 pub(crate) fn get_u32(page: &PageBytes, at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 
+#[inline]
 pub(crate) fn put_u32(page: &mut PageBytes, at: usize, value: u32) {
     page[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// The LSN that the page carries.
+#[inline]
 pub fn lsn(page: &PageBytes) -> Lsn {
     Lsn(u64::from(get_u32(page, 0)) << 32 | u64::from(get_u32(page, 4)))
 }
 
 /// Stamps the LSN.
+#[inline]
 pub fn set_lsn(page: &mut PageBytes, lsn: Lsn) {
     put_u32(page, 0, (lsn.0 >> 32) as u32);
     put_u32(page, 4, lsn.0 as u32);
 }
 
 /// `PageIsNew`: never initialised.
+#[inline]
 pub fn is_new(page: &PageBytes) -> bool {
     upper(page) == 0
 }
 
 /// `pd_flags`.
+#[inline]
 pub fn flags(page: &PageBytes) -> u16 {
     get_u16(page, 10)
 }
 
 /// Sets bits of `pd_flags`.
+#[inline]
 pub fn set_flags(page: &mut PageBytes, bits: u16) {
     put_u16(page, 10, flags(page) | bits);
 }
 
 /// Clears bits of `pd_flags`.
+#[inline]
 pub fn clear_flags(page: &mut PageBytes, bits: u16) {
     put_u16(page, 10, flags(page) & !bits);
 }
 
 /// `pd_lower`.
+#[inline]
 pub fn lower(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 12))
 }
 
 /// `pd_upper`.
+#[inline]
 pub fn upper(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 14))
 }
 
 /// `pd_special`.
+#[inline]
 pub fn special(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 16))
 }
 
+#[inline]
 pub(crate) fn set_lower(page: &mut PageBytes, value: usize) {
     put_u16(page, 12, value as u16);
 }
@@ -171,6 +190,7 @@ pub(crate) fn drop_last_line_pointer(page: &mut PageBytes) {
     set_lower(page, lower(page) - ITEM_ID_BYTES);
 }
 
+#[inline]
 pub(crate) fn set_upper(page: &mut PageBytes, value: usize) {
     put_u16(page, 14, value as u16);
 }
@@ -203,6 +223,7 @@ fn xid_precedes(a: u32, b: u32) -> bool {
 }
 
 /// Checks that the header's three pointers are in order and inside the page.
+#[inline]
 pub(crate) fn check(page: &PageBytes) -> Result<(), Fault> {
     let (lower, upper, special) = (lower(page), upper(page), special(page));
     if HEADER_BYTES <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE {
@@ -215,11 +236,13 @@ pub(crate) fn check(page: &PageBytes) -> Result<(), Fault> {
 }
 
 /// `PageGetMaxOffsetNumber`: the number of line pointers.
+#[inline]
 pub fn item_count(page: &PageBytes) -> u16 {
     (lower(page).min(PAGE_SIZE).saturating_sub(HEADER_BYTES) / ITEM_ID_BYTES) as u16
 }
 
 /// The line pointer with this 1-based number.
+#[inline]
 pub fn item_id(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     if number == 0 || number > item_count(page) {
         return Err("it names a line pointer that the page does not have");
@@ -227,10 +250,12 @@ pub fn item_id(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     Ok(ItemId::from_bits(get_u32(page, item_id_at(number))))
 }
 
+#[inline]
 fn item_id_at(number: u16) -> usize {
     HEADER_BYTES + (usize::from(number) - 1) * ITEM_ID_BYTES
 }
 
+#[inline]
 pub(crate) fn set_item_id(page: &mut PageBytes, number: u16, item: ItemId) -> Result<(), Fault> {
     item_id(page, number)?;
     put_u32(page, item_id_at(number), item.to_bits());
@@ -238,6 +263,7 @@ pub(crate) fn set_item_id(page: &mut PageBytes, number: u16, item: ItemId) -> Re
 }
 
 /// The bytes of an item that has storage.
+#[inline]
 pub fn item(page: &PageBytes, number: u16) -> Result<&[u8], Fault> {
     let id = stored_item(page, number)?;
     let start = usize::from(id.offset);
@@ -246,6 +272,7 @@ pub fn item(page: &PageBytes, number: u16) -> Result<&[u8], Fault> {
 }
 
 /// The bytes of an item that has storage, to change.
+#[inline]
 pub(crate) fn item_mut(page: &mut PageBytes, number: u16) -> Result<&mut [u8], Fault> {
     let id = stored_item(page, number)?;
     let start = usize::from(id.offset);
@@ -254,6 +281,7 @@ pub(crate) fn item_mut(page: &mut PageBytes, number: u16) -> Result<&mut [u8], F
 }
 
 /// A line pointer with storage that lies between the line pointers and the page's end.
+#[inline]
 fn stored_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     let id = item_id(page, number)?;
     if id.length == 0 {
@@ -278,6 +306,7 @@ pub(crate) enum Place {
 }
 
 /// `PageAddItemExtended` at a given offset number.
+#[inline]
 pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: Place) -> Result<(), Fault> {
     reserve_item(page, bytes.len(), number, place)?.copy_from_slice(bytes);
     Ok(())
@@ -376,6 +405,13 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
     let old = *page;
     let floor = lower(page);
     let mut top = special(page);
+    // Neighbours stay neighbours, mostly, and are copied together: bytes on the old page, and where they begin now.
+    let mut run = (top..top, top);
+    let copy = |(from, to): (Range<usize>, usize), page: &mut PageBytes| {
+        if from.start != to {
+            page[to..to + from.len()].copy_from_slice(&old[from]);
+        }
+    };
     for at in line_pointers(page) {
         let id = ItemId::from_bits(get_u32(&old, at));
         if id.length == 0 {
@@ -383,20 +419,26 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
         }
         let length = max_align(usize::from(id.length));
         let start = usize::from(id.offset);
+        if start + length > PAGE_SIZE {
+            return Err("a line pointer leads outside the page");
+        }
         top = top
             .checked_sub(length)
             .filter(|&top| top >= floor)
             .ok_or("the items are larger than the page")?;
-        let bytes = old
-            .get(start..start + length)
-            .ok_or("a line pointer leads outside the page")?;
-        page[top..top + length].copy_from_slice(bytes);
+        if start + length == run.0.start {
+            run = (start..run.0.end, top);
+        } else {
+            let done = std::mem::replace(&mut run, (start..start + length, top));
+            copy(done, page);
+        }
         let moved = ItemId {
             offset: top as u16,
             ..id
         };
         put_u32(page, at, moved.to_bits());
     }
+    copy(run, page);
     set_upper(page, top);
     Ok(())
 }
@@ -459,6 +501,7 @@ fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
 }
 
 /// A line pointer of an index page whose storage is aligned and lies between upper and special.
+#[inline]
 pub(crate) fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     let id = item_id(page, number)?;
     let start = usize::from(id.offset);
@@ -497,18 +540,24 @@ pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result
     }
     page.copy_within(from..end, to);
     set_upper(page, to);
-    for at in line_pointers(page) {
-        let id = ItemId::from_bits(get_u32(page, at));
-        if id.length != 0 && usize::from(id.offset) <= end {
-            let offset = usize::from(id.offset)
-                .checked_add_signed(by)
-                .ok_or("an index line pointer is damaged")?;
-            let moved = ItemId {
-                offset: offset as u16,
-                ..id
-            };
-            put_u32(page, at, moved.to_bits());
-        }
+    // Without branches, so that several line pointers are done at once: most records of indexes come here.
+    let pointers = HEADER_BYTES..HEADER_BYTES + usize::from(item_count(page)) * ITEM_ID_BYTES;
+    let mut outside = false;
+    for pointer in page[pointers].as_chunks_mut::<ITEM_ID_BYTES>().0 {
+        let bits = u32::from_le_bytes(*pointer);
+        let (offset, length) = (bits & 0x7FFF, bits >> 17);
+        let moves = length != 0 && offset as usize <= end;
+        let moved = offset as i32 + by as i32;
+        outside |= moves && !(0..=0x7FFF).contains(&moved);
+        let bits = if moves {
+            bits & !0x7FFF | moved as u32 & 0x7FFF
+        } else {
+            bits
+        };
+        *pointer = bits.to_le_bytes();
+    }
+    if outside {
+        return Err("an index line pointer is damaged");
     }
     Ok(())
 }
