@@ -21,6 +21,8 @@ pub use cluster::{Cluster, InitOptions, Stop};
 pub use installation::{Installation, as_postgres, bin_dir, program};
 use tempfile::TempDir;
 
+pub mod fuzz;
+
 /// How long a start, a stop or any other awaited condition may take.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 

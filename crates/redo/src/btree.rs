@@ -4,9 +4,9 @@
 //! block numbers of the others. The special area (`BTPageOpaqueData`, 16 bytes) is: previous block, next block,
 //! level, flags (16 bits), vacuum cycle id (16 bits).
 
-use lakebed_types::PgVersion;
+use lakebed_types::{PAGE_SIZE, PgVersion};
 
-use crate::btree_tuple::{IndexTuple, first};
+use crate::btree_tuple::{self, IndexTuple, first, swap_posting, tid_mut, top_parent_link};
 use crate::page::{self, HEADER_BYTES, Place, get_u16, get_u32, put_u16, put_u32};
 use crate::page_record::{BlockView, PageRecord};
 use crate::reader::Reader;
@@ -25,7 +25,7 @@ mod flag {
 }
 
 /// Offset of the special area in the page.
-const OPAQUE: usize = lakebed_types::PAGE_SIZE - 16;
+const OPAQUE: usize = PAGE_SIZE - 16;
 const PREVIOUS: usize = OPAQUE;
 const NEXT: usize = OPAQUE + 4;
 const LEVEL: usize = OPAQUE + 8;
@@ -125,18 +125,15 @@ fn restore_meta(block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault
 }
 
 /// `_bt_restore_page`: the data holds the items in the order of their addresses, which is the reverse of their numbers.
+/// The page is empty, so they go to its end as they are.
 fn restore_items(page: &mut PageBytes, data: &[u8]) -> Result<(), Fault> {
-    let mut items = Vec::new();
+    let mut count = 0;
     let mut rest = data;
     while !rest.is_empty() {
-        let item = first(rest)?;
-        items.push(item);
-        rest = &rest[item.len()..];
+        rest = &rest[first(rest)?.len()..];
+        count += 1;
     }
-    for (index, item) in items.iter().rev().enumerate() {
-        page::add_item(page, item, index as u16 + 1, Place::Insert)?;
-    }
-    Ok(())
+    page::fill_with_items(page, data, count, |rest| Ok(first(rest)?.len()))
 }
 
 /// Block data: the tuple; with `posting`, a position in the posting list of the item before, then the tuple.
@@ -151,11 +148,15 @@ fn insert(record: &PageRecord<'_>, page: &mut PageBytes, posting: bool) -> Resul
     let before = number
         .checked_sub(1)
         .ok_or("it splits a posting list before the first item")?;
-    let old = IndexTuple::copy(page::item(page, before)?)?;
-    let mut new = IndexTuple::copy(data.rest())?;
-    let swapped = new.swap_posting(&old, position)?;
-    page::item_mut(page, before)?[..swapped.bytes().len()].copy_from_slice(swapped.bytes());
-    page::add_item(page, new.bytes(), number, Place::Insert)
+    let new = IndexTuple::read(data.rest())?.bytes();
+    let [new_tid, ..] = new.as_chunks().0 else {
+        return Err("an index tuple is damaged");
+    };
+    let last = swap_posting(page::item_mut(page, before)?, *new_tid, position)?;
+    let place = page::reserve_item(page, new.len(), number, Place::Insert)?;
+    place.copy_from_slice(new);
+    *tid_mut(place)? = last;
+    Ok(())
 }
 
 struct Split {
@@ -191,54 +192,51 @@ fn split_right(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Faul
 fn split_left(record: &PageRecord<'_>, page: &mut PageBytes, new_on_left: bool) -> Result<(), Fault> {
     let split = Split::read(record)?;
     check(page)?;
-    let old = *page;
+    let mut old = *page;
     let mut data = record.own.needed_data()?;
     let mut new_item = None;
-    let mut replaced = None;
     if new_on_left || split.posting_position != 0 {
         let bytes = first(data)?;
         data = &data[bytes.len()..];
-        let mut tuple = IndexTuple::copy(bytes)?;
+        let mut tid = *bytes.first_chunk().ok_or("an index tuple is damaged")?;
         if split.posting_position != 0 {
             let number = split
                 .new_item
                 .checked_sub(1)
                 .ok_or("it splits a posting list before the first item")?;
-            let posting = IndexTuple::copy(page::item(&old, number)?)?;
-            replaced = Some((number, tuple.swap_posting(&posting, split.posting_position)?));
+            tid = swap_posting(page::item_mut(&mut old, number)?, tid, split.posting_position)?;
         }
-        new_item = Some(tuple);
+        new_item = Some((bytes, tid)).filter(|_| new_on_left);
     }
     let high_key = first(data)?;
     if high_key.len() != data.len() {
         return Err("bytes are left after its high key");
     }
-    let new_item = new_item.filter(|_| new_on_left);
     let rightmost = get_u32(&old, NEXT) == 0;
     page::init(page, 16);
     page[OPAQUE..].copy_from_slice(&old[OPAQUE..]);
     page::add_item(page, high_key, HIGH_KEY, Place::Insert)?;
     let mut at = HIGH_KEY;
-    let mut add = |page: &mut PageBytes, bytes: &[u8]| {
-        at += 1;
-        page::add_item(page, bytes, at, Place::Insert)
-    };
     let first_data = if rightmost { HIGH_KEY } else { HIGH_KEY + 1 };
+    let mut add_new = |page: &mut PageBytes, at: &mut u16| {
+        let Some((bytes, tid)) = new_item.take() else {
+            return Ok(());
+        };
+        *at += 1;
+        let place = page::reserve_item(page, bytes.len(), *at, Place::Insert)?;
+        place.copy_from_slice(bytes);
+        *tid_mut(place)? = tid;
+        Ok::<(), Fault>(())
+    };
     for number in first_data..split.first_right {
-        if let Some((_, posting)) = replaced.as_ref().filter(|(place, _)| *place == number) {
-            add(page, &aligned(posting))?;
-            continue;
+        if number == split.new_item {
+            add_new(page, &mut at)?;
         }
-        if let Some(tuple) = new_item.as_ref().filter(|_| number == split.new_item) {
-            add(page, &aligned(tuple))?;
-        }
-        add(page, page::item(&old, number)?)?;
+        at += 1;
+        page::add_item(page, page::item(&old, number)?, at, Place::Insert)?;
     }
-    if let Some(tuple) = new_item
-        .as_ref()
-        .filter(|_| split.new_item == split.first_right.max(first_data))
-    {
-        add(page, &aligned(tuple))?;
+    if split.new_item == split.first_right.max(first_data) {
+        add_new(page, &mut at)?;
     }
     let leaf = if split.level == 0 { flag::LEAF } else { 0 };
     put_u16(page, FLAGS, flag::INCOMPLETE_SPLIT | leaf);
@@ -247,23 +245,16 @@ fn split_left(record: &PageRecord<'_>, page: &mut PageBytes, new_on_left: bool) 
     Ok(())
 }
 
-/// A tuple's bytes with padding, the length that Postgres stores in the line pointer here.
-fn aligned(tuple: &IndexTuple) -> Vec<u8> {
-    let mut bytes = tuple.bytes().to_vec();
-    bytes.resize(page::max_align(bytes.len()), 0);
-    bytes
-}
-
 /// Merges runs of duplicates into posting lists. Block data: (first item number, number of items) of each run.
 fn deduplicate(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let count = Reader::new(record.main).u16()?;
     check(page)?;
     let mut data = Reader::new(record.own.needed_data()?);
-    let mut runs = Vec::with_capacity(usize::from(count.min(1024)));
-    for _ in 0..count {
-        runs.push((data.u16()?, data.u16()?));
-    }
-    let mut runs = runs.into_iter().peekable();
+    let runs = data.take(usize::from(count) * 4)?.as_chunks::<4>().0;
+    let mut runs = runs
+        .iter()
+        .map(|&[a, b, c, d]| (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])))
+        .peekable();
     let old = *page;
     let items = page::item_count(&old);
     page::init(page, 16);
@@ -275,7 +266,7 @@ fn deduplicate(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Faul
         (number, at) = (2, 2);
     }
     while number <= items {
-        let base = IndexTuple::copy(page::item(&old, number)?)?;
+        let base = IndexTuple::read(page::item(&old, number)?)?;
         let length = runs.next_if(|run| run.0 == number).map_or(1, |run| run.1);
         if length <= 1 {
             page::add_item(page, base.bytes(), at, Place::Insert)?;
@@ -285,11 +276,14 @@ fn deduplicate(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Faul
                 .checked_add(length)
                 .filter(|&end| end <= items + 1)
                 .ok_or("a run of duplicates ends outside the page")?;
-            let mut tids = Vec::new();
+            let tids_of = |member| IndexTuple::read(page::item(&old, member)?)?.tids();
+            let mut count = 0;
             for member in number..end {
-                tids.extend(IndexTuple::copy(page::item(&old, member)?)?.tids()?);
+                count += tids_of(member)?.len();
             }
-            page::add_item(page, base.with_tids(&tids)?.bytes(), at, Place::Insert)?;
+            let place = page::reserve_item(page, base.size_with(count)?, at, Place::Insert)?;
+            let members = (number..end).flat_map(|member| tids_of(member).unwrap_or_default());
+            base.write_with(count, members, place)?;
             number = end;
         }
         at += 1;
@@ -308,26 +302,30 @@ fn delete_items(counts: &[u8], block: &BlockView<'_>, page: &mut PageBytes) -> R
     let (deleted, updated) = (counts.u16()?, counts.u16()?);
     check(page)?;
     let mut data = Reader::new(block.any_data());
-    let deleted = (0..deleted).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
-    let updated = (0..updated).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
-    for number in updated {
+    let deleted = data.numbers(deleted)?;
+    let updated = data.numbers(updated)?;
+    for number in updated.iter() {
         let count = data.u16()?;
-        let gone = (0..count).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
-        let old = IndexTuple::copy(page::item(page, number)?)?;
+        let gone = data.numbers(count)?;
+        let mut new = [0; PAGE_SIZE];
+        let old = IndexTuple::read(page::item(page, number)?)?;
         let all = old.tids()?;
-        let kept: Vec<_> = all
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !gone.contains(&(*index as u16)))
-            .map(|(_, tid)| *tid)
-            .collect();
-        if kept.len() + gone.len() != all.len() {
-            return Err("it removes entries that a posting list does not have");
-        }
-        page::index_overwrite(page, number, &aligned(&old.with_tids(&kept)?))?;
+        let kept = all.len().checked_sub(gone.len());
+        let kept = kept.ok_or("it removes entries that a posting list does not have")?;
+        let size = old.size_with(kept)?;
+        let new = new
+            .get_mut(..page::max_align(size))
+            .ok_or("an index tuple is damaged")?;
+        let mut next_gone = gone.iter().peekable();
+        let kept_tids = (0u16..)
+            .zip(all)
+            .filter(|(index, _)| next_gone.next_if_eq(index).is_none())
+            .map(|(_, tid)| tid);
+        old.write_with(kept, kept_tids, &mut new[..size])?;
+        page::index_overwrite(page, number, new)?;
     }
     if !deleted.is_empty() {
-        page::index_multi_delete(page, &deleted)?;
+        page::index_multi_delete(page, deleted.iter())?;
     }
     clear_garbage(page);
     Ok(())
@@ -336,12 +334,7 @@ fn delete_items(counts: &[u8], block: &BlockView<'_>, page: &mut PageBytes) -> R
 /// An empty page on its way out; its high key points to the top parent of the subtree that goes.
 fn half_dead(page: &mut PageBytes, left: u32, right: u32, top_parent: u32) -> Result<(), Fault> {
     init(page, left, right, 0, flag::HALF_DEAD | flag::LEAF);
-    page::add_item(
-        page,
-        IndexTuple::top_parent_link(top_parent).bytes(),
-        HIGH_KEY,
-        Place::Insert,
-    )
+    page::add_item(page, &top_parent_link(top_parent)?, HIGH_KEY, Place::Insert)
 }
 
 /// Block 0 is the leaf, block 1 the parent, whose downlink to the leaf goes: the next item's link takes its place.
@@ -356,10 +349,10 @@ fn mark_half_dead(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), F
             let next = parent_item
                 .checked_add(1)
                 .ok_or("its parent item does not exist")?;
-            let sibling = IndexTuple::copy(page::item(page, next)?)?.link();
-            let mut tuple = IndexTuple::copy(page::item(page, parent_item)?)?;
-            tuple.set_link(sibling);
-            page::item_mut(page, parent_item)?[..8].copy_from_slice(&tuple.bytes()[..8]);
+            let sibling = IndexTuple::read(page::item(page, next)?)?.link();
+            let parent = page::item_mut(page, parent_item)?;
+            IndexTuple::read(parent)?;
+            btree_tuple::set_link(parent, sibling)?;
             page::index_delete(page, next)
         }
         _ => Err("a record of this type does not name this page"),

@@ -133,14 +133,14 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     let (deleted, inserted) = (main.u16()?, main.u16()?);
     check(page)?;
     let mut data = Reader::new(record.own.needed_data()?);
-    let numbers = (0..deleted).map(|_| data.u16()).collect::<Result<Vec<_>, _>>()?;
+    let numbers = data.numbers(deleted)?;
     let mut added = 0;
-    if let ([number], 1) = (&numbers[..], inserted) {
+    if let (Some(number), 1, 1) = (numbers.first(), numbers.len(), inserted) {
         // One for one keeps its place in the page.
-        page::index_overwrite(page, *number, take_tuple(&mut data)?)?;
+        page::index_overwrite(page, number, take_tuple(&mut data)?)?;
         added += 1;
     } else if !numbers.is_empty() {
-        page::index_multi_delete(page, &numbers)?;
+        page::index_multi_delete(page, numbers.iter())?;
         if get_u16(page, FLAGS) & flag::LEAF != 0 {
             change_flags(page, flag::TUPLES_DELETED, 0);
         }
@@ -162,8 +162,8 @@ fn delete_dead(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Faul
     }
     check(page)?;
     if !main.is_empty() {
-        let numbers = (0..count).map(|_| main.u16()).collect::<Result<Vec<_>, _>>()?;
-        page::index_multi_delete(page, &numbers)?;
+        let numbers = main.numbers(count)?;
+        page::index_multi_delete(page, numbers.iter())?;
     }
     change_flags(page, flag::TUPLES_DELETED, flag::HAS_GARBAGE);
     Ok(())

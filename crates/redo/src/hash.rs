@@ -12,7 +12,7 @@ use lakebed_types::{PAGE_SIZE, PgVersion};
 use crate::btree_tuple::first;
 use crate::page::{self, Place, get_u16, put_u16, put_u32};
 use crate::page_record::{BlockView, PageRecord};
-use crate::reader::Reader;
+use crate::reader::{Numbers, Reader};
 use crate::{Fault, PageBytes};
 
 mod bitmap;
@@ -146,16 +146,6 @@ fn data_u32(block: &BlockView<'_>) -> Result<u32, Fault> {
     Reader::new(block.needed_data()?).u32()
 }
 
-fn numbers(bytes: &[u8]) -> Result<Vec<u16>, Fault> {
-    if !bytes.len().is_multiple_of(2) {
-        return Err("its list of item numbers has an odd length");
-    }
-    Ok(bytes
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .collect())
-}
-
 /// Block data: item numbers, then as many tuples.
 fn add_tuples(count: u16, block: &BlockView<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
@@ -163,9 +153,9 @@ fn add_tuples(count: u16, block: &BlockView<'_>, page: &mut PageBytes) -> Result
         return Ok(());
     }
     let mut data = Reader::new(block.needed_data()?);
-    let numbers = numbers(data.take(usize::from(count) * 2)?)?;
+    let numbers = data.numbers(count)?;
     let mut rest = data.rest();
-    for number in numbers {
+    for number in numbers.iter() {
         let tuple = first(rest)?;
         page::add_item(page, tuple, number, Place::Insert)?;
         rest = &rest[tuple.len()..];
@@ -179,11 +169,11 @@ fn add_tuples(count: u16, block: &BlockView<'_>, page: &mut PageBytes) -> Result
 
 fn delete_items(list: &[u8], page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
-    let numbers = numbers(list)?;
+    let numbers = Numbers::of(list)?;
     if numbers.is_empty() {
         return Ok(());
     }
-    page::index_multi_delete(page, &numbers)
+    page::index_multi_delete(page, numbers.iter())
 }
 
 /// Block 0 is the new overflow page, 1 the page before it, 2 the bitmap page in which a free page was found, 3 a new

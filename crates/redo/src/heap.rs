@@ -50,6 +50,7 @@ pub(crate) mod tuple {
 
     impl<'a> Tuple<'a> {
         /// Checks the length.
+        #[inline]
         pub fn new(bytes: &'a mut [u8]) -> Result<Tuple<'a>, crate::Fault> {
             if bytes.len() < HEADER {
                 Err("a heap tuple is shorter than its header")
@@ -59,21 +60,25 @@ pub(crate) mod tuple {
         }
 
         /// A 16-bit field.
+        #[inline]
         pub fn u16(&self, at: usize) -> u16 {
             u16::from_le_bytes([self.0[at], self.0[at + 1]])
         }
 
         /// Writes a 16-bit field.
+        #[inline]
         pub fn put_u16(&mut self, at: usize, value: u16) {
             self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
 
         /// Writes a 32-bit field.
+        #[inline]
         pub fn put_u32(&mut self, at: usize, value: u32) {
             self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
 
         /// Writes `t_ctid`.
+        #[inline]
         pub fn set_ctid(&mut self, block: u32, number: u16) {
             self.put_u16(CTID, (block >> 16) as u16);
             self.put_u16(CTID + 2, block as u16);
@@ -81,6 +86,7 @@ pub(crate) mod tuple {
         }
 
         /// `HeapTupleHeaderSetCmin` or `SetCmax` with the first command id and no combo.
+        #[inline]
         pub fn reset_command(&mut self) {
             self.put_u32(FIELD3, 0);
             self.put_u16(INFOMASK, self.u16(INFOMASK) & !COMBOCID);
@@ -88,6 +94,7 @@ pub(crate) mod tuple {
 
         /// Replaces all xmax and lock bits by those that a record's `infobits` byte tells
         /// (`fix_infomask_from_infobits`).
+        #[inline]
         pub fn set_infobits(&mut self, infobits: u8) {
             let pairs = [
                 (0x01, IS_MULTI),
@@ -110,12 +117,14 @@ pub(crate) mod tuple {
         }
 
         /// Sets or clears the mark of a HOT update.
+        #[inline]
         pub fn set_hot_updated(&mut self, hot: bool) {
             let mask2 = self.u16(INFOMASK2) & !HOT_UPDATED;
             self.put_u16(INFOMASK2, if hot { mask2 | HOT_UPDATED } else { mask2 });
         }
 
         /// `HEAP_XMAX_IS_LOCKED_ONLY`.
+        #[inline]
         pub fn is_locked_only(&self) -> bool {
             let mask = self.u16(INFOMASK);
             mask & LOCK_ONLY != 0 || mask & (IS_MULTI | LOCK_MASK) == EXCL_LOCK
@@ -172,29 +181,49 @@ impl TupleHeader {
         })
     }
 
-    /// Builds the tuple that redo inserts: `body` is everything after the 23 bytes.
-    pub(crate) fn build(
+    /// Writes the fixed part of the tuple that redo inserts, at the start of its place on the page.
+    pub(crate) fn write(
         &self,
         xmin: u32,
         xmax: u32,
         ctid: (u32, u16),
-        body: &[&[u8]],
-    ) -> Result<Vec<u8>, Fault> {
-        let mut bytes = vec![0u8; tuple::HEADER];
-        body.iter().for_each(|part| bytes.extend_from_slice(part));
-        if bytes.len() > MAX_TUPLE_BYTES {
-            return Err("its tuple is larger than a page");
-        }
-        let mut new = Tuple::new(&mut bytes)?;
+        place: &mut [u8],
+    ) -> Result<(), Fault> {
+        place.get_mut(..tuple::HEADER).unwrap_or_default().fill(0);
+        let mut new = Tuple::new(place)?;
         new.put_u16(tuple::INFOMASK2, self.infomask2);
         new.put_u16(tuple::INFOMASK, self.infomask);
         new.put_u32(tuple::XMIN, xmin);
         new.put_u32(tuple::XMAX, xmax);
         new.reset_command();
         new.set_ctid(ctid.0, ctid.1);
-        bytes[tuple::HOFF] = self.hoff;
-        Ok(bytes)
+        place[tuple::HOFF] = self.hoff;
+        Ok(())
     }
+
+    /// Adds a tuple to a page: this header, then `body`, everything after the 23 bytes.
+    pub(crate) fn add(
+        &self,
+        page: &mut PageBytes,
+        number: u16,
+        xmin: u32,
+        block: u32,
+        body: &[u8],
+    ) -> Result<(), Fault> {
+        let place = reserve(page, number, body.len())?;
+        self.write(xmin, 0, (block, number), place)?;
+        place[tuple::HEADER..].copy_from_slice(body);
+        Ok(())
+    }
+}
+
+/// Room for a tuple with so many bytes after its fixed header.
+fn reserve(page: &mut PageBytes, number: u16, body: usize) -> Result<&mut [u8], Fault> {
+    let length = tuple::HEADER + body;
+    if length > MAX_TUPLE_BYTES {
+        return Err("its tuple is larger than a page");
+    }
+    page::reserve_item(page, length, number, Place::HeapSlot)
 }
 
 fn insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
@@ -205,8 +234,7 @@ fn insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
     }
     let mut data = Reader::new(record.own.needed_data()?);
     let header = TupleHeader::read(&mut data)?;
-    let new = header.build(record.xid, 0, (record.own.block, number), &[data.rest()])?;
-    page::add_item(page, &new, number, Place::HeapSlot)?;
+    header.add(page, number, record.xid, record.own.block, data.rest())?;
     if flags & 0x01 != 0 {
         page::clear_flags(page, page::ALL_VISIBLE);
     }
@@ -280,18 +308,20 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes, hot: bool) -> Result<()
         return Err("it takes bytes from an old version on another page");
     }
     let header = TupleHeader::read(&mut data)?;
-    let (prefix_bytes, suffix_bytes) = if same_page {
+    // The old version's bytes are on the page; they are copied from there into the new one.
+    let (prefix_at, suffix_at) = if same_page {
+        let id = page::item_id(page, old_number)?;
         let old = page::item(page, old_number)?;
         let start = usize::from(
             *old.get(tuple::HOFF)
                 .ok_or("a heap tuple is shorter than its header")?,
         );
         let outside = "it takes bytes from outside the old version";
-        let prefix_bytes = old.get(start..start + prefix).ok_or(outside)?;
-        let suffix_start = old.len().checked_sub(suffix).ok_or(outside)?;
-        (prefix_bytes.to_vec(), old[suffix_start..].to_vec())
+        old.get(start..start + prefix).ok_or(outside)?;
+        let suffix_at = old.len().checked_sub(suffix).ok_or(outside)?;
+        (usize::from(id.offset) + start, usize::from(id.offset) + suffix_at)
     } else {
-        (Vec::new(), Vec::new())
+        (0, 0)
     };
     // The null bitmap comes before the common prefix.
     let bitmap = if prefix > 0 {
@@ -303,9 +333,16 @@ fn update(record: &PageRecord<'_>, page: &mut PageBytes, hot: bool) -> Result<()
     } else {
         &[]
     };
-    let body = [bitmap, &prefix_bytes, data.rest(), &suffix_bytes];
-    let new = header.build(record.xid, new_xmax, (new_block, new_number), &body)?;
-    page::add_item(page, &new, new_number, Place::HeapSlot)?;
+    let middle = data.rest();
+    let place = reserve(page, new_number, bitmap.len() + prefix + middle.len() + suffix)?;
+    header.write(record.xid, new_xmax, (new_block, new_number), place)?;
+    let (bitmap_place, rest) = place[tuple::HEADER..].split_at_mut(bitmap.len());
+    bitmap_place.copy_from_slice(bitmap);
+    rest[prefix..prefix + middle.len()].copy_from_slice(middle);
+    // A new item is where the free space ended.
+    let body = page::upper(page) + tuple::HEADER + bitmap.len();
+    page.copy_within(prefix_at..prefix_at + prefix, body);
+    page.copy_within(suffix_at..suffix_at + suffix, body + prefix + middle.len());
     if flags & 0x02 != 0 {
         page::clear_flags(page, page::ALL_VISIBLE);
     }

@@ -8,7 +8,7 @@
 use lakebed_types::{ForkNumber, PgVersion};
 
 use crate::heap::{OPERATION, TupleHeader, tuple, tuple_of};
-use crate::page::{self, ItemId, ItemState, Place};
+use crate::page::{self, ItemId, ItemState};
 use crate::page_record::PageRecord;
 use crate::reader::Reader;
 use crate::{Fault, PageBytes, vm};
@@ -243,8 +243,7 @@ fn multi_insert(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fau
         let length = usize::from(data.u16()?);
         let header = TupleHeader::read(&mut data)?;
         let body = data.take(length)?;
-        let new = header.build(record.xid, 0, (record.own.block, number), &[body])?;
-        page::add_item(page, &new, number, Place::HeapSlot)?;
+        header.add(page, number, record.xid, record.own.block, body)?;
     }
     if !data.is_empty() {
         return Err("bytes are left after its last tuple");

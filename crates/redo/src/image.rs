@@ -3,8 +3,13 @@
 //! The hole is the free space between `pd_lower` and `pd_upper`, left out when the image was made
 //! (`RestoreBlockImage` in `access/transam/xlogreader.c`).
 
+use std::cell::RefCell;
+use std::io;
+
 use lakebed_types::PAGE_SIZE;
 use lakebed_wal::record::{BlockImage, ImageCompression};
+
+use zstd::bulk::Decompressor;
 
 use crate::{Fault, ImageView, PageBytes};
 
@@ -20,34 +25,53 @@ impl ImageView<'_> {
             return Err("the image's hole is outside the page");
         }
         let length = PAGE_SIZE - hole;
-        let mut plain = [0u8; PAGE_SIZE];
-        let plain = &mut plain[..length];
-        match self.compression {
-            ImageCompression::None => {
-                let bytes = self.bytes.get(..length).ok_or("the image is too short")?;
-                plain.copy_from_slice(bytes);
-            }
-            ImageCompression::Pglz => pglz_decompress(self.bytes, plain)?,
-            ImageCompression::Lz4 => {
-                let got = lz4_flex::block::decompress_into(self.bytes, plain)
-                    .map_err(|_| "the LZ4 image is damaged")?;
-                if got != length {
-                    return Err("the LZ4 image has the wrong length");
-                }
-            }
-            ImageCompression::Zstd => {
-                let got = zstd::bulk::decompress_to_buffer(self.bytes, plain)
-                    .map_err(|_| "the Zstandard image is damaged")?;
-                if got != length {
-                    return Err("the Zstandard image has the wrong length");
-                }
-            }
+        if self.compression == ImageCompression::None {
+            let bytes = self.bytes.get(..length).ok_or("the image is too short")?;
+            let (before, after) = bytes
+                .split_at_checked(hole_start)
+                .ok_or("the image is too short")?;
+            page[..hole_start].copy_from_slice(before);
+            page[hole_start + hole..].copy_from_slice(after);
+        } else {
+            self.decompress(&mut page[..length])?;
+            page.copy_within(hole_start..length, hole_start + hole);
         }
-        page[..hole_start].copy_from_slice(&plain[..hole_start]);
         page[hole_start..hole_start + hole].fill(0);
-        page[hole_start + hole..].copy_from_slice(&plain[hole_start..]);
         Ok(())
     }
+
+    fn decompress(&self, plain: &mut [u8]) -> Result<(), Fault> {
+        let length = plain.len();
+        match self.compression {
+            ImageCompression::None => Err("the image is not compressed"),
+            ImageCompression::Pglz => pglz_decompress(self.bytes, plain),
+            ImageCompression::Lz4 => match lz4_flex::block::decompress_into(self.bytes, plain) {
+                Ok(got) if got == length => Ok(()),
+                Ok(_) => Err("the LZ4 image has the wrong length"),
+                Err(_) => Err("the LZ4 image is damaged"),
+            },
+            ImageCompression::Zstd => match zstd_decompress(self.bytes, plain) {
+                Ok(got) if got == length => Ok(()),
+                Ok(_) => Err("the Zstandard image has the wrong length"),
+                Err(_) => Err("the Zstandard image is damaged"),
+            },
+        }
+    }
+}
+
+thread_local! {
+    /// A context is some 100 KiB, too much to make for each image.
+    static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn zstd_decompress(source: &[u8], plain: &mut [u8]) -> io::Result<usize> {
+    ZSTD.with_borrow_mut(|context| {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(Decompressor::new()?),
+        };
+        context.decompress_to_buffer(source, plain)
+    })
 }
 
 /// Writes the page that an image stands for, also one that is there for checking only; see [`ImageView::restore`].
@@ -85,10 +109,12 @@ fn pglz_decompress(source: &[u8], out: &mut [u8]) -> Result<(), Fault> {
                 if distance == 0 || distance > at {
                     return Err(DAMAGED);
                 }
-                // Byte by byte: source and target may overlap, which is how runs are coded.
-                for _ in 0..length.min(out.len() - at) {
-                    out[at] = out[at - distance];
-                    at += 1;
+                // Source and target may overlap, which is how runs are coded.
+                let end = at + length.min(out.len() - at);
+                while at < end {
+                    let size = distance.min(end - at);
+                    out.copy_within(at - distance..at - distance + size, at);
+                    at += size;
                 }
             }
             control >>= 1;

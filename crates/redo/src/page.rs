@@ -15,6 +15,8 @@
 //! Offsets of items are 1-based, as in Postgres. Pages come from storage that checks its own bytes, but a bug or a
 //! forged record may still lead to nonsense, so every access is bounds-checked and answers with a fault.
 
+use std::ops::Range;
+
 use lakebed_types::{Lsn, PAGE_SIZE};
 
 use crate::Fault;
@@ -26,6 +28,8 @@ pub type PageBytes = [u8; PAGE_SIZE];
 pub const HEADER_BYTES: usize = 24;
 /// Bytes of a line pointer.
 const ITEM_ID_BYTES: usize = 4;
+/// No page has more line pointers.
+pub(crate) const MAX_ITEMS: usize = (PAGE_SIZE - HEADER_BYTES) / ITEM_ID_BYTES;
 /// `MaxHeapTuplesPerPage`.
 const MAX_HEAP_TUPLES: u16 = 291;
 
@@ -74,6 +78,7 @@ impl ItemId {
         length: 0,
     };
 
+    #[inline]
     fn from_bits(bits: u32) -> ItemId {
         let state = match bits >> 15 & 3 {
             0 => ItemState::Unused,
@@ -88,78 +93,94 @@ impl ItemId {
         }
     }
 
+    #[inline]
     fn to_bits(self) -> u32 {
         u32::from(self.offset) | (self.state as u32) << 15 | u32::from(self.length) << 17
     }
 }
 
 /// Rounds up to Postgres's maximal alignment.
+#[inline]
 pub const fn max_align(length: usize) -> usize {
     (length + 7) & !7
 }
 
+#[inline]
 pub(crate) fn get_u16(page: &PageBytes, at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
+#[inline]
 pub(crate) fn put_u16(page: &mut PageBytes, at: usize, value: u16) {
     page[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
+#[inline]
 pub(crate) fn get_u32(page: &PageBytes, at: usize) -> u32 {
     u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 
+#[inline]
 pub(crate) fn put_u32(page: &mut PageBytes, at: usize, value: u32) {
     page[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// The LSN that the page carries.
+#[inline]
 pub fn lsn(page: &PageBytes) -> Lsn {
     Lsn(u64::from(get_u32(page, 0)) << 32 | u64::from(get_u32(page, 4)))
 }
 
 /// Stamps the LSN.
+#[inline]
 pub fn set_lsn(page: &mut PageBytes, lsn: Lsn) {
     put_u32(page, 0, (lsn.0 >> 32) as u32);
     put_u32(page, 4, lsn.0 as u32);
 }
 
 /// `PageIsNew`: never initialised.
+#[inline]
 pub fn is_new(page: &PageBytes) -> bool {
     upper(page) == 0
 }
 
 /// `pd_flags`.
+#[inline]
 pub fn flags(page: &PageBytes) -> u16 {
     get_u16(page, 10)
 }
 
 /// Sets bits of `pd_flags`.
+#[inline]
 pub fn set_flags(page: &mut PageBytes, bits: u16) {
     put_u16(page, 10, flags(page) | bits);
 }
 
 /// Clears bits of `pd_flags`.
+#[inline]
 pub fn clear_flags(page: &mut PageBytes, bits: u16) {
     put_u16(page, 10, flags(page) & !bits);
 }
 
 /// `pd_lower`.
+#[inline]
 pub fn lower(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 12))
 }
 
 /// `pd_upper`.
+#[inline]
 pub fn upper(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 14))
 }
 
 /// `pd_special`.
+#[inline]
 pub fn special(page: &PageBytes) -> usize {
     usize::from(get_u16(page, 16))
 }
 
+#[inline]
 pub(crate) fn set_lower(page: &mut PageBytes, value: usize) {
     put_u16(page, 12, value as u16);
 }
@@ -169,6 +190,7 @@ pub(crate) fn drop_last_line_pointer(page: &mut PageBytes) {
     set_lower(page, lower(page) - ITEM_ID_BYTES);
 }
 
+#[inline]
 pub(crate) fn set_upper(page: &mut PageBytes, value: usize) {
     put_u16(page, 14, value as u16);
 }
@@ -201,6 +223,7 @@ fn xid_precedes(a: u32, b: u32) -> bool {
 }
 
 /// Checks that the header's three pointers are in order and inside the page.
+#[inline]
 pub(crate) fn check(page: &PageBytes) -> Result<(), Fault> {
     let (lower, upper, special) = (lower(page), upper(page), special(page));
     if HEADER_BYTES <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE {
@@ -213,11 +236,13 @@ pub(crate) fn check(page: &PageBytes) -> Result<(), Fault> {
 }
 
 /// `PageGetMaxOffsetNumber`: the number of line pointers.
+#[inline]
 pub fn item_count(page: &PageBytes) -> u16 {
     (lower(page).min(PAGE_SIZE).saturating_sub(HEADER_BYTES) / ITEM_ID_BYTES) as u16
 }
 
 /// The line pointer with this 1-based number.
+#[inline]
 pub fn item_id(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     if number == 0 || number > item_count(page) {
         return Err("it names a line pointer that the page does not have");
@@ -225,10 +250,12 @@ pub fn item_id(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     Ok(ItemId::from_bits(get_u32(page, item_id_at(number))))
 }
 
+#[inline]
 fn item_id_at(number: u16) -> usize {
     HEADER_BYTES + (usize::from(number) - 1) * ITEM_ID_BYTES
 }
 
+#[inline]
 pub(crate) fn set_item_id(page: &mut PageBytes, number: u16, item: ItemId) -> Result<(), Fault> {
     item_id(page, number)?;
     put_u32(page, item_id_at(number), item.to_bits());
@@ -236,6 +263,7 @@ pub(crate) fn set_item_id(page: &mut PageBytes, number: u16, item: ItemId) -> Re
 }
 
 /// The bytes of an item that has storage.
+#[inline]
 pub fn item(page: &PageBytes, number: u16) -> Result<&[u8], Fault> {
     let id = stored_item(page, number)?;
     let start = usize::from(id.offset);
@@ -244,6 +272,7 @@ pub fn item(page: &PageBytes, number: u16) -> Result<&[u8], Fault> {
 }
 
 /// The bytes of an item that has storage, to change.
+#[inline]
 pub(crate) fn item_mut(page: &mut PageBytes, number: u16) -> Result<&mut [u8], Fault> {
     let id = stored_item(page, number)?;
     let start = usize::from(id.offset);
@@ -252,6 +281,7 @@ pub(crate) fn item_mut(page: &mut PageBytes, number: u16) -> Result<&mut [u8], F
 }
 
 /// A line pointer with storage that lies between the line pointers and the page's end.
+#[inline]
 fn stored_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     let id = item_id(page, number)?;
     if id.length == 0 {
@@ -276,7 +306,19 @@ pub(crate) enum Place {
 }
 
 /// `PageAddItemExtended` at a given offset number.
+#[inline]
 pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: Place) -> Result<(), Fault> {
+    reserve_item(page, bytes.len(), number, place)?.copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Like [`add_item`], for an item that the caller writes into its place. What was there before is still there.
+pub(crate) fn reserve_item(
+    page: &mut PageBytes,
+    length: usize,
+    number: u16,
+    place: Place,
+) -> Result<&mut [u8], Fault> {
     check(page)?;
     let limit = item_count(page) + 1;
     if number == 0 || number > limit {
@@ -304,8 +346,9 @@ pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: P
     } else {
         old_lower
     };
+    // Longer than a page it may be by a forged length; then it has no room either.
     let new_upper = upper(page)
-        .checked_sub(max_align(bytes.len()))
+        .checked_sub(max_align(length.min(2 * PAGE_SIZE)))
         .ok_or("the page has no room for the new item")?;
     if new_lower > new_upper {
         return Err("the page has no room for the new item");
@@ -317,48 +360,98 @@ pub(crate) fn add_item(page: &mut PageBytes, bytes: &[u8], number: u16, place: P
     let id = ItemId {
         offset: new_upper as u16,
         state: ItemState::Normal,
-        length: bytes.len() as u16,
+        length: length as u16,
     };
     put_u32(page, at, id.to_bits());
-    page[new_upper..new_upper + bytes.len()].copy_from_slice(bytes);
+    set_lower(page, new_lower);
+    set_upper(page, new_upper);
+    Ok(&mut page[new_upper..new_upper + length])
+}
+
+/// Fills an empty page with `count` items that lie in `data` in the order of their addresses on the page, which is the
+/// reverse of their numbers. `first` tells the length, a multiple of the alignment, of the item at the start of some
+/// bytes.
+pub(crate) fn fill_with_items(
+    page: &mut PageBytes,
+    data: &[u8],
+    count: usize,
+    first: impl Fn(&[u8]) -> Result<usize, Fault>,
+) -> Result<(), Fault> {
+    check(page)?;
+    let new_lower = HEADER_BYTES + count * ITEM_ID_BYTES;
+    let new_upper = special(page)
+        .checked_sub(data.len())
+        .filter(|&upper| new_lower <= upper)
+        .ok_or("the page has no room for the new item")?;
+    page[new_upper..new_upper + data.len()].copy_from_slice(data);
+    let mut at = 0;
+    for number in (1..=count).rev() {
+        let length = first(&data[at..])?;
+        let id = ItemId {
+            offset: (new_upper + at) as u16,
+            state: ItemState::Normal,
+            length: length as u16,
+        };
+        put_u32(page, HEADER_BYTES + (number - 1) * ITEM_ID_BYTES, id.to_bits());
+        at += length;
+    }
     set_lower(page, new_lower);
     set_upper(page, new_upper);
     Ok(())
 }
 
-/// Packs the given items (number, line pointer) against the special area, in their order.
-fn compact(page: &mut PageBytes, items: &[(u16, ItemId)]) -> Result<(), Fault> {
+/// Packs the items that have storage against the special area, in the order of their numbers.
+fn compact(page: &mut PageBytes) -> Result<(), Fault> {
     let old = *page;
+    let floor = lower(page);
     let mut top = special(page);
-    for &(number, id) in items {
+    // Neighbours stay neighbours, mostly, and are copied together: bytes on the old page, and where they begin now.
+    let mut run = (top..top, top);
+    let copy = |(from, to): (Range<usize>, usize), page: &mut PageBytes| {
+        if from.start != to {
+            page[to..to + from.len()].copy_from_slice(&old[from]);
+        }
+    };
+    for at in line_pointers(page) {
+        let id = ItemId::from_bits(get_u32(&old, at));
+        if id.length == 0 {
+            continue;
+        }
         let length = max_align(usize::from(id.length));
         let start = usize::from(id.offset);
+        if start + length > PAGE_SIZE {
+            return Err("a line pointer leads outside the page");
+        }
         top = top
             .checked_sub(length)
-            .filter(|&top| top >= lower(page))
+            .filter(|&top| top >= floor)
             .ok_or("the items are larger than the page")?;
-        let bytes = old
-            .get(start..start + length)
-            .ok_or("a line pointer leads outside the page")?;
-        page[top..top + length].copy_from_slice(bytes);
-        set_item_id(
-            page,
-            number,
-            ItemId {
-                offset: top as u16,
-                ..id
-            },
-        )?;
+        if start + length == run.0.start {
+            run = (start..run.0.end, top);
+        } else {
+            let done = std::mem::replace(&mut run, (start..start + length, top));
+            copy(done, page);
+        }
+        let moved = ItemId {
+            offset: top as u16,
+            ..id
+        };
+        put_u32(page, at, moved.to_bits());
     }
+    copy(run, page);
     set_upper(page, top);
     Ok(())
+}
+
+/// Where the line pointers are.
+fn line_pointers(page: &PageBytes) -> impl Iterator<Item = usize> + use<> {
+    (1..=item_count(page)).map(item_id_at)
 }
 
 /// `PageRepairFragmentation`: closes the gaps of a heap page and drops unused line pointers at the end.
 pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
     let count = item_count(page);
-    let mut stored = Vec::with_capacity(usize::from(count));
     let mut last_used = 0;
     let mut unused = 0;
     for number in 1..=count {
@@ -374,10 +467,9 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
             if start < upper(page) || start >= special(page) {
                 return Err("a line pointer leads outside the page's items");
             }
-            stored.push((number, id));
         }
     }
-    compact(page, &stored)?;
+    compact(page)?;
     let dropped = count - last_used;
     set_lower(page, lower(page) - usize::from(dropped) * ITEM_ID_BYTES);
     set_free_lines_hint(page, unused > dropped);
@@ -409,6 +501,7 @@ fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
 }
 
 /// A line pointer of an index page whose storage is aligned and lies between upper and special.
+#[inline]
 pub(crate) fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
     let id = item_id(page, number)?;
     let start = usize::from(id.offset);
@@ -447,51 +540,55 @@ pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result
     }
     page.copy_within(from..end, to);
     set_upper(page, to);
-    for number in 1..=item_count(page) {
-        let id = item_id(page, number)?;
-        if id.length != 0 && usize::from(id.offset) <= end {
-            let offset = usize::from(id.offset)
-                .checked_add_signed(by)
-                .ok_or("an index line pointer is damaged")?;
-            set_item_id(
-                page,
-                number,
-                ItemId {
-                    offset: offset as u16,
-                    ..id
-                },
-            )?;
-        }
+    // Without branches, so that several line pointers are done at once: most records of indexes come here.
+    let pointers = HEADER_BYTES..HEADER_BYTES + usize::from(item_count(page)) * ITEM_ID_BYTES;
+    let mut outside = false;
+    for pointer in page[pointers].as_chunks_mut::<ITEM_ID_BYTES>().0 {
+        let bits = u32::from_le_bytes(*pointer);
+        let (offset, length) = (bits & 0x7FFF, bits >> 17);
+        let moves = length != 0 && offset as usize <= end;
+        let moved = offset as i32 + by as i32;
+        outside |= moves && !(0..=0x7FFF).contains(&moved);
+        let bits = if moves {
+            bits & !0x7FFF | moved as u32 & 0x7FFF
+        } else {
+            bits
+        };
+        *pointer = bits.to_le_bytes();
+    }
+    if outside {
+        return Err("an index line pointer is damaged");
     }
     Ok(())
 }
 
 /// `PageIndexMultiDelete`: removes several items; numbers in ascending order.
-pub(crate) fn index_multi_delete(page: &mut PageBytes, numbers: &[u16]) -> Result<(), Fault> {
+pub(crate) fn index_multi_delete(
+    page: &mut PageBytes,
+    mut numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
+) -> Result<(), Fault> {
     // Postgres does few deletions one by one from the end, which leaves another physical order than packing.
     if numbers.len() <= 2 {
-        return numbers
-            .iter()
-            .rev()
-            .try_for_each(|&number| index_delete(page, number));
+        return numbers.rev().try_for_each(|number| index_delete(page, number));
     }
     check(page)?;
-    let mut next = numbers.iter().copied().peekable();
-    let mut kept = Vec::new();
+    let mut next = numbers.next();
+    let mut kept = 0;
     for number in 1..=item_count(page) {
         let id = index_item(page, number)?;
-        if next.next_if_eq(&number).is_none() {
-            kept.push((kept.len() as u16 + 1, id));
+        if next == Some(number) {
+            next = numbers.next();
+        } else {
+            // Never beyond the line pointer that was just read.
+            kept += 1;
+            put_u32(page, item_id_at(kept), id.to_bits());
         }
     }
-    if next.peek().is_some() {
+    if next.is_some() {
         return Err("it deletes items that the page does not have");
     }
-    for &(number, id) in &kept {
-        put_u32(page, item_id_at(number), id.to_bits());
-    }
-    set_lower(page, HEADER_BYTES + kept.len() * ITEM_ID_BYTES);
-    compact(page, &kept)
+    set_lower(page, HEADER_BYTES + usize::from(kept) * ITEM_ID_BYTES);
+    compact(page)
 }
 
 /// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.

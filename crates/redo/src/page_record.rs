@@ -119,6 +119,7 @@ impl<'a> PageRecord<'a> {
     }
 
     /// Block number of the reference with this id; `None` if the record has no such reference.
+    #[inline]
     pub fn block(&self, id: u8) -> Option<u32> {
         if id == self.own.id {
             return Some(self.own.block);
@@ -128,6 +129,7 @@ impl<'a> PageRecord<'a> {
     }
 
     /// Block number of a reference that records of this type have.
+    #[inline]
     pub(crate) fn needed_block(&self, id: u8) -> Result<u32, Fault> {
         self.block(id).ok_or("it does not name a page that it needs")
     }
@@ -135,11 +137,13 @@ impl<'a> PageRecord<'a> {
 
 impl<'a> BlockView<'a> {
     /// The block's data, which records of this type have.
+    #[inline]
     pub(crate) fn needed_data(&self) -> Result<&'a [u8], Fault> {
         self.data.ok_or("it has no data for this block")
     }
 
     /// The block's data; none is the same as an empty one.
+    #[inline]
     pub(crate) fn any_data(&self) -> &'a [u8] {
         self.data.unwrap_or_default()
     }

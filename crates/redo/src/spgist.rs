@@ -86,9 +86,5 @@ impl Downlink {
     }
 }
 
-fn numbers(main: &mut Reader<'_>, count: u16) -> Result<Vec<u16>, Fault> {
-    (0..count).map(|_| main.u16()).collect()
-}
-
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 //! number without them cannot be compared. Nothing here passes or fails by its time.
 
 mod branch;
+mod chains;
 mod cold_start;
 mod commit;
 mod compute;
@@ -13,6 +14,7 @@ mod machine;
 mod pgbench;
 mod ping;
 mod proxy;
+mod redo;
 mod stats;
 mod stock;
 mod tier;
@@ -43,6 +45,8 @@ pub enum BenchCommand {
     WalVolume(wal_volume::WalVolumeArgs),
     /// Time to make a branch, with few and many relations.
     Branch(branch::BranchBenchArgs),
+    /// Time to build a page from its base and a chain of records, by kind of page, length of chain and callers.
+    Redo(redo::RedoArgs),
 }
 
 impl BenchCommand {
@@ -53,6 +57,7 @@ impl BenchCommand {
             BenchCommand::Getpage(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
+            BenchCommand::Redo(args) => &args.tier,
         }
     }
 }
@@ -123,6 +128,7 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::Branch(args) => {
                 branch::run(args, &mut tier, &Report::begin("branch", as_json)).await
             }
+            BenchCommand::Redo(args) => redo::run(args, &mut tier, &Report::begin("redo", as_json)).await,
         }
     };
     let result = tokio::select! {

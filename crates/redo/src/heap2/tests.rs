@@ -39,7 +39,7 @@ fn five_tuples() -> PageBytes {
     let mut page = [0; 8192];
     page::init(&mut page, 0);
     for number in 1..=5 {
-        page::add_item(&mut page, &[number as u8; 32], number, Place::HeapSlot).unwrap();
+        page::add_item(&mut page, &[number as u8; 32], number, page::Place::HeapSlot).unwrap();
     }
     page
 }

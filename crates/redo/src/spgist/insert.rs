@@ -2,7 +2,7 @@
 //! splitting an inner tuple in two.
 
 use super::spgist_page::{self, Kind, Remains};
-use super::{Downlink, FOREIGN_PAGE, Place, State, numbers, tuple};
+use super::{Downlink, FOREIGN_PAGE, Place, State, tuple};
 use crate::page;
 use crate::page_record::PageRecord;
 use crate::reader::Reader;
@@ -72,16 +72,16 @@ pub(super) fn move_leafs(record: &PageRecord<'_>, page: &mut PageBytes) -> Resul
     let downlink = Downlink::read(&mut main)?;
     main.take(2)?;
     let state = State::read(&mut main)?;
-    let from = numbers(&mut main, moved)?;
+    let from = main.numbers(moved)?;
     let inserted = if replace_dead {
         1
     } else {
         moved.checked_add(1).ok_or("it moves too many tuples")?
     };
-    let to = numbers(&mut main, inserted)?;
+    let to = main.numbers(inserted)?;
     let target = Place {
         block: record.needed_block(1)?,
-        number: to[to.len() - 1],
+        number: to.last().ok_or("it moves no tuple")?,
     };
     match record.own.id {
         0 => {
@@ -91,11 +91,11 @@ pub(super) fn move_leafs(record: &PageRecord<'_>, page: &mut PageBytes) -> Resul
             } else {
                 Remains::Redirect(target)
             };
-            spgist_page::delete(page, &from, remains, state)
+            spgist_page::delete(page, from, remains, state)
         }
         1 => {
             spgist_page::begin(&record.own, page, new_page, Kind::Leaf { nulls })?;
-            for number in to {
+            for number in to.iter() {
                 spgist_page::add_or_replace(page, tuple::take_leaf(&mut main)?, number)?;
             }
             Ok(())

@@ -1,9 +1,9 @@
 //! A chain that has outgrown its page becomes an inner tuple with several chains, on the old leaf page and a new one.
 
 use super::spgist_page::{self, Kind, Remains};
-use super::{Downlink, FOREIGN_PAGE, Place, State, numbers, tuple};
+use super::{Downlink, FOREIGN_PAGE, Place, State, tuple};
 use crate::page_record::PageRecord;
-use crate::reader::Reader;
+use crate::reader::{Numbers, Reader};
 use crate::{Fault, PageBytes};
 
 /// `spgxlogPickSplit` with what follows it, up to the leaf tuples.
@@ -18,8 +18,8 @@ struct PickSplit<'a> {
     state: State,
     /// Where the new inner tuple goes.
     target: Place,
-    deleted: Vec<u16>,
-    inserted: Vec<u16>,
+    deleted: Numbers<'a>,
+    inserted: Numbers<'a>,
     /// For each inserted tuple: 0 for the source page, else the destination page.
     pages: &'a [u8],
     inner: &'a [u8],
@@ -39,8 +39,8 @@ impl<'a> PickSplit<'a> {
         let downlink = Downlink::read(&mut main)?;
         main.take(2)?;
         let state = State::read(&mut main)?;
-        let deleted = numbers(&mut main, deleted)?;
-        let inserted = numbers(&mut main, inserted)?;
+        let deleted = main.numbers(deleted)?;
+        let inserted = main.numbers(inserted)?;
         let pages = main.take(inserted.len())?;
         let inner = tuple::take_inner(&mut main)?;
         Ok(PickSplit {
@@ -66,7 +66,7 @@ impl<'a> PickSplit<'a> {
 
     /// Inserts the leaf tuples that belong on this page.
     fn insert_leaves(&mut self, page: &mut PageBytes, on_destination: bool) -> Result<(), Fault> {
-        for (&number, &select) in self.inserted.iter().zip(self.pages) {
+        for (number, &select) in self.inserted.iter().zip(self.pages) {
             let leaf = tuple::take_leaf(&mut self.leaves)?;
             if (select != 0) == on_destination {
                 spgist_page::add_or_replace(page, leaf, number)?;
@@ -122,7 +122,7 @@ pub(super) fn pick_split(record: &PageRecord<'_>, page: &mut PageBytes) -> Resul
                 } else {
                     Remains::Redirect(split.target)
                 };
-                spgist_page::delete(page, &split.deleted, remains, split.state)?;
+                spgist_page::delete(page, split.deleted, remains, split.state)?;
             }
             split.insert_leaves(page, false)
         }

@@ -6,6 +6,7 @@
 use super::{Place, State, tuple};
 use crate::page::{self, get_u16, put_u16};
 use crate::page_record::BlockView;
+use crate::reader::Numbers;
 use crate::{Fault, PageBytes};
 
 /// Offset of the special area in the page, which begins with the flags.
@@ -115,18 +116,25 @@ pub(super) enum Remains {
 /// `spgPageIndexMultiDelete`: replaces items by dead tuples; all other item numbers stay.
 pub(super) fn delete(
     page: &mut PageBytes,
-    numbers: &[u16],
+    numbers: Numbers<'_>,
     remains: Remains,
     state: State,
 ) -> Result<(), Fault> {
-    let Some(&first) = numbers.first() else {
+    let Some(first) = numbers.first() else {
         return Ok(());
     };
-    let mut sorted = numbers.to_vec();
+    let mut sorted = [0; page::MAX_ITEMS];
+    let sorted = sorted
+        .get_mut(..numbers.len())
+        .ok_or("it deletes items that the page does not have")?;
+    sorted
+        .iter_mut()
+        .zip(numbers.iter())
+        .for_each(|(to, from)| *to = from);
     sorted.sort_unstable();
-    page::index_multi_delete(page, &sorted)?;
+    page::index_multi_delete(page, sorted.iter().copied())?;
     let placeholder = tuple::dead(tuple::PLACEHOLDER, Place { block: 0, number: 0 }, 0)?;
-    for number in sorted {
+    for &mut number in sorted {
         match remains {
             Remains::Redirect(target) if number == first => {
                 insert(page, &tuple::dead(tuple::REDIRECT, target, state.xid)?, number)?;

@@ -6,7 +6,7 @@ use super::{Downlink, Place, State, tuple};
 use crate::PageBytes;
 use crate::page::{self, get_u16};
 use crate::page_record::BlockView;
-use crate::reader::Reader;
+use crate::reader::{Numbers, Reader};
 
 use lakebed_types::{ForkNumber, RelTag};
 
@@ -56,7 +56,13 @@ fn only_the_first_listed_item_redirects() {
         building: false,
     };
     let mut bytes = leaf_page(5);
-    spgist_page::delete(&mut bytes, &[4, 1, 3], Remains::Redirect(TARGET), state).unwrap();
+    spgist_page::delete(
+        &mut bytes,
+        Numbers::of(&[4, 0, 1, 0, 3, 0]).unwrap(),
+        Remains::Redirect(TARGET),
+        state,
+    )
+    .unwrap();
     assert_eq!(states(&bytes), [3, 0, 3, 1, 0]);
     assert_eq!(get_u16(&bytes, REDIRECTS), 1);
     assert_eq!(get_u16(&bytes, PLACEHOLDERS), 2);
@@ -67,7 +73,13 @@ fn only_the_first_listed_item_redirects() {
         placeholder,
         [0x43, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0]
     );
-    spgist_page::delete(&mut bytes, &[2, 5], Remains::Placeholders, state).unwrap();
+    spgist_page::delete(
+        &mut bytes,
+        Numbers::of(&[2, 0, 5, 0]).unwrap(),
+        Remains::Placeholders,
+        state,
+    )
+    .unwrap();
     assert_eq!(states(&bytes), [3, 3, 3, 1, 3]);
     assert_eq!(get_u16(&bytes, PLACEHOLDERS), 4);
 }
