@@ -264,7 +264,9 @@ fn measure(chains: &[&Chain], length: usize, callers: usize, time: Duration) -> 
     let ended = threads.iter().map(|thread| thread.ended).max();
     let mut measured = Measured {
         pages: Samples::default(),
-        seconds: began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64()),
+        seconds: began
+            .zip(ended)
+            .map_or(0.0, |(began, ended)| (ended - began).as_secs_f64()),
         cpu_seconds: threads.iter().map(|thread| thread.cpu_seconds).sum(),
     };
     for thread in threads {
