@@ -25,5 +25,9 @@ pub const GIST_DEAD: &str = include_str!("../../../tests/workloads/gist_dead.sql
 /// One transaction of pgbench on the tables of [`EVERYTHING`].
 pub const CONCURRENT: &str = include_str!("../../../tests/workloads/concurrent.sql");
 
+/// Records that only special circumstances make: of logical decoding, about the log itself, truncations of SLRUs. For
+/// psql; the file tells what the server must be like.
+pub const RARE: &str = include_str!("../../../tests/workloads/rare.sql");
+
 /// Databases by both strategies, moved to the tablespace `ts`, which must exist; leaves one transaction prepared.
 pub const DATABASES: &str = include_str!("../../../tests/workloads/databases.sql");

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use history::{History, SETTINGS, recover, request};
-use lakebed_pgtest::{Cluster, Stop, run, temp_dir, workloads};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, run, temp_dir, workloads};
 use lakebed_types::Lsn;
 use lakebed_verify::compare::Allowed;
 use lakebed_verify::report::NotCheckable;
@@ -253,6 +253,56 @@ fn wrong_effects(history: &History, recovered: &Cluster) {
             "{rmgr}: {what} is not among {:#?}",
             against.differences
         );
+    }
+}
+
+/// Record types that only special circumstances make.
+const RARE: &[(&str, &[&str])] = &[
+    ("CLOG", &["TRUNCATE"]),
+    ("CommitTs", &["TRUNCATE"]),
+    ("MultiXact", &["TRUNCATE_ID"]),
+    ("Heap", &["TRUNCATE"]),
+    ("Heap2", &["NEW_CID", "REWRITE"]),
+    ("XLOG", &["BACKUP_END", "FPW_CHANGE", "RESTORE_POINT", "SWITCH"]),
+];
+
+#[test]
+fn rare_records_are_verified() {
+    for installation in [
+        Installation::need(15, 0),
+        Installation::need(17, 11),
+        Installation::need(18, 6),
+    ] {
+        let mut primary = Cluster::init_with(&installation, &InitOptions::default());
+        // Segments before these ids are never needed again once all is frozen.
+        run(installation
+            .program("pg_resetwal")
+            .args(["-f", "-x", "1048576", "-m", "65536,1", "-O", "52352", "-D"])
+            .arg(primary.data_dir()));
+        // pg_resetwal leaves a control file that says wal_level=minimal, which recovery refuses.
+        primary.start(&["fsync=off"]);
+        primary.stop(Stop::Clean);
+        let base = primary.copy();
+        let mut settings = SETTINGS.to_vec();
+        settings.push("wal_level=logical");
+        primary.start(&settings);
+        primary.sql(workloads::RARE);
+        primary.stop(Stop::Clean);
+        let wal = primary.data_dir().join("pg_wal");
+        let recovered = recover(&base, &wal);
+        let mut request = request(&base.data_dir(), &wal);
+        request.against = Some(recovered.data_dir());
+        let report = verified(&request, &Native).unwrap();
+        println!("{installation}: {:#?}", report.summary());
+        assert_ok(&report);
+        for (rmgr, operations) in RARE {
+            for operation in *operations {
+                assert!(
+                    report.of(rmgr, operation).seen > 0,
+                    "{installation}: no {rmgr}/{operation}"
+                );
+            }
+        }
     }
 }
 
