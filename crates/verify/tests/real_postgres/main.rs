@@ -155,6 +155,9 @@ fn a_workload_of_everything_is_verified_and_every_wrong_redo_is_reported() {
             assert!(counts.checked > 0, "{rmgr}/{operation}: {counts:?}");
         }
     }
+    for (rmgr, operation) in [("Database", "CREATE_FILE_COPY"), ("MultiXact", "ZERO_OFF_PAGE")] {
+        assert!(report.of(rmgr, operation).seen > 0, "no {rmgr}/{operation}");
+    }
     // What carries images is checked, unless all of them are to be applied. Gist/DELETE has another test.
     for (name, counts) in &report.types {
         let reasons = [
@@ -263,7 +266,16 @@ const RARE: &[(&str, &[&str])] = &[
     ("MultiXact", &["TRUNCATE_ID"]),
     ("Heap", &["TRUNCATE"]),
     ("Heap2", &["NEW_CID", "REWRITE"]),
-    ("XLOG", &["BACKUP_END", "FPW_CHANGE", "RESTORE_POINT", "SWITCH"]),
+    (
+        "XLOG",
+        &[
+            "BACKUP_END",
+            "FPI_FOR_HINT",
+            "FPW_CHANGE",
+            "RESTORE_POINT",
+            "SWITCH",
+        ],
+    ),
 ];
 
 #[test]
@@ -284,7 +296,7 @@ fn rare_records_are_verified() {
         primary.stop(Stop::Clean);
         let base = primary.copy();
         let mut settings = SETTINGS.to_vec();
-        settings.push("wal_level=logical");
+        settings.extend(["wal_level=logical", "wal_log_hints=on"]);
         primary.start(&settings);
         primary.sql(workloads::RARE);
         primary.stop(Stop::Clean);
