@@ -6,7 +6,7 @@
 //! | `redo/tests/fuzz/corpus/pages.zst` | compressed; each: end (8 bytes), block (4), length (4), stored record, page before it |
 //! | `wal/tests/corpus/records` | each: start, end (8 each), length (4), bytes of the record |
 //! | `wal/tests/corpus/stream` | first byte's LSN, system identifier (8 each), bytes of a segment (4), WAL |
-//! | `wal/tests/corpus/control` | the part of a control file that is not zeros |
+//! | `wal/tests/corpus/control` | the first 296 bytes of a control file, all that mean something in any version |
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,6 +78,6 @@ impl CorpusWriter {
         stream.extend(control.segment_bytes().to_le_bytes());
         stream.extend(&wal[..STREAM]);
         fs::write(crates.join("wal/tests/corpus/stream"), stream).unwrap();
-        fs::write(crates.join("wal/tests/corpus/control"), &control.encode()[..292]).unwrap();
+        fs::write(crates.join("wal/tests/corpus/control"), &control.encode()[..296]).unwrap();
     }
 }
