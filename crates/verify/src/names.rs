@@ -49,27 +49,15 @@ pub fn operation(version: PgVersion, rmid: u8, info: u8) -> Option<&'static str>
         6 => by_number(&["ZERO_OFF_PAGE", "ZERO_MEM_PAGE", "CREATE_ID", "TRUNCATE_ID"]),
         7 => by_number(&["UPDATE"]),
         8 => by_number(&["LOCK", "RUNNING_XACTS", "INVALIDATIONS"]),
-        9 if newer => by_number(&[
-            "REWRITE",
-            "PRUNE_ON_ACCESS",
-            "PRUNE_VACUUM_SCAN",
-            "PRUNE_VACUUM_CLEANUP",
-            "VISIBLE",
-            "MULTI_INSERT",
-            "LOCK_UPDATED",
-            "NEW_CID",
-            "",
-            "",
-            "",
-            "",
-            "",
-            "MULTI_INSERT+INIT",
-        ]),
         9 => by_number(&[
             "REWRITE",
-            "PRUNE",
-            "VACUUM",
-            "FREEZE_PAGE",
+            if newer { "PRUNE_ON_ACCESS" } else { "PRUNE" },
+            if newer { "PRUNE_VACUUM_SCAN" } else { "VACUUM" },
+            if newer {
+                "PRUNE_VACUUM_CLEANUP"
+            } else {
+                "FREEZE_PAGE"
+            },
             "VISIBLE",
             "MULTI_INSERT",
             "LOCK_UPDATED",
