@@ -111,6 +111,9 @@ impl ObjectBuilder {
 mod tests {
     use super::*;
 
+    /// Ends of records, and the frames: begin, end, whether inside a record.
+    type Row = (&'static [u64], &'static [(u64, u64, bool)]);
+
     fn plain(cuts: &[Cut]) -> Vec<(u64, u64, bool)> {
         let plain = cuts.iter();
         plain
@@ -121,7 +124,7 @@ mod tests {
     #[test]
     fn frames_end_with_records() {
         const M: u64 = MAX_FRAME_BYTES as u64;
-        let rows: [(&[u64], &[(u64, u64, bool)]); 6] = [
+        let rows: [Row; 6] = [
             (&[], &[]),
             (&[50], &[(8, 50, false)]),
             // 100 bytes make a frame.

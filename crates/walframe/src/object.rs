@@ -254,6 +254,11 @@ impl Object {
         Ok(Object { header, index, bytes })
     }
 
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// Its frames, in order, without a gap. After an error there is nothing more.
     pub fn frames(&self) -> impl Iterator<Item = Result<Frame, FrameError>> {
         let mut at = self.header.begin;
