@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use lakebed_types::{Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
 
@@ -39,8 +40,51 @@ pub enum Command {
     Status(ClientArgs),
     /// Measure a private tier, which is made for that and removed afterwards.
     Bench(BenchArgs),
+    /// Bring WAL back from object storage.
+    Wal(WalArgs),
     /// Replay a stock cluster's WAL over a base backup with this tier's redo, and compare with what Postgres made of it.
     VerifyWal(VerifyWalArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct WalArgs {
+    #[command(subcommand)]
+    pub command: WalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WalCommand {
+    /// Rebuild a timeline's WAL from object storage alone.
+    Restore(WalRestoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct WalRestoreArgs {
+    /// Object storage, as safekeepers are configured with: file:///directory, s3://bucket/prefix?region=…&endpoint=…
+    #[arg(long)]
+    pub from: String,
+    /// Id of the tenant.
+    #[arg(long)]
+    pub tenant: TenantId,
+    /// Id of the timeline.
+    #[arg(long)]
+    pub timeline: TimelineId,
+    /// Where to: a directory for the segment files and the control file, made here; with --safekeeper the data directory
+    /// of that safekeeper, which gets this timeline.
+    #[arg(long)]
+    pub to: PathBuf,
+    /// Restore up to the last record that ends at or below this position. Default: everything. (To let a tier go on from
+    /// an earlier moment make a branch instead.)
+    #[arg(long, conflicts_with = "safekeeper")]
+    pub until: Option<Lsn>,
+    /// Number of a safekeeper that lost its disk, and is to go on with what is restored. Neither it nor any other of the
+    /// old safekeepers may run.
+    #[arg(long, value_name = "NODE_ID")]
+    pub safekeeper: Option<u64>,
+    /// Also take back the layers that pageservers stored of WAL that could not be restored, so that no page is newer than
+    /// the WAL. Pageservers of the tenant must not run, and start with empty data directories.
+    #[arg(long, requires = "safekeeper")]
+    pub rewind_layers: bool,
 }
 
 /// Which Postgres.

@@ -4,6 +4,7 @@
 //! * [`up`]: all of them on one machine, as child processes.
 //! * [`client`]: commands that ask a running tier.
 //! * [`bench`]: benchmarks, each on a tier of its own.
+//! * [`wal`]: WAL in object storage.
 //! * [`verify_wal`]: redo against stock Postgres, on anybody's WAL.
 
 mod bench;
@@ -14,6 +15,7 @@ mod initdb;
 mod roles;
 mod up;
 mod verify_wal;
+mod wal;
 
 use std::process::ExitCode;
 
@@ -67,6 +69,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,
         Command::Bench(args) => bench::run(args, cli.json).await,
+        Command::Wal(args) => wal::run(args.command, cli.json).await,
         Command::VerifyWal(args) => verify_wal::run(args, cli.json),
     }
 }

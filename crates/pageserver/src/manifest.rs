@@ -119,11 +119,19 @@ pub async fn read_current(
             own,
         });
     }
+    let manifest = parse(path, &store.get(path).await?)?;
+    Ok(Some((manifest, if generation == own { sequence } else { 0 })))
+}
+
+/// Reads what the object at `path` holds.
+///
+/// # Errors
+/// [`ManifestError::Damaged`].
+pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
     let damaged = |reason: String| ManifestError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         reason,
     };
-    let bytes = store.get(path).await?;
     let (crc, json) = bytes
         .split_at_checked(9)
         .ok_or_else(|| damaged("it is too short".to_owned()))?;
@@ -140,8 +148,7 @@ pub async fn read_current(
             "it has format {format}; this version reads up to {FORMAT}. Use a newer lakebed"
         )));
     }
-    let manifest = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
-    Ok(Some((manifest, if generation == own { sequence } else { 0 })))
+    serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))
 }
 
 /// Stores a manifest as the next one of this generation.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::backup::BackupConfig;
+
 /// Configuration of a safekeeper.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +20,9 @@ pub struct SafekeeperConfig {
     /// Address of the HTTP pages for operators, served by the process that embeds the safekeeper.
     #[serde(default)]
     pub admin_listen: Option<SocketAddr>,
+    /// Where WAL goes in object storage. Without it all WAL stays here, for ever.
+    #[serde(default)]
+    pub backup: Option<BackupConfig>,
 }
 
 #[cfg(test)]
@@ -29,6 +34,15 @@ mod tests {
         let text = "data_dir = '/var/lib/lakebed'\nlisten = '127.0.0.1:7001'\nnode_id = 3\n";
         let config: SafekeeperConfig = toml::from_str(text).unwrap();
         assert_eq!((config.node_id, config.admin_listen), (3, None));
+        let backup = format!("{text}[backup]\nstore = 's3://wal'\n");
+        let backup = toml::from_str::<SafekeeperConfig>(&backup)
+            .unwrap()
+            .backup
+            .unwrap();
+        assert_eq!(
+            (backup.store.as_str(), backup.upload_interval_ms),
+            ("s3://wal", 10_000)
+        );
         let error = toml::from_str::<SafekeeperConfig>(&format!("{text}lissten = 1\n")).unwrap_err();
         assert!(error.to_string().contains("lissten"), "{error}");
     }

@@ -78,7 +78,8 @@ pub fn load(directory: &Path) -> Result<Durable, ControlFileError> {
     }
 }
 
-fn encode(state: &Durable) -> Vec<u8> {
+/// The payload, as it is also kept with WAL in object storage.
+pub fn encode(state: &Durable) -> Vec<u8> {
     let mut out = Vec::new();
     for word in [
         state.term.0,
@@ -138,7 +139,8 @@ impl Cursor<'_> {
     }
 }
 
-fn decode(payload: &[u8]) -> Option<Durable> {
+/// Reads a payload of [`FORMAT_VERSION`]; `None` when it is none.
+pub fn decode(payload: &[u8]) -> Option<Durable> {
     let mut from = Cursor(payload);
     let term = Term(from.u64()?);
     let (timeline_start, truncate, backup, commit) = (from.lsn()?, from.lsn()?, from.lsn()?, from.lsn()?);

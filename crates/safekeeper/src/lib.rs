@@ -12,11 +12,14 @@
 //! ([`intake`]). Everybody else sees a [`view`] of it and reads the segment files beside the owner ([`wal_files`],
 //! [`boundary`]). Messages are served by [`propose`], [`read_wal`] and [`feed`] ([`selection`]); [`wire`] checks what arrives.
 //!
+//! [`backup`] brings committed WAL to object storage and lets go of what is safe there.
+//!
 //! [`recovery`] finds where the WAL ends after a crash. A failed write or fsync is reported once and stops the
 //! timeline: after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
 //! that succeeds proves nothing. The directory has to be opened again, which reads what is really there.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod boundary;
 pub mod config;
 pub mod control_file;

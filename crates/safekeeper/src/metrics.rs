@@ -34,6 +34,18 @@ pub struct Metrics {
     pub decoded_bytes: Counter,
     /// Bytes of raw WAL that were read by others.
     pub read_bytes: Counter,
+    /// Objects of WAL that were uploaded.
+    pub backup_objects: Counter,
+    /// Their bytes.
+    pub backup_stored_bytes: Counter,
+    /// Bytes of the WAL in them.
+    pub backup_wal_bytes: Counter,
+    /// Objects of WAL that were deleted.
+    pub backup_deleted: Counter,
+    /// Looks at a timeline's WAL in object storage that failed.
+    pub backup_failures: Counter,
+    /// Committed WAL that is not in object storage, of all timelines, in bytes.
+    pub backup_lag_bytes: Gauge,
 }
 
 impl Default for Metrics {
@@ -52,11 +64,42 @@ impl Default for Metrics {
             fed_bytes: Counter::default(),
             decoded_bytes: Counter::default(),
             read_bytes: Counter::default(),
+            backup_objects: Counter::default(),
+            backup_stored_bytes: Counter::default(),
+            backup_wal_bytes: Counter::default(),
+            backup_deleted: Counter::default(),
+            backup_failures: Counter::default(),
+            backup_lag_bytes: Gauge::default(),
         }
     }
 }
 
 impl Metrics {
+    fn register_backup(&self, r: &mut Registry) {
+        for (name, help, counter) in [
+            ("backup_objects", "Objects of WAL uploaded", &self.backup_objects),
+            (
+                "backup_stored_bytes",
+                "Bytes of these objects",
+                &self.backup_stored_bytes,
+            ),
+            (
+                "backup_wal_bytes",
+                "Bytes of the WAL in them",
+                &self.backup_wal_bytes,
+            ),
+            ("backup_deleted", "Objects of WAL deleted", &self.backup_deleted),
+            ("backup_failures", "Failed uploads of WAL", &self.backup_failures),
+        ] {
+            r.register(name, help, counter.clone());
+        }
+        r.register(
+            "backup_lag_bytes",
+            "Committed WAL that is not in object storage",
+            self.backup_lag_bytes.clone(),
+        );
+    }
+
     /// Registers all under `safekeeper_…`.
     pub fn register(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("safekeeper");
@@ -109,6 +152,7 @@ impl Metrics {
             "Bytes of raw WAL read by others",
             self.read_bytes.clone(),
         );
+        self.register_backup(r);
     }
 }
 

@@ -36,6 +36,8 @@ use crate::wal_files::WalFiles;
 pub const MAILBOX_MESSAGES: usize = 128;
 /// Readers' questions that wait for their owner.
 pub const MAX_QUESTIONS: usize = 64;
+/// Notes that wait for their owner.
+pub const MAX_NOTES: usize = 16;
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
 
@@ -85,6 +87,15 @@ pub struct Question {
     pub answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
+/// What became of WAL elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// It is in object storage up to here.
+    BackedUp(Lsn),
+    /// Every shard has it, up to here, and object storage as well.
+    Consumed(Lsn),
+}
+
 struct Waiting {
     when: When,
     reply: mpsc::OwnedPermit<Outgoing>,
@@ -105,6 +116,7 @@ pub(crate) struct Owner {
     waiting: Vec<Waiting>,
     mailbox: mpsc::Receiver<Mail>,
     questions: mpsc::Receiver<Question>,
+    notes: mpsc::Receiver<Note>,
     /// A history that waits for the disk to be idle.
     held: Option<Mail>,
     /// A history's consequences are on their way to the disk.
@@ -112,8 +124,6 @@ pub(crate) struct Owner {
     /// Last control write asked for.
     control: u64,
     truncations: u64,
-    /// The last position that the core was told of.
-    consumed: Lsn,
     view: Arc<watch::Sender<View>>,
     shards: Arc<Shards>,
     metrics: Metrics,
@@ -124,7 +134,11 @@ impl Owner {
     pub(crate) fn new(
         (acceptor, intake): (Acceptor, Intake),
         (files, disk): (WalFiles, Disk),
-        (mailbox, questions): (mpsc::Receiver<Mail>, mpsc::Receiver<Question>),
+        (mailbox, questions, notes): (
+            mpsc::Receiver<Mail>,
+            mpsc::Receiver<Question>,
+            mpsc::Receiver<Note>,
+        ),
         (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
         metrics: Metrics,
     ) -> Owner {
@@ -138,11 +152,11 @@ impl Owner {
             waiting: Vec::new(),
             mailbox,
             questions,
+            notes,
             held: None,
             barrier: false,
             control: 0,
             truncations: 0,
-            consumed: Lsn::INVALID,
             view,
             shards,
             metrics,
@@ -181,6 +195,7 @@ impl Owner {
                 Some(question) = self.questions.recv() => {
                     let _ = question.answer.send(self.acceptor.may_serve(question.term, question.end));
                 }
+                Some(note) = self.notes.recv(), if open => self.noted(note),
                 mail = self.mailbox.recv(), if open => match mail {
                     Some(mail) => self.take(mail),
                     None => ending = true,
@@ -247,10 +262,7 @@ impl Owner {
         self.metrics.requests.inc();
         match mail.request {
             Request::Elected { .. } => self.held = Some(mail),
-            Request::Append { .. } => {
-                self.append(mail);
-                self.consumed();
-            }
+            Request::Append { .. } => self.append(mail),
             Request::Greeting { .. } | Request::Vote { .. } => self.hand_over(mail),
         }
     }
@@ -265,15 +277,14 @@ impl Owner {
         self.execute(commands, Some(mail.reply));
     }
 
-    /// What all shards have in object storage counts for the removal of WAL.
-    fn consumed(&mut self) {
-        if let Some(lsn) = self.shards.consumed()
-            && lsn > self.consumed
-        {
-            self.consumed = lsn;
-            let commands = self.acceptor.handle(Input::Consumed { lsn });
-            self.execute(commands, None);
-        }
+    /// What became of WAL elsewhere counts for its removal here.
+    fn noted(&mut self, note: Note) {
+        let input = match note {
+            Note::BackedUp(lsn) => Input::BackedUp { lsn },
+            Note::Consumed(lsn) => Input::Consumed { lsn },
+        };
+        let commands = self.acceptor.handle(input);
+        self.execute(commands, None);
     }
 
     /// Cuts the append at a record boundary and hands that over.

@@ -3,18 +3,25 @@
 //! A proposer ships what it reads here under its own history, so the bytes must be those of its log: the acceptor core
 //! is asked about its term *after* each read, also for WAL that is committed. Without a proposer only committed WAL is
 //! read, which never changes.
+//!
+//! What was removed here is read from object storage: it is committed, and the same for every term.
 
 use std::sync::Arc;
 
 use lakebed_proto::v1;
 use lakebed_quorum::message::Refusal;
 use lakebed_types::{Lsn, Term};
+use lakebed_wal::page::WalFormat;
+use lakebed_wal::stream::WalDecoder;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::backup::BackupError;
+use crate::backup::archive::{Archive, Reader};
 use crate::boundary;
 use crate::owner::Question;
 use crate::propose::stopped_status;
+use crate::recovery::Boundary;
 use crate::server::Safekeeper;
 use crate::timeline::{Timeline, Working};
 
@@ -35,7 +42,11 @@ pub struct Range {
 }
 
 /// Checks a request against what is there now.
-pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result<Range, Status> {
+pub(crate) fn check(
+    timeline: &Timeline,
+    request: &v1::ReadWalRequest,
+    archive: Option<&Archive>,
+) -> Result<Range, Status> {
     let working = timeline
         .working
         .as_ref()
@@ -56,7 +67,12 @@ pub(crate) fn check(timeline: &Timeline, request: &v1::ReadWalRequest) -> Result
         ("flushed", view.flush)
     };
     let start = working.files.start();
-    if begin < start || begin > limit {
+    let archived = archive.is_some()
+        && view
+            .state
+            .as_ref()
+            .is_some_and(|state| begin >= state.timeline_start);
+    if (begin < start && !archived) || begin > limit {
         return Err(Status::out_of_range(format!(
             "{begin} is not {what} here: WAL starts at {start} and is {what} to {limit}"
         )));
@@ -84,19 +100,40 @@ pub(crate) async fn serve(safekeeper: Arc<Safekeeper>, timeline: Arc<Timeline>, 
 }
 
 async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &Out) {
+    let archive = safekeeper.archive(timeline.name);
+    let mut reader = Reader::default();
     let mut at = range.begin;
     while at < range.end {
         let length = (range.end.0 - at.0).min(CHUNK_BYTES as u64) as usize;
-        let chunk = chunk(timeline, range.term, at, length).await;
-        let failed = chunk.is_err();
-        if !failed {
-            safekeeper.metrics().read_bytes.inc_by(length as u64);
-        }
-        if out.send(chunk).await.is_err() || failed {
+        let local = timeline
+            .working
+            .as_ref()
+            .map_or(Lsn::INVALID, |working| working.files.start());
+        let chunk = match &archive {
+            Some(archive) if at < local => archived_chunk(archive, &mut reader, at, length).await,
+            _ => chunk(timeline, range.term, at, length).await,
+        };
+        let sent = chunk.as_ref().map(|chunk| chunk.wal.len() as u64);
+        let sent = sent.unwrap_or_default();
+        safekeeper.metrics().read_bytes.inc_by(sent);
+        if out.send(chunk).await.is_err() || sent == 0 {
             return;
         }
-        at = Lsn(at.0 + length as u64);
+        at = Lsn(at.0 + sent);
     }
+}
+
+/// At most `length` bytes that are not here any more.
+async fn archived_chunk(
+    archive: &Archive,
+    reader: &mut Reader,
+    at: Lsn,
+    length: usize,
+) -> Result<v1::WalChunk, Status> {
+    let read = archive.read(reader, at).await;
+    let mut wal = read.map_err(|error| Status::out_of_range(error.to_string()))?;
+    wal.truncate(length);
+    Ok(v1::WalChunk { begin_lsn: at.0, wal })
 }
 
 async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Result<v1::WalChunk, Status> {
@@ -146,6 +183,7 @@ async fn may_serve(timeline: &Timeline, working: &Working, term: Term, end: Lsn)
 pub(crate) async fn find_boundary(
     timeline: &Timeline,
     at_or_below: Lsn,
+    archive: Option<&Archive>,
 ) -> Result<v1::FindBoundaryResponse, Status> {
     let working = timeline
         .working
@@ -156,6 +194,13 @@ pub(crate) async fn find_boundary(
         let view = view.borrow();
         (view.flush, view.truncations)
     };
+    let removed = archive.zip(timeline_start(timeline).filter(|start| at_or_below > *start));
+    let format = working.files.format();
+    if at_or_below < working.files.start()
+        && let Some((archive, start)) = removed
+    {
+        return archived_boundary(archive, format, start, at_or_below).await;
+    }
     if at_or_below < working.files.start() {
         let reason = format!(
             "{at_or_below} lies before the WAL held here, which starts at {}",
@@ -170,8 +215,80 @@ pub(crate) async fn find_boundary(
         return Err(Status::aborted("the WAL was cut while it was read: ask again"));
     }
     let found = found.map_err(|error| Status::data_loss(error.to_string()))?;
-    Ok(v1::FindBoundaryResponse {
+    if !found.record_start.is_valid()
+        && let Some((archive, start)) = removed
+        && found.lsn > start
+    {
+        // The record that ends where local WAL begins.
+        return archived_boundary(archive, format, start, found.lsn).await;
+    }
+    Ok(boundary_to_wire(found))
+}
+
+fn boundary_to_wire(found: Boundary) -> v1::FindBoundaryResponse {
+    v1::FindBoundaryResponse {
         boundary_lsn: found.lsn.0,
         last_record_start: found.record_start.0,
-    })
+    }
+}
+
+fn timeline_start(timeline: &Timeline) -> Option<Lsn> {
+    timeline
+        .view()
+        .borrow()
+        .state
+        .as_ref()
+        .map(|state| state.timeline_start)
+}
+
+/// The last boundary at or below `at` in object storage, with the record that ends there.
+async fn archived_boundary(
+    archive: &Archive,
+    format: WalFormat,
+    timeline_start: Lsn,
+    at: Lsn,
+) -> Result<v1::FindBoundaryResponse, Status> {
+    let found = decode_archived(archive, format, timeline_start, at).await;
+    let found = found.map_err(|error| Status::out_of_range(error.to_string()))?;
+    Ok(boundary_to_wire(found))
+}
+
+async fn decode_archived(
+    archive: &Archive,
+    format: WalFormat,
+    timeline_start: Lsn,
+    at: Lsn,
+) -> Result<Boundary, BackupError> {
+    let mut reader = Reader::default();
+    let mut begin = at;
+    loop {
+        // Again from further back when no record ends in the frame.
+        begin = archive.boundary_before(&mut reader, begin).await?;
+        let mut decoder = WalDecoder::new(format, begin, Lsn::INVALID);
+        let mut found = None;
+        while decoder.fed_to() < at {
+            let from = decoder.fed_to();
+            let mut wal = archive.read(&mut reader, from).await?;
+            wal.truncate(usize::try_from(at.0 - from.0).unwrap_or(usize::MAX));
+            decoder.feed(&wal);
+            while let Some(record) = decoder
+                .next_raw()
+                .map_err(|error| BackupError::NotWal(error.to_string()))?
+            {
+                found = Some(Boundary {
+                    lsn: record.end,
+                    record_start: record.start,
+                });
+            }
+        }
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        if begin <= timeline_start {
+            return Ok(Boundary {
+                lsn: timeline_start,
+                record_start: Lsn::INVALID,
+            });
+        }
+    }
 }

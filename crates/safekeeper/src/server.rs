@@ -23,6 +23,8 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::server::TcpIncoming;
 
+use crate::backup::archive::Archive;
+use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
 use crate::metrics::Metrics;
@@ -59,6 +61,8 @@ pub struct Safekeeper {
     /// Held while a timeline is made or removed.
     changing: Mutex<()>,
     metrics: Metrics,
+    /// Its way to object storage, if it has one.
+    backup: Option<Arc<Backup>>,
     ending: CancellationToken,
     /// Streams that are being served.
     streams: TaskTracker,
@@ -69,6 +73,7 @@ impl Safekeeper {
     pub async fn open(config: SafekeeperConfig) -> anyhow::Result<Arc<Safekeeper>> {
         let data_dir = Arc::new(DataDir::open(&config.data_dir, config.node_id)?);
         let metrics = Metrics::default();
+        let backup = config.backup.clone().map(Backup::open).transpose()?.map(Arc::new);
         let mut timelines = BTreeMap::new();
         for names in data_dir.list()?.chunks(LOADS_AT_A_TIME) {
             let mut opening = tokio::task::JoinSet::new();
@@ -86,6 +91,7 @@ impl Safekeeper {
             timelines: RwLock::new(timelines),
             changing: Mutex::default(),
             metrics,
+            backup,
             ending: CancellationToken::new(),
             streams: TaskTracker::new(),
         }))
@@ -104,6 +110,9 @@ impl Safekeeper {
         let address = listener.local_addr()?;
         tracing::info!(%address, node_id = self.config.node_id, "safekeeper ready");
         let _ = on_ready.send(address);
+        if let Some(backup) = self.backup.clone() {
+            self.serve_stream(uploader::run(self.clone(), backup));
+        }
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
         let ending = self.ending.clone();
@@ -130,8 +139,7 @@ impl Safekeeper {
             }
         };
         self.ending.cancel();
-        let all: Vec<_> = self.read().values().cloned().collect();
-        for timeline in all {
+        for timeline in self.timelines() {
             timeline.end("the safekeeper is shutting down").await;
         }
         self.streams.close();
@@ -147,6 +155,24 @@ impl Safekeeper {
     /// Registers this safekeeper's counters.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
+        if let Some(backup) = &self.backup {
+            backup.store.metrics().register(registry);
+        }
+    }
+
+    /// Its way to object storage, if it has one.
+    pub fn backup(&self) -> Option<&Arc<Backup>> {
+        self.backup.as_ref()
+    }
+
+    /// A timeline's WAL in object storage, if it has a way there.
+    pub(crate) fn archive(&self, name: Name) -> Option<Archive> {
+        self.backup.as_ref().map(|backup| backup.archive(name))
+    }
+
+    /// All timelines.
+    pub(crate) fn timelines(&self) -> Vec<Arc<Timeline>> {
+        self.read().values().cloned().collect()
     }
 
     /// The state of all timelines, for people and scripts.

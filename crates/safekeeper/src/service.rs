@@ -82,7 +82,8 @@ impl v1::safekeeper_server::Safekeeper for Service {
     ) -> Result<Response<Self::ReadWalStream>, Status> {
         let request = request.into_inner();
         let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
-        let range = read_wal::check(&timeline, &request)?;
+        let archive = self.0.archive(timeline.name);
+        let range = read_wal::check(&timeline, &request, archive.as_ref())?;
         let (out, chunks) = mpsc::channel(read_wal::CHUNKS_AHEAD);
         self.0
             .serve_stream(read_wal::serve(self.0.clone(), timeline, range, out));
@@ -95,7 +96,9 @@ impl v1::safekeeper_server::Safekeeper for Service {
     ) -> Result<Response<v1::FindBoundaryResponse>, Status> {
         let request = request.into_inner();
         let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
-        let found = read_wal::find_boundary(&timeline, lakebed_types::Lsn(request.at_or_below)).await?;
+        let archive = self.0.archive(timeline.name);
+        let at = lakebed_types::Lsn(request.at_or_below);
+        let found = read_wal::find_boundary(&timeline, at, archive.as_ref()).await?;
         Ok(Response::new(found))
     }
 

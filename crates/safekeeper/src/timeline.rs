@@ -5,8 +5,8 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use lakebed_proto::v1;
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::backup::uploader::BackupStatus;
 use crate::control_file::{self, ControlFileError};
 use crate::data_dir::{DataDirError, Name};
 use crate::decoded::DecodedWal;
@@ -25,7 +26,7 @@ use crate::disk::Disk;
 use crate::durable_file::{DurableFileError, sync_directory};
 use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
-use crate::owner::{MAILBOX_MESSAGES, MAX_QUESTIONS, Mail, Owner, Question};
+use crate::owner::{MAILBOX_MESSAGES, MAX_NOTES, MAX_QUESTIONS, Mail, Note, Owner, Question};
 use crate::recovery;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
@@ -154,6 +155,8 @@ pub struct Working {
     pub mail: mpsc::Sender<Mail>,
     /// To its owner, from readers of WAL that is not committed yet.
     pub questions: mpsc::Sender<Question>,
+    /// To its owner, about WAL elsewhere.
+    pub notes: mpsc::Sender<Note>,
     /// Room for WAL in flight, in bytes.
     pub room: Arc<Semaphore>,
     /// Its WAL on disk.
@@ -174,6 +177,7 @@ pub struct Timeline {
     view: Arc<watch::Sender<View>>,
     end: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
+    backup: std::sync::Mutex<BackupStatus>,
     metrics: Metrics,
     /// In one of the gauges.
     counted: AtomicBool,
@@ -204,6 +208,7 @@ impl Timeline {
             view: Arc::new(watch::Sender::new(view)),
             end: CancellationToken::new(),
             owner: Mutex::default(),
+            backup: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -220,6 +225,7 @@ impl Timeline {
         tracing::info!(parent: &span, term = %acceptor.state().term, %flush, "timeline started");
         let (mail, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
         let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
+        let (notes, noted) = mpsc::channel(MAX_NOTES);
         let view = Arc::new(watch::Sender::new(View::default()));
         let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
@@ -227,7 +233,7 @@ impl Timeline {
         let owner = Owner::new(
             (acceptor, intake),
             (files.clone(), disk),
-            (mailbox, asked),
+            (mailbox, asked, noted),
             (view.clone(), shards.clone()),
             metrics.clone(),
         );
@@ -235,6 +241,7 @@ impl Timeline {
         let working = Working {
             mail,
             questions,
+            notes,
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
             decoded: DecodedWal::new(files.clone(), metrics.clone()),
             files,
@@ -246,6 +253,7 @@ impl Timeline {
             view,
             end,
             owner: Mutex::new(Some(owner)),
+            backup: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -254,6 +262,10 @@ impl Timeline {
     /// What can be seen of it now, and when it changes.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    pub(crate) fn change_backup_status(&self, change: impl FnOnce(&mut BackupStatus)) {
+        change(&mut self.backup.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Ends its owner, and with it every stream; its files are no longer in use when this returns.
@@ -309,6 +321,8 @@ impl Timeline {
             json["membership_generation"] = state.membership.generation.0.into();
             json["start_lsn"] = state.timeline_start.to_string().into();
             json["truncate_lsn"] = state.truncate.to_string().into();
+            let backup = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
+            json["backup"] = serde_json::json!(*backup);
             json["backup_lsn"] = state.backup.to_string().into();
         }
         json

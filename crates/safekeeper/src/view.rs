@@ -109,19 +109,6 @@ impl Shards {
         map.iter().map(|(key, progress)| (*key, *progress)).collect()
     }
 
-    /// What every shard has in object storage. `None` until each shard of every count that is being fed has told.
-    pub fn consumed(&self) -> Option<Lsn> {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told: BTreeMap<u8, u8> = BTreeMap::new();
-        for (count, _) in map.keys() {
-            *told.entry(*count).or_default() += 1;
-        }
-        if told.iter().any(|(count, told)| told < count) {
-            return None;
-        }
-        map.values().map(|progress| progress.remote_consistent).min()
-    }
-
     /// The index of the shard that has taken in least, and the lowest of each position over all shards.
     pub fn slowest(&self) -> Option<(u8, Progress)> {
         let all = self.all();
@@ -144,25 +131,20 @@ mod tests {
     use lakebed_types::ShardCount;
 
     #[test]
-    fn nothing_counts_as_consumed_before_all_shards_have_told() {
-        let shard = |index, count| ShardIdentity::new(index, ShardCount::new(count).unwrap()).unwrap();
-        let progress = |remote| Progress {
-            generation: Generation(1),
+    fn only_the_newest_owner_of_a_shard_is_believed() {
+        let shard = ShardIdentity::new(1, ShardCount::new(2).unwrap()).unwrap();
+        let progress = |generation, remote| Progress {
+            generation: Generation(generation),
             last_record: Lsn(90),
             disk_consistent: Lsn(80),
             remote_consistent: Lsn(remote),
         };
         let shards = Shards::default();
-        assert_eq!(shards.consumed(), None);
-        assert!(shards.claim(shard(0, 2), Generation(1), Lsn(8)));
-        assert!(shards.report(shard(0, 2), progress(48)));
-        assert_eq!(shards.consumed(), None);
-        assert!(shards.claim(shard(1, 2), Generation(1), Lsn(8)));
-        assert_eq!(shards.consumed(), Some(Lsn::INVALID));
-        assert!(shards.report(shard(1, 2), progress(40)));
-        assert_eq!(shards.consumed(), Some(Lsn(40)));
-        // Shards of a new count hold it up until they are all there.
-        assert!(shards.claim(shard(3, 4), Generation(2), Lsn(8)));
-        assert_eq!(shards.consumed(), None);
+        assert!(!shards.report(shard, progress(1, 40)), "nobody asked for a feed");
+        assert!(shards.claim(shard, Generation(2), Lsn(8)));
+        assert!(shards.report(shard, progress(2, 48)));
+        assert!(!shards.claim(shard, Generation(1), Lsn(8)));
+        assert!(!shards.report(shard, progress(1, 70)));
+        assert_eq!(shards.all(), [((2, 1), progress(2, 48))]);
     }
 }

@@ -284,6 +284,16 @@ pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::Safekeeper
             .into_iter()
             .map(|((_, index), progress)| progress_to_wire((index, progress)))
             .collect(),
+        shard_reports: shards
+            .all()
+            .into_iter()
+            .map(|((count, index), progress)| v1::ShardReport {
+                shard_index: index.into(),
+                shard_count: count.into(),
+                generation: progress.generation.0,
+                remote_consistent_lsn: progress.remote_consistent.0,
+            })
+            .collect(),
         ..Default::default()
     };
     if let Some(state) = &view.state {

@@ -13,4 +13,5 @@ mod unreplayable;
 mod up;
 mod versions;
 mod wal_chain;
+mod wal_restore;
 mod workload;

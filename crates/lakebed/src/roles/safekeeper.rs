@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use lakebed_admin::{Health, telemetry};
+use lakebed_blobstore::BlobStore;
 use lakebed_controller::registration::{Registration, keep_registered, stored_incarnation};
 use lakebed_proto::v1;
 use lakebed_safekeeper::{Safekeeper, SafekeeperConfig};
@@ -19,6 +20,9 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
     let safekeeper = Safekeeper::open(config.clone()).await?;
     let incarnation =
         stored_incarnation(&config.data_dir.join("incarnation")).context("the data directory")?;
+    if let Some(backup) = safekeeper.backup() {
+        keep_incarnation(&backup.store, config.node_id, incarnation).await;
+    }
     let mut registry = Registry::default();
     safekeeper.register_metrics(&mut registry);
     let (health, status) = (safekeeper.clone(), safekeeper.clone());
@@ -27,6 +31,7 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
     let admin = config.admin_listen.unwrap_or_else(any_local_port);
     let admin = serve_admin(admin, source, registry, shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
+    let safekeeper_backup = safekeeper.backup().cloned();
     let mut serving = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));
     let Ok(address) = listening.await else {
         return serving.await.context("serving")?;
@@ -34,6 +39,10 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
     say_ready(address, admin);
     if node.controllers.is_empty() {
         return serving.await.context("serving")?;
+    }
+    if let Some(backup) = safekeeper_backup {
+        let (controllers, stop) = (node.controllers.clone(), shutdown.clone());
+        tokio::spawn(async move { backup.peers.follow(controllers, stop).await });
     }
     let registration = Registration {
         controllers: node.controllers,
@@ -49,4 +58,18 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
             serving.await.context("serving")?
         }
     }
+}
+
+/// Stores this data directory's incarnation, so that `lakebed wal restore` can make a directory that the controllers take
+/// for this one. Not there yet when object storage is out of reach: the next start stores it.
+async fn keep_incarnation(store: &BlobStore, node_id: u64, incarnation: u64) {
+    let path = incarnation_path(node_id);
+    if let Err(error) = store.put(&path, format!("{incarnation:016x}\n").into()).await {
+        tracing::warn!(%error, "this safekeeper's incarnation is not in object storage");
+    }
+}
+
+/// Where the incarnation of a safekeeper's data directory is kept in object storage.
+pub fn incarnation_path(node_id: u64) -> String {
+    format!("safekeepers/{node_id}/incarnation")
 }

@@ -198,6 +198,7 @@ pub async fn start_daemons(
         .controller
         .start(vec![recipe(directory, "controller", "controller", &controller)?])
         .await?;
+    let store = format!("file://{}", directory.path.join("objects").display());
     let mut safekeepers = Vec::new();
     for (number, port) in (1u64..).zip(&layout.safekeeper_ports) {
         let name = format!("safekeeper-{number}");
@@ -208,6 +209,7 @@ pub async fn start_daemons(
                 "data_dir": directory.path.join(&name),
                 "listen": local(*port),
                 "admin_listen": next_admin()?,
+                "backup": { "store": store },
             },
         });
         safekeepers.push(recipe(directory, "safekeeper", &name, &config)?);
@@ -223,7 +225,7 @@ pub async fn start_daemons(
                 "data_dir": directory.path.join(&name),
                 "listen": local(*port),
                 "admin_listen": next_admin()?,
-                "store": format!("file://{}", directory.path.join("objects").display()),
+                "store": store,
             },
         });
         pageservers.push(recipe(directory, "pageserver", &name, &config)?);

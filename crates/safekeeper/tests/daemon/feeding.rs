@@ -17,16 +17,21 @@ use crate::sample::sample;
 
 const SHARDS: u8 = 2;
 
-struct Feed {
+pub struct Feed {
     requests: mpsc::Sender<v1::FeedShardRequest>,
     batches: Streaming<v1::FeedShardBatch>,
     at: Lsn,
 }
 
 impl Feed {
-    async fn start(nodes: &Nodes, shard: u8, generation: u64, from: Lsn) -> Feed {
+    pub async fn start(nodes: &Nodes, shard: u8, generation: u64, from: Lsn) -> Feed {
+        Feed::start_at(nodes, 1, shard, generation, from).await
+    }
+
+    /// A feed from this safekeeper.
+    pub async fn start_at(nodes: &Nodes, node: u64, shard: u8, generation: u64, from: Lsn) -> Feed {
         let (requests, outbound) = mpsc::channel(16);
-        let mut client = nodes.client(1).await;
+        let mut client = nodes.client(node).await;
         let opened = soon("a feed to open", client.feed_shard(ReceiverStream::new(outbound))).await;
         let feed = Feed {
             requests,
@@ -42,6 +47,17 @@ impl Feed {
         };
         feed.tell(Message::Start(start)).await;
         feed
+    }
+
+    /// Tells how far the shard is, everything in object storage.
+    pub async fn report(&self, shard: u8, remote: Lsn) {
+        self.tell(Message::Progress(v1::ShardProgress {
+            shard_index: shard.into(),
+            last_record_lsn: remote.0,
+            disk_consistent_lsn: remote.0,
+            remote_consistent_lsn: remote.0,
+        }))
+        .await;
     }
 
     async fn tell(&self, message: Message) {

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lakebed_blobstore::BlobStore;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{connect, convert, v1};
 use lakebed_safekeeper::{Safekeeper, SafekeeperConfig};
-use lakebed_types::{Lsn, TenantId, TimelineId};
+use lakebed_types::{Lsn, NodeId, TenantId, TimelineId};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -46,6 +47,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMu
 pub type Addresses = Arc<Mutex<BTreeMap<u64, String>>>;
 
 struct Running {
+    safekeeper: Arc<Safekeeper>,
     shutdown: CancellationToken,
     served: JoinHandle<anyhow::Result<()>>,
 }
@@ -53,6 +55,8 @@ struct Running {
 /// Safekeepers 1 to n with the timeline of the tests.
 pub struct Nodes {
     home: TempDir,
+    /// The table `backup` of their configuration.
+    backup: Option<serde_json::Value>,
     pub addresses: Addresses,
     running: BTreeMap<u64, Running>,
 }
@@ -60,8 +64,19 @@ pub struct Nodes {
 impl Nodes {
     /// Starts them, and creates the timeline on each with all of them as members.
     pub async fn start(count: u64) -> Nodes {
+        Nodes::start_with(count, None).await
+    }
+
+    /// As [`Nodes::start`], with WAL in the directory `objects` as this table says beside its `store`.
+    pub async fn start_with(count: u64, backup: Option<serde_json::Value>) -> Nodes {
+        let home = lakebed_pgtest::temp_dir();
+        let backup = backup.map(|mut table| {
+            table["store"] = store(&home).into();
+            table
+        });
         let mut nodes = Nodes {
-            home: lakebed_pgtest::temp_dir(),
+            home,
+            backup,
             addresses: Addresses::default(),
             running: BTreeMap::new(),
         };
@@ -78,6 +93,11 @@ impl Nodes {
         nodes
     }
 
+    /// Where their WAL goes.
+    pub fn store(&self) -> BlobStore {
+        BlobStore::open(&store(&self.home)).unwrap()
+    }
+
     fn data_dir(&self, id: u64) -> PathBuf {
         self.home.path().join(format!("safekeeper-{id}"))
     }
@@ -90,19 +110,45 @@ impl Nodes {
     }
 
     pub async fn up(&mut self, id: u64) {
-        let config: SafekeeperConfig = serde_json::from_value(serde_json::json!({
+        let mut config = serde_json::json!({
             "data_dir": self.data_dir(id),
             "listen": "127.0.0.1:0",
             "node_id": id,
-        }))
-        .unwrap();
+        });
+        if let Some(backup) = &self.backup {
+            config["backup"] = backup.clone();
+        }
+        let config: SafekeeperConfig = serde_json::from_value(config).unwrap();
         let safekeeper = Safekeeper::open(config).await.unwrap();
         let shutdown = CancellationToken::new();
         let (ready, address) = oneshot::channel::<SocketAddr>();
-        let served = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));
+        let served = tokio::spawn(safekeeper.clone().serve(shutdown.clone(), ready));
         let address = soon("a safekeeper to be ready", address).await.unwrap();
         self.addresses.lock().unwrap().insert(id, address.to_string());
-        self.running.insert(id, Running { shutdown, served });
+        let running = Running {
+            safekeeper,
+            shutdown,
+            served,
+        };
+        self.running.insert(id, running);
+        self.introduce();
+    }
+
+    /// Tells all that run where the others are, as a controller would.
+    fn introduce(&self) {
+        let addresses = self.addresses.lock().unwrap().clone();
+        let known: BTreeMap<NodeId, String> =
+            addresses.into_iter().map(|(id, at)| (NodeId(id), at)).collect();
+        for running in self.running.values() {
+            if let Some(backup) = running.safekeeper.backup() {
+                backup.peers.set(known.clone());
+            }
+        }
+    }
+
+    /// What a node tells people.
+    pub fn status_json(&self, id: u64) -> serde_json::Value {
+        self.running[&id].safekeeper.status_json()
     }
 
     /// Ends a node; its directory is free when this returns.
@@ -110,6 +156,7 @@ impl Nodes {
         self.addresses.lock().unwrap().remove(&id);
         let running = self.running.remove(&id).unwrap();
         running.shutdown.cancel();
+        self.introduce();
         soon("a safekeeper to end", running.served)
             .await
             .unwrap()
@@ -138,6 +185,10 @@ impl Nodes {
     pub async fn read(&self, id: u64, from: Lsn, to: Lsn, term: u64) -> Result<Bytes, Status> {
         read_wal(&mut self.client(id).await, from, to, term).await
     }
+}
+
+fn store(home: &TempDir) -> String {
+    format!("file://{}/objects", home.path().display())
 }
 
 pub fn timeline_ref() -> v1::TimelineRef {
