@@ -194,7 +194,7 @@ pub(crate) async fn find_boundary(
         let view = view.borrow();
         (view.flush, view.truncations)
     };
-    let removed = archive.zip(timeline_start(timeline).filter(|start| at_or_below > *start));
+    let removed = archive.zip(timeline_start(timeline).filter(|start| at_or_below >= *start));
     let format = working.files.format();
     if at_or_below < working.files.start()
         && let Some((archive, start)) = removed
@@ -262,6 +262,12 @@ async fn decode_archived(
     let mut reader = Reader::default();
     let mut begin = at;
     loop {
+        if begin <= timeline_start {
+            return Ok(Boundary {
+                lsn: timeline_start,
+                record_start: Lsn::INVALID,
+            });
+        }
         // Again from further back when no record ends in the frame.
         begin = archive.boundary_before(&mut reader, begin).await?;
         let mut decoder = WalDecoder::new(format, begin, Lsn::INVALID);
@@ -283,12 +289,6 @@ async fn decode_archived(
         }
         if let Some(found) = found {
             return Ok(found);
-        }
-        if begin <= timeline_start {
-            return Ok(Boundary {
-                lsn: timeline_start,
-                record_start: Lsn::INVALID,
-            });
         }
     }
 }
