@@ -1,8 +1,10 @@
 //! `verify` on WAL of a real Postgres: right redo is found right, wrong redo is found wrong, and what cannot be verified
 //! is an error that says why.
 
+mod corpus_writer;
 mod custom;
 mod history;
+mod releases;
 mod sabotage;
 
 use std::collections::BTreeSet;
@@ -452,25 +454,27 @@ fn refusals(whole: &Request, archive: &Path, end: Lsn) {
 /// GiST's redo of DELETE sets a flag that the server does not set: stock recovery fails its own check of these images.
 #[test]
 fn a_difference_that_stock_recovery_has_too_is_counted_and_not_a_mismatch() {
-    let mut primary = Cluster::init();
-    let base = primary.copy();
-    primary.start(&[
-        "wal_consistency_checking=all",
-        "full_page_writes=off",
-        "fsync=off",
-        "wal_keep_size=1GB",
-    ]);
-    primary.sql(workloads::GIST_DEAD);
-    primary.stop(Stop::Clean);
-    let request = request(&base.data_dir(), &primary.data_dir().join("pg_wal"));
-    let report = verified(&request, &Native).unwrap();
-    assert_ok(&report);
-    let deletions = report.of("Gist", "DELETE");
-    assert!(deletions.checked > 0, "{deletions:?}");
-    assert_eq!(
-        deletions.allowed.get(&Allowed::GistTuplesDeletedFlag),
-        Some(&deletions.checked)
-    );
+    Installation::each(|installation| {
+        let mut primary = Cluster::init_with(installation, &InitOptions::default());
+        let base = primary.copy();
+        primary.start(&[
+            "wal_consistency_checking=all",
+            "full_page_writes=off",
+            "fsync=off",
+            "wal_keep_size=1GB",
+        ]);
+        primary.sql(workloads::GIST_DEAD);
+        primary.stop(Stop::Clean);
+        let request = request(&base.data_dir(), &primary.data_dir().join("pg_wal"));
+        let report = verified(&request, &Native).unwrap();
+        assert_ok(&report);
+        let deletions = report.of("Gist", "DELETE");
+        assert!(deletions.checked > 0, "{installation}: {deletions:?}");
+        assert_eq!(
+            deletions.allowed.get(&Allowed::GistTuplesDeletedFlag),
+            Some(&deletions.checked)
+        );
+    });
 }
 
 /// WAL without images: only a recovered cluster can tell.
