@@ -2,7 +2,7 @@
 
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::{PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
+use lakebed_redo::{Managers, PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion};
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
@@ -16,12 +16,14 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies one value of the page `key`, whose records Postgres `version` wrote, to that page.
+/// Applies one value of the page `key`, whose records Postgres `version` wrote, to that page. `managers` replay records
+/// of extensions.
 ///
 /// # Errors
 /// See [`ReconstructError`].
 pub fn apply(
     version: PgVersion,
+    managers: &Managers,
     key: &PageKey,
     page: &mut PageBytes,
     lsn: Lsn,
@@ -49,7 +51,8 @@ pub fn apply(
                 block,
             };
             let record = PageRecord::decode(&value.body, place).map_err(|error| failed(error.to_string()))?;
-            record.redo(page).map_err(|error| failed(error.to_string()))?;
+            let replayed = record.redo(page, managers);
+            replayed.map_err(|error| failed(error.to_string()))?;
         }
         ValueKind::VmClear => {
             let [a, b, c, d, flags] = value.body[..]

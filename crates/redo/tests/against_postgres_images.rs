@@ -13,7 +13,7 @@ use corpus_writer::CorpusWriter;
 use lakebed_ingest::{CatalogueChange, interpret};
 use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, run, workloads};
 use lakebed_redo::{
-    PageBytes, PageRecord, StoredPlace, mask, page, redo_block, redo_vm_clear, redo_vm_truncate,
+    Managers, PageBytes, PageRecord, StoredPlace, mask, page, redo_block, redo_vm_clear, redo_vm_truncate,
     restore_image,
 };
 use lakebed_types::{ForkNumber, Lsn, RelTag};
@@ -305,7 +305,7 @@ fn compare_with_images(installation: &Installation) {
             };
             let from_stored = PageRecord::decode(&stored, place).unwrap();
             assert_eq!(from_stored.starts_page(), whole.starts_page());
-            from_stored.redo(&mut stored_result).unwrap();
+            from_stored.redo(&mut stored_result, Managers::none()).unwrap();
             assert!(
                 stored_result == *page,
                 "the stored form of {record:?} replays differently"

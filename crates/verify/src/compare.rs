@@ -9,13 +9,12 @@
 //!
 //! Two differences that stock recovery has itself are told apart and counted ([`Allowed`]).
 
-use lakebed_redo::{PageBytes, mask, page, restore_image};
+use lakebed_redo::{Managers, PageBytes, mask, page, restore_image};
 use lakebed_types::{ForkNumber, PAGE_SIZE, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 use serde::Serialize;
 
 use crate::fields::{FieldDifference, Layout, differences};
-use crate::redo::Managers;
 
 const HEAP2: u8 = 9;
 const HEAP: u8 = 10;

@@ -9,9 +9,10 @@ use std::sync::mpsc;
 use std::thread;
 
 use lakebed_ingest::{Effects, rmgr};
+use lakebed_redo::{Managers, PageRecord};
 use lakebed_types::{ForkNumber, Lsn};
 use lakebed_wal::page::WalFormat;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_wal::record::{BlockRef, DecodedRecord, FIRST_CUSTOM_MANAGER};
 use lakebed_wal::stream::RawRecord;
 
 use crate::against;
@@ -20,7 +21,7 @@ use crate::compare::{Verdict, with_image};
 use crate::directory::DataDirectory;
 use crate::error::VerifyError;
 use crate::names;
-use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, Redo, redo_custom};
+use crate::redo::Redo;
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};
 
@@ -274,15 +275,12 @@ impl Replay<'_> {
     }
 
     fn effects(&self, record: &DecodedRecord) -> Result<Effects, VerifyError> {
-        if record.rmid >= FIRST_CUSTOM_MANAGER {
-            if self.managers.get(record.rmid).is_none() {
-                return Err(VerifyError::CustomManager {
-                    lsn: record.start,
-                    rmid: record.rmid,
-                    info: record.info,
-                });
-            }
-            return Ok(Effects::default());
+        if record.rmid >= FIRST_CUSTOM_MANAGER && !self.managers.knows(record.rmid) {
+            return Err(VerifyError::CustomManager {
+                lsn: record.start,
+                rmid: record.rmid,
+                info: record.info,
+            });
         }
         self.redo.effects(record).map_err(VerifyError::from)
     }
@@ -297,11 +295,13 @@ impl Replay<'_> {
             return Ok(());
         }
         let page = self.cluster.page_mut(block.rel, block.block)?;
-        match self.managers.get(record.rmid) {
-            Some(manager) => redo_custom(manager, record, block, page),
-            None => self.redo.page(record, block, page),
-        }
-        .map_err(VerifyError::Redo)?;
+        let replayed = if record.rmid >= FIRST_CUSTOM_MANAGER {
+            let replayed = PageRecord::new(record, block).redo(page, self.managers);
+            replayed.map_err(|error| error.to_string())
+        } else {
+            self.redo.page(record, block, page)
+        };
+        replayed.map_err(VerifyError::Redo)?;
         self.cluster.remember(record, block);
         Ok(())
     }
