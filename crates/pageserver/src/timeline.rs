@@ -537,11 +537,8 @@ impl Timeline {
 
     fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
         let version = self.identity.cluster.postgres_major;
-        for (lsn, value) in chain.into_values() {
-            let applied = reconstruct::apply(version, &self.managers, key, page, lsn, &value);
-            applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
-        }
-        Ok(())
+        let replayed = reconstruct::replay(version, &self.managers, key, page, chain.values());
+        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
     }
 
     /// Number of values that a read of the page replays: an image alone is 1.

@@ -225,9 +225,8 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
 /// Builds the page from the chain's first `length` records.
 fn build(chain: &Chain, length: usize, page: &mut PageBytes) -> anyhow::Result<()> {
     page.copy_from_slice(&chain.base[..]);
-    for (lsn, value) in chain.values.iter().take(length) {
-        reconstruct::apply(VERSION, Managers::none(), &chain.key, page, *lsn, value)?;
-    }
+    let values = chain.values.iter().take(length);
+    reconstruct::replay(VERSION, Managers::none(), &chain.key, page, values)?;
     Ok(())
 }
 
