@@ -2,7 +2,7 @@
 
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::{PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
+use lakebed_redo::{Managers, PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion};
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
@@ -16,12 +16,36 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies one value of the page `key`, whose records Postgres `version` wrote, to that page.
+/// Applies values of the page `key`, oldest first, to that page. Postgres `version` wrote their records; `managers`
+/// replay those of extensions.
 ///
 /// # Errors
 /// See [`ReconstructError`].
-pub fn apply(
+pub fn replay<'a>(
     version: PgVersion,
+    managers: &Managers,
+    key: &PageKey,
+    page: &mut PageBytes,
+    values: impl Iterator<Item = &'a (Lsn, Value)> + Clone,
+) -> Result<(), ReconstructError> {
+    fetch(values.clone());
+    for (lsn, value) in values {
+        apply(version, managers, key, page, *lsn, value)?;
+    }
+    Ok(())
+}
+
+/// Reads a byte of each value. They are scattered in memory, and nothing here waits for another, so that the processor
+/// waits for all of them at once; in redo it would wait for one after the other, which is a third of the time of 25
+/// records that are not in its caches.
+fn fetch<'a>(values: impl Iterator<Item = &'a (Lsn, Value)>) {
+    let first = |(_, value): &(Lsn, Value)| value.body.first().copied().unwrap_or_default();
+    std::hint::black_box(values.map(first).fold(0, u8::wrapping_add));
+}
+
+fn apply(
+    version: PgVersion,
+    managers: &Managers,
     key: &PageKey,
     page: &mut PageBytes,
     lsn: Lsn,
@@ -49,7 +73,8 @@ pub fn apply(
                 block,
             };
             let record = PageRecord::decode(&value.body, place).map_err(|error| failed(error.to_string()))?;
-            record.redo(page).map_err(|error| failed(error.to_string()))?;
+            let replayed = record.redo(page, managers);
+            replayed.map_err(|error| failed(error.to_string()))?;
         }
         ValueKind::VmClear => {
             let [a, b, c, d, flags] = value.body[..]

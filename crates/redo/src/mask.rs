@@ -69,7 +69,8 @@ pub fn visibility_map(page: &mut PageBytes) {
     lsn_and_checksum(page);
 }
 
-fn lsn_and_checksum(page: &mut PageBytes) {
+/// Masks what differs between any two copies of a page.
+pub fn lsn_and_checksum(page: &mut PageBytes) {
     page[0..10].fill(0);
 }
 
@@ -160,7 +161,11 @@ const PIECE: usize = PAGE_SIZE / 128;
 
 /// The pieces that the two pages differ in, a bit each.
 fn differing_pieces(ours: &PageBytes, theirs: &PageBytes) -> u128 {
-    let pairs = ours.as_chunks::<PIECE>().0.iter().zip(theirs.as_chunks::<PIECE>().0);
+    let pairs = ours
+        .as_chunks::<PIECE>()
+        .0
+        .iter()
+        .zip(theirs.as_chunks::<PIECE>().0);
     pairs
         .enumerate()
         .map(|(number, (ours, theirs))| u128::from(ours != theirs) << number)

@@ -15,11 +15,18 @@
 //! Offsets of items are 1-based, as in Postgres. Pages come from storage that checks its own bytes, but a bug or a
 //! forged record may still lead to nonsense, so every access is bounds-checked and answers with a fault.
 
+mod index;
+
 use std::ops::Range;
 
 use lakebed_types::{Lsn, PAGE_SIZE};
 
 use crate::Fault;
+
+pub(crate) use index::{
+    index_delete, index_item, index_multi_delete, index_multi_replace, index_overwrite, index_replace,
+    shift_items,
+};
 
 /// The bytes of one page.
 pub type PageBytes = [u8; PAGE_SIZE];
@@ -28,6 +35,8 @@ pub type PageBytes = [u8; PAGE_SIZE];
 pub const HEADER_BYTES: usize = 24;
 /// Bytes of a line pointer.
 const ITEM_ID_BYTES: usize = 4;
+/// The bits of a line pointer that are the offset.
+const OFFSET_BITS: u32 = 0x7FFF;
 /// No page has more line pointers.
 pub(crate) const MAX_ITEMS: usize = (PAGE_SIZE - HEADER_BYTES) / ITEM_ID_BYTES;
 /// `MaxHeapTuplesPerPage`.
@@ -87,7 +96,7 @@ impl ItemId {
             _ => ItemState::Dead,
         };
         ItemId {
-            offset: (bits & 0x7FFF) as u16,
+            offset: (bits & OFFSET_BITS) as u16,
             state,
             length: (bits >> 17) as u16,
         }
@@ -510,119 +519,5 @@ fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
     }
 }
 
-/// A line pointer of an index page whose storage is aligned and lies between upper and special.
-#[inline]
-pub(crate) fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
-    let id = item_id(page, number)?;
-    let start = usize::from(id.offset);
-    let inside = start >= upper(page) && start + usize::from(id.length) <= special(page);
-    if inside && start % 8 == 0 && id.length != 0 {
-        Ok(id)
-    } else {
-        Err("an index line pointer is damaged")
-    }
-}
-
-/// `PageIndexTupleDelete`: removes one item and its line pointer.
-pub(crate) fn index_delete(page: &mut PageBytes, number: u16) -> Result<(), Fault> {
-    check(page)?;
-    let id = index_item(page, number)?;
-    let at = item_id_at(number);
-    let end = lower(page);
-    page.copy_within(at + ITEM_ID_BYTES..end, at);
-    set_lower(page, lower(page) - ITEM_ID_BYTES);
-    shift_items(
-        page,
-        usize::from(id.offset),
-        max_align(usize::from(id.length)) as isize,
-    )
-}
-
-/// Moves everything from `pd_upper` up to `end` by `by` bytes, and the line pointers that lead there.
-pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result<(), Fault> {
-    let from = upper(page);
-    let to = from
-        .checked_add_signed(by)
-        .filter(|&to| to >= lower(page))
-        .ok_or("the page has no room")?;
-    if to + (end - from) > special(page) {
-        return Err("the items are larger than the page");
-    }
-    page.copy_within(from..end, to);
-    set_upper(page, to);
-    // Without branches, so that several line pointers are done at once: most records of indexes come here.
-    let pointers = HEADER_BYTES..HEADER_BYTES + usize::from(item_count(page)) * ITEM_ID_BYTES;
-    let mut outside = false;
-    for pointer in page[pointers].as_chunks_mut::<ITEM_ID_BYTES>().0 {
-        let bits = u32::from_le_bytes(*pointer);
-        let (offset, length) = (bits & 0x7FFF, bits >> 17);
-        let moves = length != 0 && offset as usize <= end;
-        let moved = offset as i32 + by as i32;
-        outside |= moves && !(0..=0x7FFF).contains(&moved);
-        let bits = if moves {
-            bits & !0x7FFF | moved as u32 & 0x7FFF
-        } else {
-            bits
-        };
-        *pointer = bits.to_le_bytes();
-    }
-    if outside {
-        return Err("an index line pointer is damaged");
-    }
-    Ok(())
-}
-
-/// `PageIndexMultiDelete`: removes several items; numbers in ascending order.
-pub(crate) fn index_multi_delete(
-    page: &mut PageBytes,
-    mut numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
-) -> Result<(), Fault> {
-    // Postgres does few deletions one by one from the end, which leaves another physical order than packing.
-    if numbers.len() <= 2 {
-        return numbers.rev().try_for_each(|number| index_delete(page, number));
-    }
-    check(page)?;
-    let mut next = numbers.next();
-    let mut kept = 0;
-    for number in 1..=item_count(page) {
-        let id = index_item(page, number)?;
-        if next == Some(number) {
-            next = numbers.next();
-        } else {
-            // Never beyond the line pointer that was just read.
-            kept += 1;
-            put_u32(page, item_id_at(kept), id.to_bits());
-        }
-    }
-    if next.is_some() {
-        return Err("it deletes items that the page does not have");
-    }
-    set_lower(page, HEADER_BYTES + usize::from(kept) * ITEM_ID_BYTES);
-    compact(page)
-}
-
-/// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.
-pub(crate) fn index_overwrite(page: &mut PageBytes, number: u16, bytes: &[u8]) -> Result<(), Fault> {
-    check(page)?;
-    let id = index_item(page, number)?;
-    let difference = max_align(usize::from(id.length)) as isize - max_align(bytes.len()) as isize;
-    if difference != 0 {
-        shift_items(page, usize::from(id.offset), difference)?;
-    }
-    let offset = usize::from(id.offset)
-        .checked_add_signed(difference)
-        .ok_or("an index line pointer is damaged")?;
-    let target = page
-        .get_mut(offset..offset + bytes.len())
-        .ok_or("an index line pointer is damaged")?;
-    target.copy_from_slice(bytes);
-    set_item_id(
-        page,
-        number,
-        ItemId {
-            offset: offset as u16,
-            length: bytes.len() as u16,
-            ..id
-        },
-    )
-}
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,6 @@ use lakebed_wal::record::{BlockRef, DecodedRecord};
 use crate::compare::History;
 use crate::directory::{DataDirectory, Place};
 use crate::error::VerifyError;
-use crate::redo::FIRST_CUSTOM_MANAGER;
 use crate::store::{PageFile, PageStore};
 
 /// Most references to missing pages that are remembered.
@@ -193,11 +192,7 @@ impl Cluster {
                 self.slru(kind, page, delta)?;
             }
         }
-        if record.rmid < FIRST_CUSTOM_MANAGER {
-            self.control.apply(record)?;
-        } else {
-            self.control.see_xid(record.xid);
-        }
+        self.control.apply(record)?;
         for change in &effects.catalogue {
             self.change(change)?;
         }

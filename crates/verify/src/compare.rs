@@ -9,14 +9,13 @@
 //!
 //! Differences that are right are told apart and counted ([`Allowed`]).
 
-use lakebed_redo::{PageBytes, mask, page, restore_image};
+use lakebed_redo::{Managers, PageBytes, mask, page, restore_image};
 use lakebed_types::{ForkNumber, PAGE_SIZE, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 use serde::Serialize;
 
 use crate::ahead::bits_missing;
 use crate::fields::{FieldDifference, Layout, differences};
-use crate::redo::Managers;
 
 const HEAP2: u8 = 9;
 const HEAP: u8 = 10;
@@ -133,8 +132,7 @@ pub fn with_image(
         strict = split_marks(record, block, &ours, &expected);
     }
     let layout = Layout::of(&expected);
-    managers.mask(record.rmid, &mut ours, block.block);
-    managers.mask(record.rmid, &mut expected, block.block);
+    managers.mask(record.rmid, &mut ours, &mut expected, block.block);
     if ours == expected && strict.is_empty() {
         return Ok(allowed.map_or(Verdict::Same, Verdict::Allowed));
     }

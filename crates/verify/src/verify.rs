@@ -9,10 +9,10 @@ use std::sync::mpsc;
 use std::thread;
 
 use lakebed_ingest::{Effects, rmgr};
-use lakebed_redo::PageBytes;
+use lakebed_redo::{Managers, PageBytes, PageRecord};
 use lakebed_types::{ForkNumber, Lsn, RelTag};
 use lakebed_wal::page::WalFormat;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_wal::record::{BlockRef, DecodedRecord, FIRST_CUSTOM_MANAGER};
 use lakebed_wal::stream::RawRecord;
 
 use crate::against;
@@ -23,7 +23,7 @@ use crate::directory::DataDirectory;
 use crate::error::VerifyError;
 use crate::fields::FieldDifference;
 use crate::names;
-use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, Redo, redo_custom};
+use crate::redo::Redo;
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};
 
@@ -290,15 +290,12 @@ impl Replay<'_> {
     }
 
     fn effects(&self, record: &DecodedRecord) -> Result<Effects, VerifyError> {
-        if record.rmid >= FIRST_CUSTOM_MANAGER {
-            if self.managers.get(record.rmid).is_none() {
-                return Err(VerifyError::CustomManager {
-                    lsn: record.start,
-                    rmid: record.rmid,
-                    info: record.info,
-                });
-            }
-            return Ok(Effects::default());
+        if record.rmid >= FIRST_CUSTOM_MANAGER && !self.managers.knows(record.rmid) {
+            return Err(VerifyError::CustomManager {
+                lsn: record.start,
+                rmid: record.rmid,
+                info: record.info,
+            });
         }
         self.redo.effects(record).map_err(VerifyError::from)
     }
@@ -559,11 +556,13 @@ fn replay(
     block: &BlockRef,
     page: &mut PageBytes,
 ) -> Result<(), VerifyError> {
-    match managers.get(record.rmid) {
-        Some(manager) => redo_custom(manager, record, block, page),
-        None => redo.page(record, block, page),
-    }
-    .map_err(VerifyError::Redo)
+    let replayed = if record.rmid >= FIRST_CUSTOM_MANAGER {
+        let replayed = PageRecord::new(record, block).redo(page, managers);
+        replayed.map_err(|error| error.to_string())
+    } else {
+        redo.page(record, block, page)
+    };
+    replayed.map_err(VerifyError::Redo)
 }
 
 /// A hint-bit record without an image to apply changes nothing (`xlog_redo`).

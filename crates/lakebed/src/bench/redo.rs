@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use lakebed_pageserver::reconstruct;
+use lakebed_redo::{Managers, PageBytes};
 use lakebed_types::{Lsn, PgVersion};
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -222,11 +223,10 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
 }
 
 /// Builds the page from the chain's first `length` records.
-fn build(chain: &Chain, length: usize, page: &mut lakebed_redo::PageBytes) -> anyhow::Result<()> {
+fn build(chain: &Chain, length: usize, page: &mut PageBytes) -> anyhow::Result<()> {
     page.copy_from_slice(&chain.base[..]);
-    for (lsn, value) in chain.values.iter().take(length) {
-        reconstruct::apply(VERSION, &chain.key, page, *lsn, value)?;
-    }
+    let values = chain.values.iter().take(length);
+    reconstruct::replay(VERSION, Managers::none(), &chain.key, page, values)?;
     Ok(())
 }
 

@@ -13,7 +13,11 @@ fn heap_page() -> PageBytes {
     page[14..16].copy_from_slice(&(upper as u16).to_le_bytes());
     for number in 0..usize::from(TUPLES) {
         let offset = (upper + number * TUPLE) as u32;
-        put_u32(&mut page, page::HEADER_BYTES + 4 * number, offset | 1 << 15 | 30 << 17);
+        put_u32(
+            &mut page,
+            page::HEADER_BYTES + 4 * number,
+            offset | 1 << 15 | 30 << 17,
+        );
     }
     page
 }
@@ -88,7 +92,7 @@ fn masking_both_finds_equal_what_masking_each_finds_equal() {
                 0 => next() % PAGE_SIZE,
                 _ => PAGE_SIZE - TUPLE * (1 + next() % usize::from(TUPLES)) + 18 + next() % 14,
             };
-            let side = if next() % 2 == 0 { &mut ours } else { &mut theirs };
+            let side = if next().is_multiple_of(2) { &mut ours } else { &mut theirs };
             side[at] ^= 1 << (next() % 8);
         }
         let expected = each(&ours, &theirs);

@@ -13,14 +13,15 @@ use std::path::Path;
 
 use history::{History, SETTINGS, recover, request};
 use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, run, temp_dir, workloads};
+use lakebed_redo::Managers;
 use lakebed_types::Lsn;
 use lakebed_verify::compare::Allowed;
 use lakebed_verify::report::{Mismatch, NotCheckable};
-use lakebed_verify::{Managers, Native, Redo, Report, Request, VerifyError, verify};
+use lakebed_verify::{Native, Redo, Report, Request, VerifyError, verify};
 use sabotage::{ForgottenMapClears, WrongEffects, WrongPages};
 
 fn verified(request: &Request, redo: &dyn Redo) -> Result<Report, VerifyError> {
-    verify(request, redo, &Managers::default(), &mut |_| {})
+    verify(request, redo, Managers::none(), &mut |_| {})
 }
 
 /// Shows what is wrong before it fails.

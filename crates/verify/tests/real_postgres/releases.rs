@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use lakebed_ingest::{Effects, IngestError};
 use lakebed_pgtest::{Cluster, Installation, run, workloads};
-use lakebed_redo::{PageBytes, PageRecord, StoredPlace};
+use lakebed_redo::{Managers, PageBytes, PageRecord, StoredPlace};
 use lakebed_types::{ForkNumber, Lsn};
 use lakebed_verify::segments::Segments;
 use lakebed_verify::{Native, Redo};
@@ -56,7 +56,7 @@ impl Redo for AlsoStored {
         };
         let stored = PageRecord::decode(&met.buffer, place).unwrap();
         assert_eq!(stored.starts_page(), whole.starts_page());
-        stored.redo(&mut result).unwrap();
+        stored.redo(&mut result, Managers::none()).unwrap();
         assert!(
             result == *page,
             "the stored form of {record:?} replays differently"
