@@ -3,7 +3,9 @@
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::{Managers, PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
-use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion};
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey};
+
+use crate::manifest::Cluster;
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
 /// wrong; the timeline needs an operator.
@@ -16,13 +18,12 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies values of the page `key`, oldest first, to that page. Postgres `version` wrote their records; `managers`
-/// replay those of extensions.
+/// Applies values of the page `key`, oldest first, to that page of `cluster`; `managers` replay records of extensions.
 ///
 /// # Errors
 /// See [`ReconstructError`].
 pub fn replay<'a>(
-    version: PgVersion,
+    cluster: &Cluster,
     managers: &Managers,
     key: &PageKey,
     page: &mut PageBytes,
@@ -30,7 +31,7 @@ pub fn replay<'a>(
 ) -> Result<(), ReconstructError> {
     fetch(values.clone());
     for (lsn, value) in values {
-        apply(version, managers, key, page, *lsn, value)?;
+        apply(cluster, managers, key, page, *lsn, value)?;
     }
     Ok(())
 }
@@ -44,7 +45,7 @@ fn fetch<'a>(values: impl Iterator<Item = &'a (Lsn, Value)>) {
 }
 
 fn apply(
-    version: PgVersion,
+    cluster: &Cluster,
     managers: &Managers,
     key: &PageKey,
     page: &mut PageBytes,
@@ -67,12 +68,13 @@ fn apply(
                 ));
             };
             let place = StoredPlace {
-                version,
+                version: cluster.postgres_major,
                 end: lsn,
                 rel,
                 block,
             };
             let record = PageRecord::decode(&value.body, place).map_err(|error| failed(error.to_string()))?;
+            let record = record.with_data_checksums(cluster.data_checksums);
             let replayed = record.redo(page, managers);
             replayed.map_err(|error| failed(error.to_string()))?;
         }

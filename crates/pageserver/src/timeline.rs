@@ -536,8 +536,8 @@ impl Timeline {
     }
 
     fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
-        let version = self.identity.cluster.postgres_major;
-        let replayed = reconstruct::replay(version, &self.managers, key, page, chain.values());
+        let cluster = &self.identity.cluster;
+        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
         replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
     }
 

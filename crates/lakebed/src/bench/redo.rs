@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::reconstruct;
 use lakebed_redo::{Managers, PageBytes};
 use lakebed_types::{Lsn, PgVersion};
@@ -61,7 +62,12 @@ const SETTINGS: [&str; 8] = [
 const CLIENTS: u32 = 4;
 const SCHEMA: &str = include_str!("redo.sql");
 const SCRIPT: &str = include_str!("redo-script.sql");
-const VERSION: PgVersion = PgVersion::V15;
+const CLUSTER: Cluster = Cluster {
+    system_identifier: 1,
+    postgres_major: PgVersion::V15,
+    wal_segment_bytes: 16 << 20,
+    data_checksums: false,
+};
 
 pub async fn run(args: &RedoArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
     let tier = &*tier;
@@ -226,7 +232,7 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
 fn build(chain: &Chain, length: usize, page: &mut PageBytes) -> anyhow::Result<()> {
     page.copy_from_slice(&chain.base[..]);
     let values = chain.values.iter().take(length);
-    reconstruct::replay(VERSION, Managers::none(), &chain.key, page, values)?;
+    reconstruct::replay(&CLUSTER, Managers::none(), &chain.key, page, values)?;
     Ok(())
 }
 

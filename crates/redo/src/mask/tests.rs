@@ -92,7 +92,11 @@ fn masking_both_finds_equal_what_masking_each_finds_equal() {
                 0 => next() % PAGE_SIZE,
                 _ => PAGE_SIZE - TUPLE * (1 + next() % usize::from(TUPLES)) + 18 + next() % 14,
             };
-            let side = if next().is_multiple_of(2) { &mut ours } else { &mut theirs };
+            let side = if next().is_multiple_of(2) {
+                &mut ours
+            } else {
+                &mut theirs
+            };
             side[at] ^= 1 << (next() % 8);
         }
         let expected = each(&ours, &theirs);
