@@ -46,6 +46,12 @@ impl TermHistory {
             .map_or(Term(0), |e| e.0)
     }
 
+    /// The terms that wrote what lies below `end`; the first entry stays even if it starts there.
+    pub fn below(&self, end: Lsn) -> TermHistory {
+        let written = self.0.iter().skip(1).take_while(|e| e.1 < end);
+        Self(self.0.iter().take(1).chain(written).copied().collect())
+    }
+
     /// Up to where a log that ends at `end` under this history equals the log of `other`, whose owner has all
     /// its WAL. `None` when the two have no entry in common.
     pub fn common_point(&self, end: Lsn, other: &TermHistory) -> Option<Lsn> {
