@@ -25,7 +25,7 @@ pub use recover::{Lack, Offer};
 const COMMITS_PERSISTED_PER_SEGMENT: u64 = 16;
 
 /// What the control file holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Durable {
     /// Highest promised term.
     pub term: Term,
@@ -160,7 +160,7 @@ pub enum Command {
 }
 
 /// An acceptor of one timeline.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Acceptor {
     state: Durable,
     flush: Lsn,

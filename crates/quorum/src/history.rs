@@ -3,7 +3,7 @@
 use lakebed_types::{Lsn, Term};
 
 /// Terms and the LSN at which each starts; never empty, terms strictly rising, starts not falling.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TermHistory(Vec<(Term, Lsn)>);
 
 /// Entries that are not a history.

@@ -5,7 +5,7 @@
 //! `Broken::is` is then a constant. With it, a core is whole until a test calls `break_rule`.
 
 /// One rule that does not hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mutation {
     /// Rule 2: a vote leaves before the term is durable.
     VoteWithoutDurableTerm,
@@ -103,7 +103,7 @@ impl Mutation {
 }
 
 /// The rule that is broken in this core: none, unless a mutation test says so.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Broken(#[cfg(feature = "mutants")] pub(crate) Option<Mutation>);
 
 impl Broken {

@@ -116,13 +116,15 @@ impl World {
         // A waiting compute writes no more than some buffers.
         let h = &mut self.hosts[host];
         if h.log.len() < offset(h.commit.max(position(0))) + 512 {
+            let before = h.log.len();
             for _ in 0..self.rng.range(1, 6) {
                 let writer = scatter(h.id.0) ^ scatter(term.0) ^ h.life;
                 let next = record(scatter(writer), h.log.len());
                 h.log.extend_from_slice(&next);
             }
-            let log = h.log.clone();
-            self.ledger.logs.insert(term, log);
+            if let (Some(log), Some(new)) = (self.ledger.logs.get_mut(&term), h.log.get(before..)) {
+                log.extend_from_slice(new);
+            }
         }
         let end = position(self.hosts[host].log.len());
         let delay = self.rng.range(1, self.faults.write_ms);

@@ -51,6 +51,8 @@ pub struct Options {
     pub mutation: Option<Mutation>,
     /// Keep the text of every step.
     pub keep_trace: bool,
+    /// Hash the text of every step; it takes half of the time.
+    pub hash_trace: bool,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             events: 1000,
             mutation: None,
             keep_trace: false,
+            hash_trace: false,
         }
     }
 }
@@ -75,7 +78,7 @@ pub struct Outcome {
     pub report: Report,
     /// The invariant that did not hold, if any.
     pub violation: Option<Violation>,
-    /// Hash of every step.
+    /// Hash of every step, or 0 when that was not asked for.
     pub trace_hash: u64,
     /// Every step, when asked for.
     pub trace: Vec<String>,

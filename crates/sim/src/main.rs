@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         events: arguments.events,
         mutation,
         keep_trace: arguments.trace,
+        hash_trace: arguments.trace,
     };
     let holds = if arguments.trace {
         trace(arguments.seed, &options)

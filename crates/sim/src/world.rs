@@ -191,7 +191,7 @@ impl World {
             faults,
             ledger: Ledger::new(members),
             mutation: options.mutation,
-            trace: Trace::new(options.keep_trace),
+            trace: Trace::new(options.hash_trace, options.keep_trace),
             report: Report::default(),
         };
         world.after(0, Event::StartHost { host: 0, life: 0 });

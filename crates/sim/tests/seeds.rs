@@ -35,6 +35,7 @@ fn every_invariant_holds_under_every_seed() {
 fn the_same_seed_gives_the_same_trace() {
     let options = Options {
         keep_trace: true,
+        hash_trace: true,
         ..Options::default()
     };
     let (one, again, other) = (run(7, &options), run(7, &options), run(8, &options));
@@ -43,5 +44,10 @@ fn the_same_seed_gives_the_same_trace() {
     assert_eq!(one.report, again.report);
     assert_ne!(one.trace_hash, other.trace_hash);
     // Keeping the text changes nothing.
-    assert_eq!(one.trace_hash, run(7, &Options::default()).trace_hash);
+    let hash_only = Options {
+        keep_trace: false,
+        ..options
+    };
+    assert_eq!(one.trace_hash, run(7, &hash_only).trace_hash);
+    assert_eq!(one.report, run(7, &Options::default()).report);
 }
