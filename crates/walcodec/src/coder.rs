@@ -42,7 +42,7 @@ pub(crate) struct Decoder<'a> {
 fn cut(low: u32, high: u32, one: Probability) -> u32 {
     let width = u64::from(high - low);
     // Below `high`, because the probability is below one.
-    low + (width * u64::from(one) >> 16) as u32
+    low + ((width * u64::from(one)) >> 16) as u32
 }
 
 impl Encoder {

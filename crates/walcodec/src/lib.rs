@@ -3,8 +3,10 @@
 
 pub mod choice;
 mod coder;
+mod image;
 mod model;
 mod pages;
 mod records;
 mod shape;
 pub mod stream;
+mod trial;

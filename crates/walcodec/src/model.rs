@@ -71,7 +71,7 @@ impl Bits {
         let bit = coder.bit(one, bit);
         let rate = i64::from(self.rates.get(seen as usize).copied().unwrap_or(0));
         let target = if bit { (1 << 22) - 1 } else { 0 };
-        let moved = i64::from(probability) + ((target - i64::from(probability)) * rate >> 16);
+        let moved = i64::from(probability) + (((target - i64::from(probability)) * rate) >> 16);
         *slot = (moved as u32) << 10 | (seen + 1).min(MAX_SEEN);
         bit
     }

@@ -9,11 +9,12 @@
 //!
 //! All state is bounded: [`MAX_SHAPES`] shapes, [`MAX_TEMPLATES`] earlier records of each, [`MAX_TRANSACTIONS`] transactions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::coder::Coder;
+use crate::image::Form;
 use crate::model::{Bits, Context};
-use crate::shape::{Field, PartKind, Shape};
+use crate::shape::{PartKind, Shape};
 
 /// Data from this length on is not modelled.
 pub(crate) const BLOB_BYTES: usize = 1024;
@@ -30,6 +31,7 @@ const MAX_TRANSACTIONS: usize = 24;
 mod kind {
     pub(super) const NO_XID: u32 = 1;
     pub(super) const XID_RECENT: u32 = 2;
+    pub(super) const XID_KNOWN: u32 = 18;
     pub(super) const XID_NEXT: u32 = 3;
     pub(super) const XID: u32 = 4;
     pub(super) const SHAPE_LIKELY: u32 = 5;
@@ -39,11 +41,12 @@ mod kind {
     pub(super) const SHAPE_LENGTH: u32 = 9;
     pub(super) const SHAPE_BYTE: u32 = 10;
     pub(super) const FIELD_SAME: u32 = 11;
-    pub(super) const FIELD_NEAR: u32 = 12;
+    pub(super) const PART: u32 = 12;
     pub(super) const FIELD_BYTE: u32 = 13;
     pub(super) const WORD: u32 = 14;
     pub(super) const BYTE: u32 = 15;
     pub(super) const TEXT: u32 = 16;
+    pub(super) const FORM: u32 = 17;
 }
 
 /// What is wrong with coded records.
@@ -53,6 +56,8 @@ pub(crate) enum ModelError {
     Shape,
     #[error("a record is longer than its batch")]
     Length,
+    #[error("a page image has a form that does not exist, or does not have its form")]
+    Form,
     #[error("there is less data than the records need")]
     Blob,
 }
@@ -70,14 +75,19 @@ pub(crate) struct Given<'a> {
 
 /// Data that goes aside: written by the encoder, taken by the decoder.
 pub(crate) trait Aside {
+    /// Encoder: how to write this page image; `last` is how the one before was written.
+    fn form(&mut self, image: &[u8], hole: u32, last: Form) -> Form;
     /// Encoder: keeps `data`. Decoder: appends `length` bytes to `out`.
-    fn data(
-        &mut self,
-        kind: PartKind,
-        fields: (u32, u32),
-        data: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), ModelError>;
+    fn data(&mut self, piece: Piece, data: &[u8], out: &mut Vec<u8>) -> Result<(), ModelError>;
+}
+
+/// What goes aside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) form: Form,
+    pub(crate) length: usize,
+    /// Where the hole of an image begins.
+    pub(crate) hole: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -91,7 +101,8 @@ struct Template {
 struct Entry {
     shape: std::sync::Arc<Shape>,
     fields: Vec<u32>,
-    deltas: Vec<u32>,
+    /// How the last page image of it was written.
+    form: u8,
     /// For each part the last ones, of different lengths, the newest first.
     templates: Vec<Vec<Template>>,
 }
@@ -107,7 +118,7 @@ struct Transaction {
 pub(crate) struct Model {
     bits: Bits,
     entries: Vec<Entry>,
-    by_shape: HashMap<Vec<u8>, usize>,
+    by_shape: BTreeMap<Vec<u8>, usize>,
     next_replaced: usize,
     transactions: Vec<Transaction>,
     /// Of records without transaction.
@@ -128,7 +139,7 @@ impl Model {
         Model {
             bits: Bits::new(),
             entries: Vec::new(),
-            by_shape: HashMap::new(),
+            by_shape: BTreeMap::new(),
             next_replaced: 0,
             transactions: Vec::new(),
             idle: [0; 2],
@@ -170,8 +181,17 @@ impl Model {
             let range = given.parts.get(at).cloned().unwrap_or_default();
             let data = given.bytes.get(range).unwrap_or_default();
             if part.kind == PartKind::Image || length as usize >= BLOB_BYTES {
-                let hole = part.hole.and_then(|hole| fields.get(hole)).copied();
-                aside.data(part.kind, (length, hole.unwrap_or_default()), data, out)?;
+                let hole = part
+                    .hole
+                    .and_then(|hole| fields.get(hole))
+                    .copied()
+                    .unwrap_or_default();
+                let form = match part.kind {
+                    PartKind::Image => self.form(coder, number, data, hole, aside)?,
+                    PartKind::Data => Form::Raw,
+                };
+                let (length, hole) = (length as usize, hole as usize);
+                aside.data(Piece { form, length, hole }, data, out)?;
             } else {
                 self.part(coder, (number, at), xid, data, length as usize, out);
             }
@@ -185,6 +205,23 @@ impl Model {
         Ok(())
     }
 
+    fn form<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        number: usize,
+        image: &[u8],
+        hole: u32,
+        aside: &mut impl Aside,
+    ) -> Result<Form, ModelError> {
+        let last = self.entries.get(number).map_or(0, |entry| entry.form);
+        let told = aside.form(image, hole, Form::from_number(last).unwrap_or(Form::Raw)) as u8;
+        let form = self.bits.byte(coder, Context::new(kind::FORM), last, told);
+        if let Some(entry) = self.entries.get_mut(number) {
+            entry.form = form;
+        }
+        Form::from_number(form).ok_or(ModelError::Form)
+    }
+
     /// The transaction: its id, and where it is in the list, which is at the front now.
     fn xid<C: Coder>(&mut self, coder: &mut C, xid: u32) -> (u32, Option<usize>) {
         let last = u32::from(self.last_shape);
@@ -194,8 +231,11 @@ impl Model {
         {
             return (0, None);
         }
+        let place = self.transactions.iter().position(|known| known.xid == xid);
+        let context = Context::new(kind::XID_KNOWN).with(last);
+        let is_known = self.bits.flag(coder, context, place.is_some());
         let mut found = None;
-        for at in 0..self.transactions.len() {
+        for at in (0..self.transactions.len()).take_while(|_| is_known) {
             let known = self.transactions.get(at).map_or(0, |known| known.xid);
             let shape = self.transactions.get(at).map_or(0, |known| known.shapes[0]);
             let context =
@@ -299,7 +339,7 @@ impl Model {
         let parsed = Shape::parse(&shape).ok_or(ModelError::Shape)?;
         let entry = Entry {
             fields: vec![0; parsed.fields.len()],
-            deltas: vec![0; parsed.fields.len()],
+            form: 0,
             templates: vec![Vec::new(); parsed.parts.len()],
             shape: parsed.into(),
         };
@@ -378,24 +418,63 @@ impl Model {
         length: usize,
         out: &mut Vec<u8>,
     ) {
-        let templates = self
-            .entries
-            .get_mut(number)
-            .and_then(|entry| entry.templates.get_mut(at));
+        let entry = self.entries.get_mut(number);
+        let templates = entry.and_then(|entry| entry.templates.get_mut(at));
         let mut templates = templates.map(std::mem::take).unwrap_or_default();
         let same = templates
             .iter()
             .position(|template| template.bytes.len() == length);
-        let mut expected = templates.get(same.unwrap_or(0)).cloned().unwrap_or_default();
-        let known = expected.bytes.len().min(length);
-        for &place in &expected.xid_at {
-            if let Some(word) = expected.bytes.get_mut(usize::from(place)..usize::from(place) + 4) {
+        let mut kept = match same {
+            Some(same) => templates.remove(same),
+            None => {
+                // Of another length; it stays, if there is room.
+                let nearest = templates.first().cloned().unwrap_or_default();
+                templates.truncate(MAX_TEMPLATES - 1);
+                nearest
+            }
+        };
+        for &place in &kept.xid_at {
+            if let Some(word) = kept.bytes.get_mut(usize::from(place)..usize::from(place) + 4) {
                 word.copy_from_slice(&xid.to_le_bytes());
             }
         }
         let begin = out.len();
         let here = (number as u32) << 6 | at as u32;
-        let words = expected.bytes.get(..known).unwrap_or_default();
+        self.data(coder, here, &kept.bytes, data, length, out);
+        let coded = out.get(begin..).unwrap_or_default();
+        kept.bytes.clear();
+        kept.bytes.extend_from_slice(coded);
+        kept.xid_at.clear();
+        if xid > 0xff {
+            let id = xid.to_le_bytes();
+            let places = coded.windows(4).enumerate().filter(|(_, word)| *word == id);
+            kept.xid_at.extend(places.map(|(place, _)| place as u16));
+        }
+        templates.insert(0, kept);
+        let entry = self.entries.get_mut(number);
+        if let Some(place) = entry.and_then(|entry| entry.templates.get_mut(at)) {
+            *place = templates;
+        }
+    }
+
+    /// Bytes of which those at the front are expected.
+    fn data<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        here: u32,
+        expected: &[u8],
+        data: &[u8],
+        length: usize,
+        out: &mut Vec<u8>,
+    ) {
+        if expected.len() == length && length > 0 {
+            let context = Context::new(kind::PART).with(here);
+            if self.bits.flag(coder, context, data == expected) {
+                return out.extend_from_slice(expected);
+            }
+        }
+        let known = expected.len().min(length);
+        let words = expected.get(..known).unwrap_or_default();
         for (place, word) in words.chunks(8).enumerate() {
             let given = data.get(place * 8..place * 8 + word.len()).unwrap_or_default();
             let context = Context::new(kind::WORD).with(here << 8 | place as u32);
@@ -410,36 +489,10 @@ impl Model {
             }
         }
         for place in known..length {
-            let last = if place > 0 {
-                out.last().copied().unwrap_or_default()
-            } else {
-                0
-            };
+            let last = out.last().copied().filter(|_| place > 0).unwrap_or_default();
             let context = Context::new(kind::TEXT).with(u32::from(last) | (place.min(16) as u32) << 8);
             let byte = data.get(place).copied().unwrap_or_default();
             out.push(self.bits.bits(coder, context, 8, byte.into()) as u8);
-        }
-        // Kept for the next one.
-        let mut kept = match same {
-            Some(same) => templates.remove(same),
-            None if templates.len() >= MAX_TEMPLATES => templates.pop().unwrap_or_default(),
-            None => Template::default(),
-        };
-        kept.bytes.clear();
-        kept.bytes.extend_from_slice(out.get(begin..).unwrap_or_default());
-        kept.xid_at.clear();
-        if xid > 0xff {
-            let id = xid.to_le_bytes();
-            let places = kept.bytes.windows(4).enumerate().filter(|(_, word)| *word == id);
-            kept.xid_at.extend(places.map(|(place, _)| place as u16));
-        }
-        templates.insert(0, kept);
-        if let Some(entry) = self
-            .entries
-            .get_mut(number)
-            .and_then(|entry| entry.templates.get_mut(at))
-        {
-            *entry = templates;
         }
     }
 }

@@ -67,14 +67,6 @@ impl Field {
             other => other.width() as u32 * 8,
         }
     }
-
-    /// Whether it is the length of a part.
-    pub(crate) fn is_length(self) -> bool {
-        matches!(
-            self,
-            Field::DataLength | Field::ImageLength | Field::MainShort | Field::MainLong | Field::Rest
-        )
-    }
 }
 
 /// What the data of a record is.

@@ -19,9 +19,11 @@ use lakebed_wal::stream::{RawRecord, WalDecoder};
 use zstd::stream::raw::{CParameter, DParameter, InBuffer, Operation, OutBuffer};
 
 use crate::coder;
+use crate::image::{Form, from_columns, to_columns};
 use crate::pages::PageWriter;
-use crate::records::{Aside, Given, Model, ModelError};
-use crate::shape::{PartKind, take_apart};
+use crate::records::{Aside, Given, Model, ModelError, Piece};
+use crate::shape::take_apart;
+use crate::trial::Trial;
 
 /// WAL in one batch.
 pub const MAX_BATCH_BYTES: usize = 4 << 20;
@@ -80,6 +82,7 @@ impl From<ModelError> for CodecError {
         CodecError::Malformed(match error {
             ModelError::Shape => "a record's shape is not one",
             ModelError::Length => "a record is longer than its batch",
+            ModelError::Form => "a page image does not have the form that it should have",
             ModelError::Blob => "there is less data than the records need",
         })
     }
@@ -100,6 +103,7 @@ pub struct Encoder {
     format: WalFormat,
     model: Model,
     zstd: zstd::stream::raw::Encoder<'static>,
+    trial: Trial,
     place: Option<Place>,
 }
 
@@ -164,12 +168,21 @@ fn take<'a>(input: &mut &'a [u8], count: usize) -> Result<&'a [u8], CodecError> 
 }
 
 /// Data that goes to zstd.
-#[derive(Debug, Default)]
-struct Collect(Vec<u8>);
+struct Collect<'a> {
+    data: Vec<u8>,
+    trial: &'a mut Trial,
+}
 
-impl Aside for Collect {
-    fn data(&mut self, _: PartKind, _: (u32, u32), data: &[u8], out: &mut Vec<u8>) -> Result<(), ModelError> {
-        self.0.extend_from_slice(data);
+impl Aside for Collect<'_> {
+    fn form(&mut self, image: &[u8], hole: u32, last: Form) -> Form {
+        self.trial.form(image, hole as usize, last)
+    }
+
+    fn data(&mut self, piece: Piece, data: &[u8], out: &mut Vec<u8>) -> Result<(), ModelError> {
+        match to_columns(data, piece.hole, piece.form) {
+            Some(columns) => self.data.extend(columns),
+            None => self.data.extend_from_slice(data),
+        }
         out.extend_from_slice(data);
         Ok(())
     }
@@ -179,16 +192,19 @@ impl Aside for Collect {
 struct Hand<'a>(&'a [u8]);
 
 impl Aside for Hand<'_> {
-    fn data(
-        &mut self,
-        _: PartKind,
-        (length, _): (u32, u32),
-        _: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<(), ModelError> {
-        let (data, rest) = self.0.split_at_checked(length as usize).ok_or(ModelError::Blob)?;
-        self.0 = rest;
-        out.extend_from_slice(data);
+    fn form(&mut self, _: &[u8], _: u32, last: Form) -> Form {
+        last
+    }
+
+    fn data(&mut self, piece: Piece, _: &[u8], out: &mut Vec<u8>) -> Result<(), ModelError> {
+        if piece.form == Form::Raw {
+            let (data, rest) = self.0.split_at_checked(piece.length).ok_or(ModelError::Blob)?;
+            self.0 = rest;
+            out.extend_from_slice(data);
+        } else {
+            let image = from_columns(&mut self.0, piece.length, piece.hole, piece.form);
+            out.extend(image.ok_or(ModelError::Form)?);
+        }
         Ok(())
     }
 }
@@ -213,6 +229,7 @@ impl Encoder {
             .map_err(zstd_error)?;
         Ok(Encoder {
             format,
+            trial: Trial::new()?,
             model: Model::new(),
             zstd,
             place: None,
@@ -236,18 +253,14 @@ impl Encoder {
         };
         let known = place.end == begin && place.previous.is_valid();
         let mut tells_previous = false;
-        let mut aside = Collect::default();
+        let mut aside = Vec::new();
         let mut coded = Vec::new();
         let method = match &whole {
             Some(whole) => {
                 tells_previous = !known || place.previous != whole.previous;
-                coded = self.records(whole, place.page_flags, &mut aside, wal.len())?;
+                (coded, aside) = self.records(whole, place.page_flags, wal.len())?;
                 place.page_flags = whole.page_flags;
-                if aside.0.is_empty() {
-                    RECORDS
-                } else {
-                    RECORDS_ASIDE
-                }
+                if aside.is_empty() { RECORDS } else { RECORDS_ASIDE }
             }
             None if method == Method::Plain => PLAIN,
             None => ZSTD,
@@ -272,22 +285,21 @@ impl Encoder {
             _ => {
                 put_varint(&mut out, coded.len() as u64);
                 out.extend(coded);
-                put_varint(&mut out, aside.0.len() as u64);
-                self.compress(&aside.0, &mut out)?;
+                put_varint(&mut out, aside.len() as u64);
+                self.compress(&aside, &mut out)?;
             }
         }
         self.place = Some(place);
         Ok(out)
     }
 
-    fn records(
-        &mut self,
-        whole: &Whole,
-        flags: u8,
-        aside: &mut Collect,
-        length: usize,
-    ) -> Result<Vec<u8>, CodecError> {
+    /// Coded records, and data aside.
+    fn records(&mut self, whole: &Whole, flags: u8, length: usize) -> Result<(Vec<u8>, Vec<u8>), CodecError> {
         let mut coder = coder::Encoder::new();
+        let mut aside = Collect {
+            data: Vec::new(),
+            trial: &mut self.trial,
+        };
         self.model.small(&mut coder, 0, flags, whole.page_flags);
         let mut scratch = Vec::new();
         for record in &whole.records {
@@ -301,9 +313,9 @@ impl Encoder {
             };
             scratch.clear();
             self.model
-                .record(&mut coder, given, aside, length as u64, &mut scratch)?;
+                .record(&mut coder, given, &mut aside, length as u64, &mut scratch)?;
         }
-        Ok(coder.finish())
+        Ok((coder.finish(), aside.data))
     }
 
     fn compress(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -423,7 +435,8 @@ impl Decoder {
                     let coded = usize::try_from(take_varint(input)?).unwrap_or(usize::MAX);
                     let coded = take(input, coded)?;
                     let bytes = usize::try_from(take_varint(input)?).unwrap_or(usize::MAX);
-                    if bytes > length {
+                    // A page in columns may be longer than it is.
+                    if bytes > 2 * length {
                         return Err(CodecError::Malformed("it has more data than WAL"));
                     }
                     (coded, self.decompress(input, bytes)?)
