@@ -167,6 +167,14 @@ fn take<'a>(input: &mut &'a [u8], count: usize) -> Result<&'a [u8], CodecError> 
     Ok(taken)
 }
 
+/// Far from the end of the address space, so that no position overflows.
+fn check_begin(begin: Lsn) -> Result<(), CodecError> {
+    if begin.0 > u64::MAX / 2 {
+        return Err(CodecError::Malformed("no WAL begins there"));
+    }
+    Ok(())
+}
+
 /// Data that goes to zstd.
 struct Collect<'a> {
     data: Vec<u8>,
@@ -242,6 +250,7 @@ impl Encoder {
     /// # Errors
     /// It is too long, or zstd fails: make a new encoder.
     pub fn encode(&mut self, begin: Lsn, wal: &[u8], method: Method) -> Result<Vec<u8>, CodecError> {
+        check_begin(begin)?;
         if wal.len() > MAX_BATCH_BYTES {
             return Err(CodecError::Malformed("it is too long"));
         }
@@ -398,6 +407,7 @@ impl Decoder {
     /// # Errors
     /// It is damaged, hostile, or out of step. Nothing after it can be decoded.
     pub fn decode(&mut self, begin: Lsn, batch: &[u8]) -> Result<Vec<u8>, CodecError> {
+        check_begin(begin)?;
         let input = &mut &*batch;
         let head = take_byte(input)?;
         if head >> VERSION_SHIFT != VERSION {

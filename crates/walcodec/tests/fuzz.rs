@@ -95,7 +95,7 @@ fn damage_is_refused() {
     let (format, start, wal, ends) = corpus();
     // Every batch as large as the choices of one seed make it.
     let cuts: Vec<u8> = (0..2000u32)
-        .map(|number| (number * number * 31 >> 4) as u8)
+        .map(|number| ((number * number * 31) >> 4) as u8)
         .collect();
     let sent = batches(&mut Choices::new(&cuts), wal, start, &ends);
     assert!(sent.len() > 5);

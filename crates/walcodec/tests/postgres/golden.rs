@@ -62,7 +62,7 @@ fn made() -> String {
         .filter(|(_, commit)| *commit)
         .map(|(end, _)| *end)
         .collect();
-    for (number, ends) in commits.windows(2).skip(commits.len() - 150).take(60).enumerate() {
+    for (number, ends) in commits.windows(2).skip(commits.len() - 150).take(24).enumerate() {
         let place = |lsn: Lsn| (lsn.0 - wal.start.0) as usize;
         let piece = &wal.bytes[place(ends[0])..place(ends[1])];
         let method = match number % 10 {
