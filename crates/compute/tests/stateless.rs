@@ -175,6 +175,7 @@ impl Tier {
             lease_ms: 10_000,
             heartbeat_ms: 250,
             local_wal_bytes: 64 << 20,
+            wire_wal: Default::default(),
             settings: vec!["autovacuum_naptime=1".to_owned()],
         };
         let (_, shards) = watch::channel(self.branch.shards.clone());

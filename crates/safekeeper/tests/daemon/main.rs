@@ -1,6 +1,7 @@
 //! Safekeepers as daemons: real gRPC on real ports, real disks, and the WAL of a real cluster.
 
 mod acknowledge;
+mod batches;
 mod driver;
 mod durability;
 mod failing_disk;
