@@ -15,7 +15,7 @@ use crate::gin;
 use crate::gist;
 use crate::hash;
 use crate::heap::tuple;
-use crate::page::{self, ItemState, get_u16, put_u16, put_u32};
+use crate::page::{self, ItemState, get_u16, get_u32, put_u16, put_u32};
 use crate::rmgr;
 
 /// Masks a page as `wal_consistency_checking` does for a record of this resource manager.
@@ -146,36 +146,39 @@ fn heap_pair(ours: &mut PageBytes, theirs: &mut PageBytes, block: u32) {
     }
     let differing = differing_pieces(ours, theirs);
     for number in 1..=page::item_count(ours) {
-        let Ok(id) = page::item_id(ours, number) else {
-            return;
+        // Not `page::item_id`, which checks more: this is the loop that a verification spends most time in.
+        let at = page::HEADER_BYTES + 4 * usize::from(number - 1);
+        let id = page::ItemId::from_bits(get_u32(ours, at));
+        let Some(place) = place_of(id) else {
+            continue;
         };
-        if place_of(id).is_some_and(|place| pieces(place) & differing != 0) {
+        // The place is not empty.
+        if differing[place.start / PIECE..=(place.end - 1) / PIECE].contains(&true) {
             heap_item(ours, number, id, block);
             heap_item(theirs, number, id, block);
         }
     }
 }
 
-/// Bytes that one bit stands for.
-const PIECE: usize = PAGE_SIZE / 128;
+/// Bytes of a page that are compared at a time.
+const PIECE: usize = 64;
+const PIECES: usize = PAGE_SIZE / PIECE;
 
-/// The pieces that the two pages differ in, a bit each.
-fn differing_pieces(ours: &PageBytes, theirs: &PageBytes) -> u128 {
-    let pairs = ours
-        .as_chunks::<PIECE>()
-        .0
-        .iter()
-        .zip(theirs.as_chunks::<PIECE>().0);
-    pairs
-        .enumerate()
-        .map(|(number, (ours, theirs))| u128::from(ours != theirs) << number)
-        .fold(0, |all, piece| all | piece)
+/// Which pieces the two pages differ in.
+fn differing_pieces(ours: &PageBytes, theirs: &PageBytes) -> [bool; PIECES] {
+    let mut differing = [false; PIECES];
+    let (ours, theirs) = (ours.as_chunks::<PIECE>().0, theirs.as_chunks::<PIECE>().0);
+    for (differing, (ours, theirs)) in differing.iter_mut().zip(ours.iter().zip(theirs)) {
+        *differing = differs(ours, theirs);
+    }
+    differing
 }
 
-/// The pieces that a range of a page, which is not empty, lies in.
-fn pieces(range: Range<usize>) -> u128 {
-    let (first, last) = (range.start / PIECE, (range.end - 1) / PIECE);
-    (u128::MAX >> (127 - (last - first))) << first
+/// Without a branch or a call, which comparing the arrays would be.
+#[inline]
+fn differs(ours: &[u8; PIECE], theirs: &[u8; PIECE]) -> bool {
+    let different = ours.iter().zip(theirs).map(|(ours, theirs)| ours ^ theirs);
+    different.fold(0, |all, bits| all | bits) != 0
 }
 
 fn btree(page: &mut PageBytes) {

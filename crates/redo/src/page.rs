@@ -88,7 +88,7 @@ impl ItemId {
     };
 
     #[inline]
-    fn from_bits(bits: u32) -> ItemId {
+    pub(crate) fn from_bits(bits: u32) -> ItemId {
         let state = match bits >> 15 & 3 {
             0 => ItemState::Unused,
             1 => ItemState::Normal,
