@@ -46,7 +46,13 @@ fn replacing_several_is_packing_and_adding() {
     let all: Vec<u16> = (1..=20).collect();
     for numbers in lists.into_iter().chain([&all[..]]) {
         let (mut at_once, mut in_steps) = (index_page(20), index_page(20));
-        let bytes = |number: u16| if number.is_multiple_of(2) { &[1; 16][..] } else { &[2; 40] };
+        let bytes = |number: u16| {
+            if number.is_multiple_of(2) {
+                &[1; 16][..]
+            } else {
+                &[2; 40]
+            }
+        };
         let one = index_multi_replace(&mut at_once, numbers, bytes);
         let two = index_multi_delete(&mut in_steps, numbers.iter().copied()).and_then(|()| {
             let mut numbers = numbers.iter();
