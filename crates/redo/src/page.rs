@@ -424,20 +424,22 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
     let old = *page;
     let floor = lower(page);
     let mut top = special(page);
+    let (pointers, items) = page.split_at_mut(floor);
     // Neighbours stay neighbours, mostly, and are copied together: bytes on the old page, and where they begin now.
     let mut run = (top..top, top);
-    let copy = |(from, to): (Range<usize>, usize), page: &mut PageBytes| {
+    let mut copy = |(from, to): (Range<usize>, usize)| {
         if from.start != to {
-            page[to..to + from.len()].copy_from_slice(&old[from]);
+            let to = to - floor;
+            items[to..to + from.len()].copy_from_slice(&old[from]);
         }
     };
-    for at in line_pointers(page) {
-        let id = ItemId::from_bits(get_u32(&old, at));
-        if id.length == 0 {
+    for pointer in pointers[HEADER_BYTES..].as_chunks_mut::<ITEM_ID_BYTES>().0 {
+        let bits = u32::from_le_bytes(*pointer);
+        let length = max_align((bits >> 17) as usize);
+        if length == 0 {
             continue;
         }
-        let length = max_align(usize::from(id.length));
-        let start = usize::from(id.offset);
+        let start = (bits & OFFSET_BITS) as usize;
         if start + length > PAGE_SIZE {
             return Err("a line pointer leads outside the page");
         }
@@ -448,23 +450,13 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
         if start + length == run.0.start {
             run = (start..run.0.end, top);
         } else {
-            let done = std::mem::replace(&mut run, (start..start + length, top));
-            copy(done, page);
+            copy(std::mem::replace(&mut run, (start..start + length, top)));
         }
-        let moved = ItemId {
-            offset: top as u16,
-            ..id
-        };
-        put_u32(page, at, moved.to_bits());
+        *pointer = (bits & !OFFSET_BITS | top as u32).to_le_bytes();
     }
-    copy(run, page);
+    copy(run);
     set_upper(page, top);
     Ok(())
-}
-
-/// Where the line pointers are.
-fn line_pointers(page: &PageBytes) -> impl Iterator<Item = usize> + use<> {
-    (1..=item_count(page)).map(item_id_at)
 }
 
 /// `PageRepairFragmentation`: closes the gaps of a heap page and drops unused line pointers at the end.
