@@ -1,26 +1,34 @@
 //! Object storage: what is durable beyond any one node.
 //!
-//! A thin wrapper around `object_store` with the few operations that the tier needs:
+//! A wrapper around `object_store` with the few operations that the tier needs:
 //! - [`BlobStore::put`] writes an object whose name is its writer's alone,
 //! - [`BlobStore::put_if_absent`] decides between writers: the first one wins, and a repeated attempt of the same
-//!   writer (same bytes) counts as the same attempt, because the answer to the first may have been lost,
-//! - reads, listing and deletion.
+//!   writer counts as the same attempt, because the answer to the first may have been lost,
+//! - reads, of ranges too, listing and deletion.
 //!
-//! Every call has a deadline. [`paths`] says what is stored where.
+//! Every call has a deadline, a bounded number of attempts and a bounded number of others beside it ([`Limits`]).
+//! Retries are made here and not in the client library: it takes a timed-out write for failed, but it is *unknown*.
+//! [`address`] says which stores there are, [`paths`] what is stored where.
 
+pub mod address;
+mod attempts;
+mod metrics;
 pub mod paths;
+mod put;
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use attempts::Limits;
+use attempts::{Budget, pause};
 use bytes::Bytes;
-use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
+use futures::{StreamExt, TryStreamExt};
+pub use metrics::Metrics;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
-
-/// How long one operation may take, retries of the client library included.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+use object_store::{ObjectStore, ObjectStoreExt, PutOptions};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Why an operation on object storage did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +40,14 @@ pub enum BlobError {
     #[error("object {0} exists already with other content: another owner wrote it")]
     Exists(String),
     /// No answer in time; for a write it is unknown whether it happened.
-    #[error("object storage did not answer within {DEADLINE:?} for {0}")]
-    Timeout(String),
-    /// The store or the way to it failed.
+    #[error("object storage did not answer within {within:?} for {path}")]
+    Timeout {
+        /// Object or prefix.
+        path: String,
+        /// The deadline.
+        within: Duration,
+    },
+    /// The store or the way to it failed. For a write it is unknown whether it happened.
     #[error("object storage failed for {path}: {source}")]
     Store {
         /// Object or prefix.
@@ -52,40 +65,80 @@ pub enum BlobError {
     },
 }
 
-/// A handle to object storage. Cheap to clone.
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its whole path.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, by the store's clock, in seconds since 1970.
+    pub written_unix_s: i64,
+}
+
+/// A handle to object storage. Cheap to clone; clones share limits and counters.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
-    store: std::sync::Arc<dyn ObjectStore>,
+    store: Arc<dyn ObjectStore>,
+    keeps_attributes: bool,
+    limits: Limits,
+    turns: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    metrics: Metrics,
+}
+
+/// What one attempt came to.
+enum Attempt<T> {
+    Done(T),
+    /// A clear answer, which another attempt would only get again.
+    Final(object_store::Error),
+    /// No answer, or one that says nothing about what happened.
+    Unclear(object_store::Error),
+    /// Not even that, within the time of an attempt.
+    Silent,
 }
 
 impl BlobStore {
-    /// Opens the store at an address: `file:///absolute/directory` (created when missing) or `memory:` (tests).
+    /// Opens the store at an [`address`].
     ///
     /// # Errors
     /// [`BlobError::Address`].
     pub fn open(address: &str) -> Result<BlobStore, BlobError> {
-        let failed = |reason: String| BlobError::Address {
-            address: address.to_owned(),
-            reason,
-        };
-        if address == "memory:" {
-            return Ok(BlobStore {
-                store: std::sync::Arc::new(InMemory::new()),
-            });
-        }
-        let url = url::Url::parse(address).map_err(|error| failed(error.to_string()))?;
-        if url.scheme() != "file" {
-            return Err(failed("only file:///directory is supported so far".to_owned()));
-        }
-        let directory = url
-            .to_file_path()
-            .map_err(|()| failed("the path is not absolute".to_owned()))?;
-        std::fs::create_dir_all(&directory).map_err(|error| failed(error.to_string()))?;
-        let store =
-            LocalFileSystem::new_with_prefix(&directory).map_err(|error| failed(error.to_string()))?;
+        BlobStore::open_with(address, Limits::default())
+    }
+
+    /// As [`BlobStore::open`], with other limits.
+    ///
+    /// # Errors
+    /// [`BlobError::Address`].
+    pub fn open_with(address: &str, limits: Limits) -> Result<BlobStore, BlobError> {
+        BlobStore::open_as(address, limits, std::env::vars())
+    }
+
+    /// As [`BlobStore::open_with`], with what an S3 client finds in its environment (`AWS_…`) given here.
+    ///
+    /// # Errors
+    /// [`BlobError::Address`].
+    pub fn open_as(
+        address: &str,
+        limits: Limits,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<BlobStore, BlobError> {
+        let environment: Vec<_> = environment.into_iter().collect();
+        let opened = address::open(address, &limits, &environment)?;
         Ok(BlobStore {
-            store: std::sync::Arc::new(store.with_fsync(true)),
+            store: opened.store,
+            keeps_attributes: opened.keeps_attributes,
+            limits,
+            turns: Arc::new(Semaphore::new(limits.concurrency)),
+            budget: Arc::default(),
+            metrics: Metrics::default(),
         })
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Writes an object, replacing it. Only for names that no other writer uses.
@@ -93,34 +146,14 @@ impl BlobStore {
     /// # Errors
     /// Timeout or failure of the store; repeat it.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
-        self.run(path, self.store.put(&Path::from(path), bytes.into()))
-            .await
-            .map(|_| ())
-    }
-
-    /// Creates an object unless it exists. Succeeds too when it exists with the same bytes.
-    ///
-    /// # Errors
-    /// [`BlobError::Exists`]: another writer won. Timeout: unknown, repeat it with the same bytes.
-    pub async fn put_if_absent(&self, path: &str, bytes: Bytes) -> Result<(), BlobError> {
-        let options = PutOptions::from(PutMode::Create);
         let place = Path::from(path);
-        match self
-            .run(path, self.store.put_opts(&place, bytes.clone().into(), options))
-            .await
-        {
-            Err(BlobError::Store {
-                source: object_store::Error::AlreadyExists { .. },
-                ..
-            }) => {
-                if self.get(path).await? == bytes {
-                    Ok(())
-                } else {
-                    Err(BlobError::Exists(path.to_owned()))
-                }
-            }
-            other => other.map(|_| ()),
-        }
+        self.run("put", path, || {
+            self.store
+                .put_opts(&place, bytes.clone().into(), PutOptions::default())
+        })
+        .await?;
+        self.metrics.written.inc_by(bytes.len() as u64);
+        Ok(())
     }
 
     /// Reads a whole object.
@@ -129,8 +162,26 @@ impl BlobStore {
     /// [`BlobError::NotFound`], timeout or failure of the store.
     pub async fn get(&self, path: &str) -> Result<Bytes, BlobError> {
         let place = Path::from(path);
-        self.run(path, async { self.store.get(&place).await?.bytes().await })
-            .await
+        let bytes = self
+            .run("get", path, || async {
+                self.store.get(&place).await?.bytes().await
+            })
+            .await?;
+        self.metrics.read.inc_by(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    /// Reads bytes of an object. What lies past its end is not returned; the caller checks the length.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], timeout or failure of the store, also when the range begins past the end.
+    pub async fn get_range(&self, path: &str, range: Range<u64>) -> Result<Bytes, BlobError> {
+        let place = Path::from(path);
+        let bytes = self
+            .run("get_range", path, || self.store.get_range(&place, range.clone()))
+            .await?;
+        self.metrics.read.inc_by(bytes.len() as u64);
+        Ok(bytes)
     }
 
     /// Names of all objects whose path begins with this directory.
@@ -138,12 +189,25 @@ impl BlobStore {
     /// # Errors
     /// Timeout or failure of the store.
     pub async fn list(&self, directory: &str) -> Result<Vec<String>, BlobError> {
+        let listed = self.list_objects(directory).await?;
+        Ok(listed.into_iter().map(|object| object.path).collect())
+    }
+
+    /// All objects whose path begins with this directory, in no order.
+    ///
+    /// # Errors
+    /// Timeout or failure of the store.
+    pub async fn list_objects(&self, directory: &str) -> Result<Vec<Listed>, BlobError> {
         let prefix = Path::from(directory);
-        let listing = self
-            .store
-            .list(Some(&prefix))
-            .map_ok(|meta| meta.location.to_string());
-        self.run(directory, listing.try_collect()).await
+        self.run("list", directory, || {
+            let objects = self.store.list(Some(&prefix)).map_ok(|meta| Listed {
+                path: meta.location.to_string(),
+                bytes: meta.size,
+                written_unix_s: meta.last_modified.timestamp(),
+            });
+            objects.try_collect()
+        })
+        .await
     }
 
     /// Deletes an object; one that does not exist counts as deleted.
@@ -151,60 +215,146 @@ impl BlobStore {
     /// # Errors
     /// Timeout or failure of the store.
     pub async fn delete(&self, path: &str) -> Result<(), BlobError> {
-        match self.run(path, self.store.delete(&Path::from(path))).await {
-            Err(BlobError::NotFound(_)) => Ok(()),
-            other => other,
+        self.delete_all(vec![path.to_owned()]).await
+    }
+
+    /// Deletes objects, many with one request where the store can do that. Those that do not exist count as deleted.
+    ///
+    /// # Errors
+    /// Timeout or failure of the store: some may be deleted. Repeat it.
+    pub async fn delete_all(&self, paths: Vec<String>) -> Result<(), BlobError> {
+        let name = paths.first().cloned().unwrap_or_default();
+        self.run("delete", &name, || {
+            let places: Vec<_> = paths.iter().map(|path| Ok(Path::from(path.as_str()))).collect();
+            let mut deleting = self.store.delete_stream(futures::stream::iter(places).boxed());
+            async move {
+                while let Some(deleted) = deleting.next().await {
+                    match deleted {
+                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    /// Makes attempts until one has a clear answer. Only for what may be done twice.
+    async fn run<T, F>(
+        &self,
+        operation: &'static str,
+        path: &str,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, BlobError>
+    where
+        F: Future<Output = Result<T, object_store::Error>>,
+    {
+        let deadline = Instant::now() + self.limits.deadline;
+        for number in 1.. {
+            match self.attempt(operation, deadline, attempt()).await {
+                Attempt::Done(value) => return Ok(value),
+                Attempt::Final(error) => return Err(self.final_error(operation, path, error)),
+                unclear => {
+                    self.before_next(operation, path, deadline, number, unclear)
+                        .await?
+                }
+            }
+        }
+        Err(self.timeout(path))
+    }
+
+    /// One attempt, once it is its turn.
+    async fn attempt<T>(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+        attempt: impl Future<Output = Result<T, object_store::Error>>,
+    ) -> Attempt<T> {
+        let Ok(Ok(_turn)) = tokio::time::timeout_at(deadline, self.turns.acquire()).await else {
+            return Attempt::Silent;
+        };
+        let begin = Instant::now();
+        let until = deadline.min(begin + self.limits.attempt);
+        let done = tokio::time::timeout_at(until, attempt).await;
+        self.metrics.attempt(operation, begin.elapsed());
+        match done {
+            Ok(Ok(value)) => {
+                self.budget.earn();
+                Attempt::Done(value)
+            }
+            Ok(Err(error)) if is_final(&error) => Attempt::Final(error),
+            Ok(Err(error)) => Attempt::Unclear(error),
+            Err(_) => Attempt::Silent,
         }
     }
 
-    async fn run<T>(
+    /// Waits before the next attempt, or says why there is none.
+    async fn before_next<T>(
         &self,
+        operation: &'static str,
         path: &str,
-        operation: impl Future<Output = Result<T, object_store::Error>>,
-    ) -> Result<T, BlobError> {
-        match tokio::time::timeout(DEADLINE, operation).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(object_store::Error::NotFound { .. })) => Err(BlobError::NotFound(path.to_owned())),
-            Ok(Err(source)) => Err(BlobError::Store {
-                path: path.to_owned(),
-                source,
-            }),
-            Err(_) => Err(BlobError::Timeout(path.to_owned())),
+        deadline: Instant,
+        number: u32,
+        attempt: Attempt<T>,
+    ) -> Result<(), BlobError> {
+        let wait = pause(number, rand::random());
+        let may = number < self.limits.attempts && Instant::now() + wait < deadline && self.budget.take();
+        if !may {
+            self.metrics.failure(operation);
+            return Err(match attempt {
+                Attempt::Final(source) | Attempt::Unclear(source) => BlobError::Store {
+                    path: path.to_owned(),
+                    source,
+                },
+                Attempt::Done(_) | Attempt::Silent => self.timeout(path),
+            });
+        }
+        if let Attempt::Unclear(error) = &attempt {
+            tracing::debug!(operation, path, number, %error, "object storage failed; trying again");
+        }
+        self.metrics.retry(operation);
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn timeout(&self, path: &str) -> BlobError {
+        BlobError::Timeout {
+            path: path.to_owned(),
+            within: self.limits.deadline,
         }
     }
+
+    fn final_error(&self, operation: &'static str, path: &str, source: object_store::Error) -> BlobError {
+        let path = path.to_owned();
+        match source {
+            object_store::Error::NotFound { .. } => BlobError::NotFound(path),
+            object_store::Error::AlreadyExists { .. } => BlobError::Exists(path),
+            source => {
+                self.metrics.failure(operation);
+                BlobError::Store { path, source }
+            }
+        }
+    }
+}
+
+/// Whether another attempt would get the same answer. All else may be a store that is overloaded or out of reach.
+fn is_final(error: &object_store::Error) -> bool {
+    use object_store::Error;
+    matches!(
+        error,
+        Error::NotFound { .. }
+            | Error::AlreadyExists { .. }
+            | Error::InvalidPath { .. }
+            | Error::NotSupported { .. }
+            | Error::NotImplemented { .. }
+            | Error::Precondition { .. }
+            | Error::NotModified { .. }
+            | Error::PermissionDenied { .. }
+            | Error::Unauthenticated { .. }
+            | Error::UnknownConfigurationKey { .. }
+    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_first_writer_wins_and_may_repeat_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = BlobStore::open(&format!("file://{}", dir.path().display())).unwrap();
-        store
-            .put_if_absent("a/b/1", Bytes::from_static(b"one"))
-            .await
-            .unwrap();
-        store
-            .put_if_absent("a/b/1", Bytes::from_static(b"one"))
-            .await
-            .unwrap();
-        let other = store.put_if_absent("a/b/1", Bytes::from_static(b"two")).await;
-        assert!(matches!(other, Err(BlobError::Exists(_))));
-        assert_eq!(store.get("a/b/1").await.unwrap(), "one");
-        assert_eq!(store.list("a").await.unwrap(), ["a/b/1"]);
-        store.delete("a/b/1").await.unwrap();
-        store.delete("a/b/1").await.unwrap();
-        assert!(matches!(store.get("a/b/1").await, Err(BlobError::NotFound(_))));
-    }
-
-    #[test]
-    fn a_wrong_address_is_said_clearly() {
-        let error = BlobStore::open("s4://bucket").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "`s4://bucket` is no object store: only file:///directory is supported so far"
-        );
-    }
-}
+mod tests;
