@@ -70,8 +70,7 @@ pub fn free_port() -> u16 {
 
 /// The program under test, run to its end; what it printed on stdout.
 pub fn lakebed(arguments: &[&str]) -> String {
-    let mut command = Command::new(build_dir().join("lakebed"));
-    run(command.args(arguments).envs(lakebed_s3test::CREDENTIALS))
+    run(Command::new(build_dir().join("lakebed")).args(arguments))
         .trim_end()
         .to_owned()
 }
@@ -85,9 +84,6 @@ pub struct Shape {
     pub shards: usize,
     /// Bytes of WAL in a pageserver's memory that make a layer; small in tests, so that layers are made.
     pub flush_bytes: usize,
-    /// Object storage of all nodes, with WAL in it at most this many milliseconds later. Without it: a directory, which
-    /// gets no WAL.
-    pub store: Option<(String, u64)>,
     /// Programs of the tenant `test` and of its computes.
     pub postgres: Installation,
 }
@@ -98,7 +94,6 @@ impl Default for Shape {
             safekeepers: 3,
             shards: 2,
             flush_bytes: 8 << 20,
-            store: None,
             postgres: Installation::default_15(),
         }
     }
@@ -147,17 +142,10 @@ impl Tier {
             ),
         )];
         let node = format!("[node]\ncontrollers = ['{controller}']\n");
-        let (store, backup) = match &shape.store {
-            None => (format!("file://{}", path("objects")), String::new()),
-            Some((store, interval_ms)) => (
-                store.clone(),
-                format!("[safekeeper.backup]\nstore = '{store}'\nupload_interval_ms = {interval_ms}\n"),
-            ),
-        };
         for number in 1..=shape.safekeepers {
             let name = format!("safekeeper-{number}");
             let text = format!(
-                "{node}[safekeeper]\nnode_id = {number}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n{backup}",
+                "{node}[safekeeper]\nnode_id = {number}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n",
                 path(&name),
                 free_port()
             );
@@ -167,10 +155,11 @@ impl Tier {
             let name = format!("pageserver-{number}");
             let text = format!(
                 "{node}[pageserver]\nnode_id = {}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n\
-                 admin_listen = '127.0.0.1:0'\nstore = '{store}'\nflush_bytes = {}\n",
+                 admin_listen = '127.0.0.1:0'\nstore = 'file://{}'\nflush_bytes = {}\n",
                 100 + number,
                 path(&name),
                 free_port(),
+                path("objects"),
                 shape.flush_bytes
             );
             roles.push((name, "pageserver", text));

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use lakebed_pgtest::wait_until;
-use lakebed_s3test::CREDENTIALS;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -42,7 +41,6 @@ impl Process {
             .expect("a log file");
         let mut command = Command::new(build_dir().join("lakebed"));
         command.args(arguments).arg("--stop-with-parent");
-        command.envs(CREDENTIALS);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = command
             .spawn()
