@@ -163,7 +163,7 @@ impl Model for Scenario {
         let mut properties = vec![
             Property::<Self>::always(Scenario::SAFETY, |_, state| state.violation.is_none()),
             Property::<Self>::sometimes(Scenario::PROGRESS, |_, state| !state.committed.is_empty()),
-            Property::<Self>::sometimes("two terms are won", |_, state| state.logs.len() > 1),
+            Property::<Self>::sometimes(Scenario::TWO_TERMS, |_, state| state.logs.len() > 1),
         ];
         if self.change != Change::None {
             properties.push(Property::<Self>::sometimes(Scenario::CHANGED, |model, state| {

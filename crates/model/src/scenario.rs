@@ -51,6 +51,8 @@ impl Scenario {
 
     /// Name of the property that some state must have: something can be committed.
     pub const PROGRESS: &'static str = "a record is committed";
+    /// Name of the property that some state must have: a term is won after another.
+    pub const TWO_TERMS: &'static str = "two terms are won";
     /// Name of the property that some state must have: a change of membership can be finished.
     pub const CHANGED: &'static str = "a change is through";
 

@@ -34,6 +34,25 @@ fn one_proposer_and_every_change() {
     }
 }
 
+/// Two attempts at a term, the second after the first ended at any point.
+#[test]
+fn two_attempts_one_after_the_other() {
+    for (change, states) in [(Change::None, 60_000), (Change::Move, 67_000)] {
+        let scenario = Scenario {
+            attempts: [2, 0],
+            slow_answers: false,
+            duplicates: false,
+            ..Scenario::small(change)
+        };
+        let checker = scenario.checker().spawn_bfs().join();
+        let (found, depth) = (checker.unique_state_count(), checker.max_depth());
+        println!("{change:?}: {found} states, depth {depth}");
+        checker.assert_no_discovery(Scenario::SAFETY);
+        checker.assert_any_discovery(Scenario::TWO_TERMS);
+        assert!(found > states, "{change:?} is not explored");
+    }
+}
+
 /// Two proposers, as many states as a test can afford.
 #[test]
 fn two_proposers_in_part() {
