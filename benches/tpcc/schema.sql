@@ -1,7 +1,7 @@
 -- Tables of an order-entry workload in the manner of TPC-C, and its five transactions as functions. Not the benchmark of
 -- the TPC: no think times, no keying, nothing audited. `:warehouses` is put in by who runs it.
-create function letters(least int, most int) returns text language sql volatile as $$
-  select string_agg(chr(97 + (random() * 25)::int), '') from generate_series(1, least + (random() * (most - least))::int)
+create function letters(shortest int, longest int) returns text language sql volatile as $$
+  select string_agg(chr(97 + (random() * 25)::int), '') from generate_series(1, shortest + (random() * (longest - shortest))::int)
 $$;
 create table warehouse (w_id int primary key, w_name text, w_street text, w_city text, w_tax numeric(4, 4), w_ytd numeric(12, 2))
   with (fillfactor = 50);

@@ -78,9 +78,8 @@ impl Unpack {
             segment_bytes: cluster.segment_bytes,
         };
         if self.format.is_some_and(|known| known != format) {
-            return Err(Status::invalid_argument(
-                "the stream is for the WAL of one cluster",
-            ));
+            // The core refuses one of the two; batches were of the other.
+            self.decoder = None;
         }
         self.format = Some(format);
         self.shorten.store(greeting.codec != 0, Ordering::Release);
