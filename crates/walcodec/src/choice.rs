@@ -13,8 +13,9 @@ use crate::stream::Method;
 
 /// Batches from this size on are a backlog.
 pub const LARGE_BYTES: usize = 32 << 10;
-/// Coding may take this part of the time to an answer.
-pub const LATENCY_SHARE: u64 = 10;
+/// Coding may take this part of the time to an answer. Small, since a compute codes for each of its safekeepers, one
+/// after the other, and all that while no other commit is sent.
+pub const LATENCY_SHARE: u64 = 50;
 /// A measurement counts for one part in this many of the average.
 const MEMORY: u64 = 8;
 const DRIFT: u64 = 64;
@@ -154,9 +155,9 @@ mod tests {
         // Link and answer in ns, length, what is right.
         let table = [
             (None, None, SMALL, Method::Records),
-            // 15 µs of coding in an answer of 300 µs, and in one of 20 µs.
-            (Some(1_000), Some(300_000), SMALL, Method::Records),
-            (Some(1_000), Some(20_000), SMALL, Method::Plain),
+            // 15 µs of coding in an answer of 1 ms, and in one of 300 µs.
+            (Some(1_000), Some(1_000_000), SMALL, Method::Records),
+            (Some(1_000), Some(300_000), SMALL, Method::Plain),
             // There the link saves more than coding takes: 10 Mbit/s.
             (Some(800_000), Some(20_000), SMALL, Method::Records),
             // 1 GB/s, 80 MB/s and 1 MB/s.
