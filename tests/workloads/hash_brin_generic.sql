@@ -62,18 +62,33 @@ UPDATE b SET t = repeat('y', 700) WHERE id % 5 = 0;
 VACUUM b;
 CREATE UNLOGGED TABLE bu (k int);
 CREATE INDEX bu_k ON bu USING brin (k);
--- generic records: of bloom, or, where there is no contrib, of pgvector
-SELECT count(*) > 0 AS bloom FROM pg_available_extensions WHERE name = 'bloom' \gset
-\if :bloom
+-- generic records: of bloom, where there is contrib, and of pgvector, where there is that; one of them has to be
+SELECT bool_or(name = 'bloom') IS TRUE AS bloom, bool_or(name = 'vector') IS TRUE AS vector, count(*) = 0 AS neither
+FROM pg_available_extensions WHERE name IN ('bloom', 'vector') \gset
+\if :neither
 CREATE EXTENSION bloom;
+\endif
 CREATE TABLE bl (a int, b int, c int) WITH (autovacuum_enabled = off);
 INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(1, 2000) i;
+\if :bloom
+CREATE EXTENSION bloom;
 CREATE INDEX bl_abc ON bl USING bloom (a, b, c);
-\else
+\endif
+\if :vector
 CREATE EXTENSION vector;
-CREATE TABLE bl (a int, b int, c int, v vector(3) GENERATED ALWAYS AS (ARRAY[a, b, c]) STORED) WITH (autovacuum_enabled = off);
-INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(1, 2000) i;
+ALTER TABLE bl ADD v vector(3) GENERATED ALWAYS AS (ARRAY[a, b, c]) STORED;
 CREATE INDEX bl_lists ON bl USING ivfflat (v vector_l2_ops) WITH (lists = 10);
+-- a graph: an insertion changes its neighbours' pages, and VACUUM finds new neighbours for what is left
+CREATE TABLE graph (id int, v vector(8)) WITH (autovacuum_enabled = off);
+INSERT INTO graph SELECT i, ARRAY(SELECT sin(i * j) FROM generate_series(1, 8) j)::vector FROM generate_series(1, 800) i;
+CREATE INDEX graph_l2 ON graph USING hnsw (v vector_l2_ops) WITH (m = 4, ef_construction = 12);
+CREATE INDEX graph_cosine ON graph USING hnsw (v vector_cosine_ops) WITH (m = 16, ef_construction = 32);
+INSERT INTO graph SELECT i, ARRAY(SELECT cos(i * j) FROM generate_series(1, 8) j)::vector FROM generate_series(801, 1400) i;
+DELETE FROM graph WHERE id % 3 = 0 OR id BETWEEN 500 AND 700;
+VACUUM graph;
+INSERT INTO graph SELECT i, ARRAY(SELECT sin(i + j) FROM generate_series(1, 8) j)::vector FROM generate_series(1401, 1800) i;
+CREATE UNLOGGED TABLE graph_unlogged (v vector(2));
+CREATE INDEX ON graph_unlogged USING hnsw (v vector_ip_ops);
 \endif
 INSERT INTO bl SELECT i, i % 100, i % 7 FROM generate_series(2001, 6000) i;
 DELETE FROM bl WHERE a % 3 = 0 OR a BETWEEN 1000 AND 3000;

@@ -5,6 +5,42 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// How WAL goes to safekeepers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireWal {
+    /// Compressed as far as that does not slow it down.
+    #[default]
+    Auto,
+    /// In as few bytes as possible.
+    Compact,
+    /// As Postgres writes it.
+    Plain,
+}
+
+impl std::fmt::Display for WireWal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            WireWal::Auto => "auto",
+            WireWal::Compact => "compact",
+            WireWal::Plain => "plain",
+        })
+    }
+}
+
+impl std::str::FromStr for WireWal {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<WireWal, String> {
+        match name {
+            "auto" => Ok(WireWal::Auto),
+            "compact" => Ok(WireWal::Compact),
+            "plain" => Ok(WireWal::Plain),
+            _ => Err("it is one of auto, compact and plain".to_owned()),
+        }
+    }
+}
+
 /// Everything that a compute is told at its start, except the branch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,6 +72,9 @@ pub struct ComputeConfig {
     /// WAL kept in memory for safekeepers that lag, in bytes. Once the quorum itself lags this far, Postgres waits.
     #[serde(default = "default_local_wal_bytes")]
     pub local_wal_bytes: usize,
+    /// How WAL goes to safekeepers that understand more than plain bytes.
+    #[serde(default)]
+    pub wire_wal: WireWal,
     /// More settings of Postgres, as on its command line: `shared_buffers=1GB`. Those that safety needs are refused.
     #[serde(default)]
     pub settings: Vec<String>,

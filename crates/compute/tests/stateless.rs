@@ -9,7 +9,7 @@ use lakebed_compute::branch::{Branch, ShardAddress};
 use lakebed_compute::pages::Placement;
 use lakebed_compute::{ComputeConfig, Ended, Sidecar};
 use lakebed_pageserver::config::PageserverConfig;
-use lakebed_pageserver::daemon::Pageserver;
+use lakebed_pageserver::daemon::{Managers, Pageserver};
 use lakebed_pageserver::manifest::Cluster as ClusterIdentity;
 use lakebed_pageserver::node::{Attachment, TimelineSpec};
 use lakebed_pgtest::{Cluster, program, run, temp_dir};
@@ -80,9 +80,14 @@ async fn tier() -> Tier {
             image_deltas: 24,
             page_cache_bytes: 16 << 20,
         };
-        let server = Pageserver::start(config, &mut Registry::default(), stop.clone())
-            .await
-            .expect("a pageserver");
+        let server = Pageserver::start(
+            config,
+            Managers::default(),
+            &mut Registry::default(),
+            stop.clone(),
+        )
+        .await
+        .expect("a pageserver");
         let node = server.node();
         let address = server.address().expect("an address").to_string();
         shards.push(ShardAddress { shard, address });
@@ -170,6 +175,7 @@ impl Tier {
             lease_ms: 10_000,
             heartbeat_ms: 250,
             local_wal_bytes: 64 << 20,
+            wire_wal: Default::default(),
             settings: vec!["autovacuum_naptime=1".to_owned()],
         };
         let (_, shards) = watch::channel(self.branch.shards.clone());

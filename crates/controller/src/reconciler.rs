@@ -47,9 +47,9 @@ fn lane(intent: &Intent) -> Lane {
             Action::AttachShard { shard, .. }
             | Action::CreateOnShard { shard, .. }
             | Action::DeleteOnShard { shard, .. } => Lane::Shard(call.node, call.tenant, shard.index),
-            Action::CreateOnSafekeeper { timeline, .. } | Action::DeleteOnSafekeeper { timeline } => {
-                Lane::Safekeeper(call.node, *timeline)
-            }
+            Action::CreateOnSafekeeper { timeline, .. }
+            | Action::DeleteOnSafekeeper { timeline }
+            | Action::LeaveSafekeeper { timeline } => Lane::Safekeeper(call.node, *timeline),
         },
     }
 }

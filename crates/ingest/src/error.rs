@@ -9,8 +9,8 @@ use crate::rmgr;
 /// this record, and nothing after it is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IngestError {
-    /// A resource manager that Postgres does not have, for instance an extension's own (128 and above).
-    #[error("record at {lsn}: resource manager {rmid} (info {info:#04x}) is not one of Postgres's own")]
+    /// A resource manager that Postgres does not have, and whose number no extension can have.
+    #[error("record at {lsn}: there is no resource manager {rmid} (info {info:#04x})")]
     UnknownResourceManager {
         /// Start of the record.
         lsn: Lsn,

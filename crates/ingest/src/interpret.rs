@@ -12,6 +12,9 @@ use crate::{
 
 /// Reads what a record changes outside of the bytes of the pages that it names.
 ///
+/// A record of an extension's resource manager changes nothing but its pages; whoever replays these needs a plug-in for
+/// them and refuses the record without one (`Managers` in the crate `redo`). No plug-in is needed to say where it goes.
+///
 /// An error means that this record cannot be replayed, and hence nothing after it.
 pub fn interpret(record: &DecodedRecord) -> Result<Effects, IngestError> {
     let record_type = known_type(record)?;
@@ -61,8 +64,8 @@ fn collect(record: &DecodedRecord, record_type: u8, effects: &mut Effects) -> Re
         rmgr::HEAP => heap_vm::heap_effects(record, record_type, effects),
         rmgr::COMMIT_TS => slru_records::effects(record, record_type, SlruKind::CommitTs, effects),
         rmgr::REPLICATION_ORIGIN => origin::effects(record, record_type, effects),
-        // Index access methods, sequences and generic records change their pages alone; standby and logical message
-        // records change nothing.
+        // Index access methods, sequences, generic records and extensions' managers change their pages alone; standby
+        // and logical message records change nothing.
         _ => Ok(()),
     }
 }

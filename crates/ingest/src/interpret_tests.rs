@@ -224,6 +224,7 @@ fn page_records_touch_their_pages_and_nothing_else() {
         (13, 0x20),
         (15, 0x00),
         (20, 0x00),
+        (130, 0x30),
     ] {
         let effects = interpret(&with_blocks(record(rmid, info, []), &blocks)).unwrap();
         let expected = Effects {
@@ -250,10 +251,10 @@ fn page_records_touch_their_pages_and_nothing_else() {
 
 #[test]
 fn what_cannot_be_replayed_is_named() {
-    let custom = interpret(&record(130, 0x30, [])).unwrap_err();
+    let nobodys = interpret(&record(100, 0x30, [])).unwrap_err();
     assert_eq!(
-        custom.to_string(),
-        "record at 0/1000: resource manager 130 (info 0x30) is not one of Postgres's own"
+        nobodys.to_string(),
+        "record at 0/1000: there is no resource manager 100 (info 0x30)"
     );
     let unknown = interpret(&record(rmgr::STORAGE, 0x50, [])).unwrap_err();
     assert_eq!(

@@ -1,8 +1,10 @@
 //! Resource managers and the record types that each has (`access/rmgrlist.h` and the `*_xlog.h` of each). A record that
 //! is not in this table cannot be replayed. From 15 to 18 the managers are the same, and one type was added; that
-//! Heap2's types 0x10 to 0x30 mean something else since 17 does not show here.
+//! Heap2's types 0x10 to 0x30 mean something else since 17 does not show here. Extensions' managers, from 128 on, have
+//! whatever types they like.
 
 use lakebed_types::PgVersion;
+use lakebed_wal::record::FIRST_CUSTOM_MANAGER;
 
 /// Checkpoints, oid counter, page images.
 pub const XLOG: u8 = 0;
@@ -91,6 +93,9 @@ const CHECKPOINT_REDO: (u8, u8) = (XLOG, 0xe0);
 
 /// Looks up a record's `xl_rmid` and `xl_info`, as this version means them.
 pub fn known(version: PgVersion, rmid: u8, info: u8) -> Known {
+    if rmid >= FIRST_CUSTOM_MANAGER {
+        return Known::Type(info & INFO_MASK);
+    }
     let Some(manager) = MANAGERS.get(usize::from(rmid)) else {
         return Known::NoSuchManager;
     };
@@ -104,9 +109,11 @@ pub fn known(version: PgVersion, rmid: u8, info: u8) -> Known {
 
 /// Name of a resource manager as `pg_waldump` prints it.
 pub fn name(rmid: u8) -> &'static str {
-    MANAGERS
-        .get(usize::from(rmid))
-        .map_or("unknown", |manager| manager.name)
+    match MANAGERS.get(usize::from(rmid)) {
+        Some(manager) => manager.name,
+        None if rmid >= FIRST_CUSTOM_MANAGER => "custom",
+        None => "unknown",
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +146,9 @@ mod tests {
             (17, 0x60, Known::NoSuchType),
             (21, 0x00, Known::Type(0)),
             (22, 0x00, Known::NoSuchManager),
-            (128, 0x00, Known::NoSuchManager),
+            (127, 0x00, Known::NoSuchManager),
+            (128, 0x00, Known::Type(0)),
+            (255, 0xf7, Known::Type(0xf0)),
         ];
         for (rmid, info, expected) in table {
             let found = known(PgVersion::V15, rmid, info);

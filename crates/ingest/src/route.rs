@@ -4,10 +4,13 @@
 //! not; every shard if the catalogue change says so; shard 0 for everything else that is not a relation page. For a
 //! record that shard 0 does not get, it is told what it must know of it: sizes of relations and the transaction id.
 //! Hints are complete here; whoever sends them leaves out what shard 0 was told before.
+//!
+//! Shard 0 gets every record of an extension's resource manager: a pageserver without the plug-in must stop in front of
+//! it, whether or not the record touches a page.
 
 use lakebed_types::shard::shard_of;
 use lakebed_types::{PageKey, RelTag, ShardCount, ShardIndex};
-use lakebed_wal::record::DecodedRecord;
+use lakebed_wal::record::{DecodedRecord, FIRST_CUSTOM_MANAGER};
 
 use crate::control_state;
 use crate::effects::{Effects, reaches_every_shard};
@@ -73,7 +76,8 @@ pub fn route(record: &DecodedRecord, effects: &Effects, count: ShardCount) -> Ro
     }
     let outside_relations =
         !(effects.catalogue.is_empty() && effects.slru.is_empty() && effects.commit_ts.is_empty());
-    if outside_relations || control_state::changes_more_than_xid(record) {
+    let custom = record.rmid >= FIRST_CUSTOM_MANAGER;
+    if outside_relations || custom || control_state::changes_more_than_xid(record) {
         route.shards.insert(0);
     }
     if !route.shards.contains(0) {

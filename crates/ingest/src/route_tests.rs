@@ -52,6 +52,19 @@ fn page_records_go_to_the_owners_and_hints_to_shard_0() {
 }
 
 #[test]
+fn custom_records_go_to_the_owners_and_to_shard_0() {
+    let block = elsewhere()[0];
+    let named = with_blocks(record(200, 0x30, [1]), &[(REL, block)]);
+    let expected = |shards: &[ShardIndex]| Route {
+        shards: set(shards),
+        ..Route::default()
+    };
+    assert_eq!(routed(&named, 8), expected(&[0, owner(block, ForkNumber::Main)]));
+    // Nothing to replay, but who has no plug-in cannot know that.
+    assert_eq!(routed(&record(200, 0x30, [1]), 8), expected(&[0]));
+}
+
+#[test]
 fn a_cleared_bit_reaches_the_owner_of_the_map() {
     let map = (1u32..).find(|&map| owner(map, ForkNumber::Vm) != owner(map * 32_672, ForkNumber::Main));
     let map = map.unwrap();

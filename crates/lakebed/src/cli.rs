@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use lakebed_compute::config::WireWal;
 use lakebed_types::{Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
@@ -170,6 +171,10 @@ pub struct ComputeRunArgs {
     /// Milliseconds without a quorum after which Postgres is stopped.
     #[arg(long, default_value_t = 10_000)]
     pub lease_ms: u64,
+    /// How WAL goes to safekeepers: auto (compressed as far as that does not slow it down), compact (in as few bytes as
+    /// possible) or plain.
+    #[arg(long, default_value = "auto")]
+    pub wire_wal: WireWal,
     #[command(flatten)]
     pub server: ServerArgs,
     /// End when the process that started this one ends.

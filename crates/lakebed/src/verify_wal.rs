@@ -7,17 +7,19 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use lakebed_redo::Managers;
 use lakebed_types::Lsn;
 use lakebed_verify::fields::FieldDifference;
 use lakebed_verify::report::{Against, NotCheckable, TypeCounts};
-use lakebed_verify::{Managers, Native, Progress, Report, Request, verify};
+use lakebed_verify::{Native, Progress, Report, Request, verify};
 use serde_json::json;
 
 use crate::cli::VerifyWalArgs;
 use crate::client::table;
 
-/// Runs the verification; an error is also that something differs or was skipped.
-pub fn run(args: VerifyWalArgs, as_json: bool) -> anyhow::Result<()> {
+/// Runs the verification, with `managers` for records of extensions; an error is also that something differs or was
+/// skipped.
+pub fn run(args: VerifyWalArgs, as_json: bool, managers: &Managers) -> anyhow::Result<()> {
     let lsn = |name: &str, text: Option<String>| -> anyhow::Result<Option<Lsn>> {
         text.map(|text| text.parse().with_context(|| format!("{name} {text}")))
             .transpose()
@@ -35,9 +37,7 @@ pub fn run(args: VerifyWalArgs, as_json: bool) -> anyhow::Result<()> {
         shown: args.show,
     };
     let mut bar = Bar::new();
-    let result = verify(&request, &Native, &Managers::default(), &mut |progress| {
-        bar.show(progress);
-    });
+    let result = verify(&request, &Native, managers, &mut |progress| bar.show(progress));
     drop(bar);
     let mut out = std::io::stdout().lock();
     let report = match result {

@@ -75,6 +75,11 @@ impl Chain {
     }
 
     /// The values, oldest first.
+    pub fn values(&self) -> impl DoubleEndedIterator<Item = &(Lsn, Value)> + Clone {
+        self.newest_first.iter().rev()
+    }
+
+    /// As [`Chain::values`], taken out.
     pub fn into_values(self) -> impl Iterator<Item = (Lsn, Value)> {
         self.newest_first.into_iter().rev()
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use lakebed_blobstore::BlobStore;
 use lakebed_proto::v1::pageserver_server::PageserverServer;
+pub use lakebed_redo::Managers;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -33,13 +34,15 @@ pub struct Pageserver {
 }
 
 impl Pageserver {
-    /// Takes the data directory and the port, and attaches again what was attached before.
+    /// Takes the data directory and the port, and attaches again what was attached before. `managers` replay records
+    /// of extensions; a timeline with records of any other custom resource manager stops in front of the first one.
     ///
     /// # Errors
     /// The directory belongs to another process, has a newer format or cannot be written; the port is taken; object
     /// storage cannot be opened.
     pub async fn start(
         config: PageserverConfig,
+        managers: Managers,
         registry: &mut Registry,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Pageserver> {
@@ -47,7 +50,8 @@ impl Pageserver {
         let store = BlobStore::open(&config.store)?;
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
-        let node = Node::new(config, store, Metrics::register(registry), shutdown.clone());
+        let metrics = Metrics::register(registry);
+        let node = Node::new(config, managers, store, metrics, shutdown.clone());
         node.resume().await;
         Ok(Pageserver {
             node,

@@ -11,7 +11,7 @@ use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, tw
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::PageRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
-use lakebed_wal::record::DecodedRecord;
+use lakebed_wal::record::{DecodedRecord, FIRST_CUSTOM_MANAGER};
 
 use crate::catalogue::{DatabasePlace, Entry};
 use crate::timeline::{Changes, Timeline};
@@ -23,7 +23,20 @@ pub enum IngestStop {
     /// The record is malformed or of a kind that cannot be replayed.
     #[error(transparent)]
     Record(#[from] lakebed_ingest::IngestError),
-    /// The record changes a page in a way that there is no redo for.
+    /// The record belongs to an extension's resource manager that this pageserver was built without.
+    #[error(
+        "record at {lsn}: custom resource manager {rmid} (info {info:#04x}) is an extension's, and this pageserver was \
+         built without a plug-in for it"
+    )]
+    NoPlugIn {
+        /// Start of the record.
+        lsn: Lsn,
+        /// Its resource manager.
+        rmid: u8,
+        /// Its info bits.
+        info: u8,
+    },
+    /// The record changes a page, and records of its resource manager do not do that.
     #[error(
         "record at {lsn} (resource manager {}, info {info:#04x}) changes {rel} block {block}, and this version cannot \
          replay pages of this resource manager",
@@ -161,8 +174,15 @@ impl Ingestor {
     /// Found out here and not when the page is read: until then later records would have been taken, the position
     /// would have been reported as stored, and the WAL that a version with redo needs would be gone.
     fn check_redo(&self, record: &DecodedRecord) -> Result<(), IngestStop> {
-        if lakebed_redo::knows(record.rmid) {
+        if self.timeline.managers().knows(record.rmid) {
             return Ok(());
+        }
+        if record.rmid >= FIRST_CUSTOM_MANAGER {
+            return Err(IngestStop::NoPlugIn {
+                lsn: record.start,
+                rmid: record.rmid,
+                info: record.info,
+            });
         }
         let refused = record.blocks.iter().find(|block| {
             let key = PageKey::Rel {

@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use lakebed_blobstore::BlobStore;
+use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -136,6 +137,8 @@ pub struct Node {
     /// Pages that were built before.
     pub pages: PageCache,
     store: BlobStore,
+    /// Redo of extensions' records.
+    managers: Managers,
     shards: RwLock<HashMap<ShardKey, Shard>>,
     /// One attach, import, create or delete at a time.
     changing: tokio::sync::Mutex<()>,
@@ -144,9 +147,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node without shards.
+    /// A node without shards. `managers` replay records of extensions.
     pub fn new(
         config: PageserverConfig,
+        managers: Managers,
         store: BlobStore,
         metrics: Metrics,
         shutdown: CancellationToken,
@@ -156,6 +160,7 @@ impl Node {
             config,
             metrics,
             store,
+            managers,
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
@@ -311,16 +316,17 @@ impl Node {
             start,
         };
         let directory = self.directory(key, spec.timeline);
-        let (store, thresholds) = (self.store.clone(), self.thresholds());
+        let (store, thresholds, managers) = (self.store.clone(), self.thresholds(), self.managers.clone());
         let timeline = match (current, parent) {
             (Some(current), parent) => {
-                Timeline::open(identity, parent, directory, store, thresholds, current).await?
+                Timeline::open(identity, parent, directory, store, thresholds, managers, current).await?
             }
             (None, Some((parent, lsn))) => {
                 wait_for(&parent, lsn, BRANCH_WAIT).await?;
                 // The branch begins with the parent's catalogue, so that must survive a loss of memory.
                 parent.flush().await?;
-                let timeline = Timeline::create(identity, Some((parent, lsn)), directory, store, thresholds);
+                let parent = Some((parent, lsn));
+                let timeline = Timeline::create(identity, parent, directory, store, thresholds, managers);
                 timeline.flush().await?;
                 timeline
             }
@@ -382,7 +388,9 @@ impl Node {
                 start,
             };
             let directory = self.directory(key, timeline);
-            let new = Timeline::create(identity, None, directory, self.store.clone(), self.thresholds());
+            let (store, thresholds, managers) =
+                (self.store.clone(), self.thresholds(), self.managers.clone());
+            let new = Timeline::create(identity, None, directory, store, thresholds, managers);
             new.publish(changes, start);
             new.flush().await?;
         }

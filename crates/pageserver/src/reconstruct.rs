@@ -2,8 +2,10 @@
 
 use lakebed_ingest::SlruDelta;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::{PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
-use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion};
+use lakebed_redo::{Managers, PageBytes, PageRecord, StoredPlace, redo_vm_clear, redo_vm_truncate};
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey};
+
+use crate::manifest::Cluster;
 
 /// A value that does not fit its page. Stored bytes passed their checksum, so redo has a bug or the page's base was
 /// wrong; the timeline needs an operator.
@@ -16,12 +18,35 @@ pub struct ReconstructError {
     pub reason: String,
 }
 
-/// Applies one value of the page `key`, whose records Postgres `version` wrote, to that page.
+/// Applies values of the page `key`, oldest first, to that page of `cluster`; `managers` replay records of extensions.
 ///
 /// # Errors
 /// See [`ReconstructError`].
-pub fn apply(
-    version: PgVersion,
+pub fn replay<'a>(
+    cluster: &Cluster,
+    managers: &Managers,
+    key: &PageKey,
+    page: &mut PageBytes,
+    values: impl Iterator<Item = &'a (Lsn, Value)> + Clone,
+) -> Result<(), ReconstructError> {
+    fetch(values.clone());
+    for (lsn, value) in values {
+        apply(cluster, managers, key, page, *lsn, value)?;
+    }
+    Ok(())
+}
+
+/// Reads a byte of each value. They are scattered in memory, and nothing here waits for another, so that the processor
+/// waits for all of them at once; in redo it would wait for one after the other, which is a third of the time of 25
+/// records that are not in its caches.
+fn fetch<'a>(values: impl Iterator<Item = &'a (Lsn, Value)>) {
+    let first = |(_, value): &(Lsn, Value)| value.body.first().copied().unwrap_or_default();
+    std::hint::black_box(values.map(first).fold(0, u8::wrapping_add));
+}
+
+fn apply(
+    cluster: &Cluster,
+    managers: &Managers,
     key: &PageKey,
     page: &mut PageBytes,
     lsn: Lsn,
@@ -43,13 +68,15 @@ pub fn apply(
                 ));
             };
             let place = StoredPlace {
-                version,
+                version: cluster.postgres_major,
                 end: lsn,
                 rel,
                 block,
             };
             let record = PageRecord::decode(&value.body, place).map_err(|error| failed(error.to_string()))?;
-            record.redo(page).map_err(|error| failed(error.to_string()))?;
+            let record = record.with_data_checksums(cluster.data_checksums);
+            let replayed = record.redo(page, managers);
+            replayed.map_err(|error| failed(error.to_string()))?;
         }
         ValueKind::VmClear => {
             let [a, b, c, d, flags] = value.body[..]

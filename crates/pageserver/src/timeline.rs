@@ -17,7 +17,7 @@ use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::file::LayerBuilder;
 use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
-use lakebed_redo::{PageBytes, checksum};
+use lakebed_redo::{Managers, PageBytes, checksum};
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
@@ -149,6 +149,8 @@ pub struct Timeline {
     directory: PathBuf,
     store: BlobStore,
     thresholds: Thresholds,
+    /// Redo of extensions' records.
+    managers: Managers,
     state: RwLock<State>,
     last_record: watch::Sender<Lsn>,
     /// Rung by readers whose WAL does not come.
@@ -166,6 +168,7 @@ impl Timeline {
         directory: PathBuf,
         store: BlobStore,
         thresholds: Thresholds,
+        managers: Managers,
     ) -> Arc<Timeline> {
         let catalogue = parent
             .as_ref()
@@ -176,6 +179,7 @@ impl Timeline {
             directory,
             store,
             thresholds,
+            managers,
             catalogue.unwrap_or_default(),
             Vec::new(),
             (0, Vec::new()),
@@ -192,6 +196,7 @@ impl Timeline {
         directory: PathBuf,
         store: BlobStore,
         thresholds: Thresholds,
+        managers: Managers,
         catalogue: Catalogue,
         layers: Vec<Arc<LayerFile>>,
         flushed: (u64, Vec<LayerEntry>),
@@ -213,6 +218,7 @@ impl Timeline {
             directory,
             store,
             thresholds,
+            managers,
             state: RwLock::new(state),
             last_record: watch::Sender::new(at),
             stalled: Notify::new(),
@@ -231,6 +237,7 @@ impl Timeline {
         directory: PathBuf,
         store: BlobStore,
         thresholds: Thresholds,
+        managers: Managers,
         (manifest, sequence): (Manifest, u64),
     ) -> Result<Arc<Timeline>, TimelineError> {
         let mut catalogue = match &parent {
@@ -263,6 +270,7 @@ impl Timeline {
             directory,
             store,
             thresholds,
+            managers,
             catalogue,
             layers,
             (sequence, manifest.layers),
@@ -279,6 +287,11 @@ impl Timeline {
 
     fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.write().expect("the timeline's state lock is poisoned"))
+    }
+
+    /// Redo of extensions' records.
+    pub fn managers(&self) -> &Managers {
+        &self.managers
     }
 
     /// End of the last ingested record.
@@ -523,12 +536,9 @@ impl Timeline {
     }
 
     fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
-        let version = self.identity.cluster.postgres_major;
-        for (lsn, value) in chain.into_values() {
-            let applied = reconstruct::apply(version, key, page, lsn, &value);
-            applied.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
-        }
-        Ok(())
+        let cluster = &self.identity.cluster;
+        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
+        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
     }
 
     /// Number of values that a read of the page replays: an image alone is 1.

@@ -15,7 +15,7 @@ use lakebed_pageserver::manifest;
 use lakebed_pageserver::page_cache::PageCache;
 use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until, workloads};
-use lakebed_redo::{PageBytes, mask};
+use lakebed_redo::{Managers, PageBytes, mask};
 use lakebed_types::shard::shard_of;
 use lakebed_types::{
     ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
@@ -80,7 +80,14 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
             start,
         };
         let local = temp_dir();
-        let timeline = Timeline::create(identity, None, local.path().join("t"), store.clone(), SMALL);
+        let timeline = Timeline::create(
+            identity,
+            None,
+            local.path().join("t"),
+            store.clone(),
+            SMALL,
+            Managers::default(),
+        );
         timeline.publish(imported.changes, start);
         timeline.flush().await.unwrap();
         shards.push(Shard { timeline, local });
@@ -100,9 +107,17 @@ async fn take_over(shard: &Shard, store: &BlobStore) -> Shard {
     let current = current.unwrap().expect("a manifest");
     let local = temp_dir();
     let directory = local.path().join("t");
-    let timeline = Timeline::open(identity, None, directory, store.clone(), SMALL, current)
-        .await
-        .unwrap();
+    let timeline = Timeline::open(
+        identity,
+        None,
+        directory,
+        store.clone(),
+        SMALL,
+        Managers::default(),
+        current,
+    )
+    .await
+    .unwrap();
     Shard { timeline, local }
 }
 

@@ -9,6 +9,7 @@ use lakebed_pageserver::config::PageserverConfig;
 use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, TimelineSpec, wait_for};
+use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -56,7 +57,13 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
     };
     let store = BlobStore::open(&config.store).unwrap();
     let metrics = Metrics::register(&mut Registry::default());
-    let node = Node::new(config, store, metrics, CancellationToken::new());
+    let node = Node::new(
+        config,
+        Managers::default(),
+        store,
+        metrics,
+        CancellationToken::new(),
+    );
     let files = cluster.data_dir();
     let imported = node.import((TENANT, shard()), Generation(1), TIMELINE, &files);
     let (cluster, ..) = imported.await.unwrap();

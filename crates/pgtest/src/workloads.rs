@@ -9,7 +9,7 @@ pub const DDL: &str = concat!(
 );
 
 /// Every page record that ordinary SQL can make but those of [`GIST_DEAD`]: [`DDL`], and all index access methods.
-/// Needs `bloom` of contrib, or pgvector. For psql.
+/// Generic records are of `bloom` and of pgvector (ivfflat, hnsw), whichever of the two there is; one has to be. For psql.
 pub const EVERYTHING: &str = concat!(
     include_str!("../../../tests/workloads/heap.sql"),
     include_str!("../../../tests/workloads/hash_brin_generic.sql"),

@@ -6,6 +6,7 @@
 
 mod branches;
 mod leases;
+mod safekeepers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +63,27 @@ impl State {
                 lsn,
                 last_record,
             } => self.create_branch(tenant, name, timeline, parent, lsn, last_record),
+            Command::ChangeSafekeepers {
+                tenant,
+                timeline,
+                generation,
+                safekeepers,
+            } => self.change_safekeepers(tenant, timeline, generation, safekeepers),
+            Command::SafekeepersSettled {
+                tenant,
+                timeline,
+                generation,
+            } => self.safekeepers_settled(tenant, timeline, generation),
+            Command::AbortSafekeeperChange {
+                tenant,
+                timeline,
+                generation,
+            } => self.abort_safekeeper_change(tenant, timeline, generation),
+            Command::LeftSafekeeper {
+                tenant,
+                timeline,
+                node,
+            } => self.left_safekeeper(tenant, timeline, node),
             Command::CreatedOnSafekeeper {
                 tenant,
                 timeline,
@@ -157,6 +179,8 @@ impl State {
                 next: None,
             },
             created_on: BTreeSet::new(),
+            settled_generation: Generation::default(),
+            leaving: BTreeSet::new(),
             created_unix_micros: self.clock_unix_micros,
         };
         let tenant = Tenant {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lakebed_types::{Lsn, NodeId, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, ShardIndex, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
@@ -86,6 +86,45 @@ pub enum Command {
         lsn: Lsn,
         /// Start of the record that ends there.
         last_record: Lsn,
+    },
+    /// Begins a change of a timeline's safekeepers: from now on both sets must agree.
+    ChangeSafekeepers {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The generation that the change starts from, so that a repeat is known as one.
+        generation: Generation,
+        /// The set that is to follow.
+        safekeepers: BTreeSet<NodeId>,
+    },
+    /// A proposer reports that a quorum of every set has adopted this generation and holds everything committed.
+    /// A joint one is followed by the new set alone; after that one, those who left delete the timeline.
+    SafekeepersSettled {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// What settled.
+        generation: Generation,
+    },
+    /// Gives up a change whose new set does not stand alone yet.
+    AbortSafekeeperChange {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The joint generation.
+        generation: Generation,
+    },
+    /// A safekeeper that left confirmed that it has deleted the timeline.
+    LeftSafekeeper {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Who confirmed.
+        node: NodeId,
     },
     /// Some safekeepers confirmed that they have the timeline.
     CreatedOnSafekeeper {
@@ -257,6 +296,17 @@ pub enum Rejection {
     /// Not everything has been removed yet.
     #[error("something that depends on it is still there")]
     NotEmpty,
+    /// A change of safekeepers is under way, or another one was begun since.
+    #[error(
+        "the safekeepers are those of generation {0}, which has not settled: finish or abort that change first"
+    )]
+    ChangeUnderWay(Generation),
+    /// A command about a generation that is no longer, or not yet, the present one.
+    #[error("the safekeepers are those of generation {0}")]
+    OtherGeneration(Generation),
+    /// A former member still has the timeline.
+    #[error("safekeeper {0} has not yet deleted what it holds of this timeline from before")]
+    StillLeaving(NodeId),
     /// Somebody else holds the lease.
     #[error("'{name}' is held by '{holder}'")]
     LeaseHeld {
@@ -307,6 +357,9 @@ impl Rejection {
             | RootBranch(_)
             | ImportDiffers(_)
             | NotEmpty
+            | ChangeUnderWay(_)
+            | OtherGeneration(_)
+            | StillLeaving(_)
             | LeaseHeld { .. } => RejectionKind::Precondition,
         }
     }

@@ -1,6 +1,6 @@
 //! States that several tests start from. Safekeepers are nodes 1, 2, …; pageservers 11, 12, ….
 
-use lakebed_types::{Lsn, NodeId, PgVersion, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, PgVersion, TenantId, TimelineId};
 
 use crate::command::{Command, Outcome, Rejection, Stamped};
 use crate::state::*;
@@ -103,5 +103,24 @@ pub fn branch(name: &str, timeline: u8, parent: u8, lsn: u64) -> Command {
         parent: timeline_id(parent),
         lsn: Lsn(lsn),
         last_record: Lsn(lsn - 50),
+    }
+}
+
+/// A change of timeline 1's safekeepers from a generation on.
+pub fn change(generation: u64, safekeepers: &[u64]) -> Command {
+    Command::ChangeSafekeepers {
+        tenant: tenant_id(1),
+        timeline: timeline_id(1),
+        generation: Generation(generation),
+        safekeepers: safekeepers.iter().copied().map(NodeId).collect(),
+    }
+}
+
+/// A generation of timeline 1's safekeepers has settled.
+pub fn settled(generation: u64) -> Command {
+    Command::SafekeepersSettled {
+        tenant: tenant_id(1),
+        timeline: timeline_id(1),
+        generation: Generation(generation),
     }
 }

@@ -141,6 +141,11 @@ impl Planner<'_> {
                 );
             }
         }
+        if timeline.may_delete_on_leaving() {
+            for node in &timeline.leaving {
+                self.call(*node, Action::LeaveSafekeeper { timeline: id });
+            }
+        }
         let on_quorum = timeline
             .safekeepers
             .is_quorum(|node| timeline.created_on.contains(&node));
@@ -163,7 +168,8 @@ impl Planner<'_> {
         let gone = |place| self.observed.deleted.contains(&(id, place));
         let mut all_gone = true;
         // Also where creation was never confirmed: the call may have had its effect.
-        for node in &timeline.safekeepers.members() | &timeline.created_on {
+        let members = &timeline.safekeepers.members() | &timeline.created_on;
+        for node in &members | &timeline.leaving {
             if !gone(Place::Safekeeper(node)) {
                 all_gone = false;
                 self.call(node, Action::DeleteOnSafekeeper { timeline: id });

@@ -115,6 +115,13 @@ pub struct Timeline {
     pub safekeepers: SafekeeperSet,
     /// Safekeepers that confirmed its creation. Never asked again: one that lost its disk must not come back empty.
     pub created_on: BTreeSet<NodeId>,
+    /// The generation of the safekeepers that is known to be in force; invalid until the first change of them.
+    #[serde(default)]
+    pub settled_generation: Generation,
+    /// Former members, and those of changes that were given up. Once the present generation has settled they are told
+    /// to delete the timeline; until they confirmed it they cannot come back, which they may only do empty.
+    #[serde(default)]
+    pub leaving: BTreeSet<NodeId>,
     /// When it was created, in microseconds since 1970.
     pub created_unix_micros: i64,
 }

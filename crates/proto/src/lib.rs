@@ -7,6 +7,7 @@
 
 mod connect;
 pub mod convert;
+pub mod differences;
 pub mod quorum;
 
 pub use connect::connect;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Refusal, Request, Response};
@@ -91,6 +92,7 @@ pub fn request_to_wire(request: Request, tenant: TenantId, timeline: TimelineId)
                 data_checksums: false,
             }),
             membership: Some(membership_to_wire(&membership)),
+            codec: 0,
         }),
         Request::Vote { generation, term } => Message::Vote(v1::VoteRequest {
             generation: generation.0,
@@ -121,6 +123,7 @@ pub fn request_to_wire(request: Request, tenant: TenantId, timeline: TimelineId)
             wal: bytes,
             commit_lsn: commit.0,
             truncate_lsn: truncate.0,
+            batch: Bytes::new(),
         }),
     };
     v1::ProposerMessage {
@@ -205,6 +208,12 @@ pub fn response(wire: v1::AcceptorMessage) -> Result<Response, InvalidMessage> {
                 commit: Lsn(append.commit_lsn),
             };
             response(append.generation, append.term, body)
+        }
+        Message::AppendedNext(_) => {
+            return Err(invalid(
+                "appended_next",
+                "it says something only after another answer",
+            ));
         }
         Message::Refusal(refused) => response(
             refused.generation,

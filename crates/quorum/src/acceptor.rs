@@ -9,6 +9,7 @@
 //! its history alone that it applied the last term's, and a repeated one changes nothing.
 //! After a failed write or fsync the acceptor stops: what the disk holds is then unknown.
 
+mod recover;
 mod rules;
 
 use crate::history::TermHistory;
@@ -17,13 +18,14 @@ use crate::message::{Body, Refusal, Request, Response};
 use crate::mutation::{Broken, Mutation};
 use bytes::Bytes;
 use lakebed_types::{Lsn, NodeId, PgVersion, Term};
+pub use recover::{Lack, Offer};
 
 /// Commit is made durable when it has moved this part of a segment, or with the next control write for another
 /// reason. It need not be exact: after a crash a lower commit is safe, and the next append raises it.
 const COMMITS_PERSISTED_PER_SEGMENT: u64 = 16;
 
 /// What the control file holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Durable {
     /// Highest promised term.
     pub term: Term,
@@ -83,6 +85,15 @@ pub enum Input {
     Reconfigure {
         /// The new configuration.
         membership: Membership,
+    },
+    /// A peer's offer, without a compute's doing (rule 11): what [`Acceptor::lack`] asked for of it.
+    Recover {
+        /// What the peer offered.
+        offer: Offer,
+        /// Position of the first byte.
+        begin: Lsn,
+        /// Committed WAL of the peer from `begin` on, to a record boundary; empty when no WAL was asked for.
+        bytes: Bytes,
     },
     /// A write or an fsync failed.
     IoFailed,
@@ -149,7 +160,7 @@ pub enum Command {
 }
 
 /// An acceptor of one timeline.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Acceptor {
     state: Durable,
     flush: Lsn,
@@ -279,6 +290,7 @@ impl Acceptor {
                 self.consumed = self.consumed.max(lsn);
                 self.remove().into_iter().collect()
             }
+            Input::Recover { offer, begin, bytes } => self.recover(&offer, begin, bytes),
             Input::Reconfigure { membership } => self.adopt(membership).into_iter().collect(),
             Input::Request { from, request } => self.request(from, request).unwrap_or_else(|refusal| {
                 // The term in a refusal is a promise too: it leaves only when it is durable.

@@ -7,7 +7,7 @@ use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 
 const G: Generation = Generation(1);
 
-fn history(entries: &[(u64, u64)]) -> TermHistory {
+pub(crate) fn history(entries: &[(u64, u64)]) -> TermHistory {
     TermHistory::new(entries.iter().map(|e| (Term(e.0), Lsn(e.1))).collect()).unwrap()
 }
 
@@ -16,7 +16,7 @@ fn members(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {
 }
 
 /// Promised term 3, WAL flushed to 200, of which 100 is committed.
-fn acceptor() -> Acceptor {
+pub(crate) fn acceptor() -> Acceptor {
     let state = Durable {
         term: Term(3),
         term_history: history(&[(0, 50), (2, 100), (3, 150)]),

@@ -3,7 +3,7 @@
 use lakebed_types::{Lsn, Term};
 
 /// Terms and the LSN at which each starts; never empty, terms strictly rising, starts not falling.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TermHistory(Vec<(Term, Lsn)>);
 
 /// Entries that are not a history.
@@ -44,6 +44,12 @@ impl TermHistory {
             .rev()
             .find(|e| e.1 <= flush)
             .map_or(Term(0), |e| e.0)
+    }
+
+    /// The terms that wrote what lies below `end`; the first entry stays even if it starts there.
+    pub fn below(&self, end: Lsn) -> TermHistory {
+        let written = self.0.iter().skip(1).take_while(|e| e.1 < end);
+        Self(self.0.iter().take(1).chain(written).copied().collect())
     }
 
     /// Up to where a log that ends at `end` under this history equals the log of `other`, whose owner has all

@@ -33,6 +33,8 @@
 //!    commit rarely; what readers of committed WAL may see is `state().commit` in memory.
 //! 7. Bytes read for another proposer's `ReadWal` are sent only if [`may_serve`](acceptor::Acceptor::may_serve) says
 //!    so *after* they were read.
+//! 8. A peer's [`Offer`](acceptor::Offer) is answered with `Recover`: WAL that was asked for of it, read and its
+//!    checksums verified, ending at a record boundary at or below its commit. It may be late, doubled or lost.
 //!
 //! **Proposer.**
 //! 1. Streams to all members are opened and reopened by the driver; `Connected`, then only what that stream
@@ -59,3 +61,5 @@ pub mod mutation;
 pub mod proposer;
 #[cfg(test)]
 mod proposer_tests;
+#[cfg(test)]
+mod recover_tests;

@@ -4,7 +4,7 @@ use lakebed_types::{Generation, NodeId};
 use std::collections::BTreeSet;
 
 /// A membership configuration; with `new` present it is a joint one and both sets must agree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Membership {
     /// Rises with every change.
     pub generation: Generation,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use lakebed_types::{Generation, Lsn, PgVersion, Term};
 
 /// From a proposer; each carries the generation of the membership it acts under.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Request {
     /// Identity first.
     Greeting {
@@ -54,7 +54,7 @@ pub enum Request {
 }
 
 /// Why a request was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 pub enum Refusal {
     /// Another cluster, version or segment size.
     #[error("identity differs: another cluster, Postgres version or segment size")]
@@ -83,7 +83,7 @@ pub enum Refusal {
 }
 
 /// From an acceptor; every position is on disk when it leaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Response {
     /// The acceptor's configuration.
     pub generation: Generation,
@@ -94,7 +94,7 @@ pub struct Response {
 }
 
 /// What an acceptor answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Body {
     /// Greeting accepted; what the proposer needs to choose a term and, in a term it has won, to go on.
     Greeted {

@@ -5,7 +5,7 @@
 //! `Broken::is` is then a constant. With it, a core is whole until a test calls `break_rule`.
 
 /// One rule that does not hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mutation {
     /// Rule 2: a vote leaves before the term is durable.
     VoteWithoutDurableTerm,
@@ -43,11 +43,33 @@ pub enum Mutation {
     DonorServesOldTerm,
     /// Driver contract: an answer that waits for a flush survives a truncation.
     KeepAnswersOverTruncation,
+    /// Rule 11: committed WAL of a peer is put behind WAL that parts from it.
+    RecoverWithoutCut,
+    /// Rule 11: committed WAL of a peer is taken without the terms that wrote it.
+    RecoverKeepsHistory,
+    /// Rule 11: WAL of a peer is taken before its history is durable.
+    RecoverBeforeHistory,
+    /// Rule 11: a peer offers what it has flushed, committed or not, under its whole history.
+    OfferUncommitted,
+    /// Driver contract: after a crash the WAL's end is taken from its length, torn record and all.
+    KeepTornTail,
+    /// Driver contract: WAL is served without a look at its checksums.
+    ServeUnverified,
+    /// A safekeeper that lost its disk comes back empty, as the member that it was.
+    EmptyDiskKeepsIdentity,
+    /// Rule 8: WAL is uploaded as soon as it is flushed.
+    UploadUncommitted,
+    /// Rule 10: the controller goes to the new set without a joint configuration.
+    SkipJoint,
+    /// Rule 10: the new set follows before the joint configuration has settled.
+    NewSetBeforeSettled,
+    /// Rule 10: a leaving safekeeper's timeline is deleted when the change begins.
+    DecommissionEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 18] = [
+    pub const ALL: [Mutation; 29] = [
         Mutation::VoteWithoutDurableTerm,
         Mutation::VoteWithoutWalFlush,
         Mutation::VoteTwice,
@@ -66,11 +88,22 @@ impl Mutation {
         Mutation::RemoveUnconsumed,
         Mutation::DonorServesOldTerm,
         Mutation::KeepAnswersOverTruncation,
+        Mutation::RecoverWithoutCut,
+        Mutation::RecoverKeepsHistory,
+        Mutation::RecoverBeforeHistory,
+        Mutation::OfferUncommitted,
+        Mutation::KeepTornTail,
+        Mutation::ServeUnverified,
+        Mutation::EmptyDiskKeepsIdentity,
+        Mutation::UploadUncommitted,
+        Mutation::SkipJoint,
+        Mutation::NewSetBeforeSettled,
+        Mutation::DecommissionEarly,
     ];
 }
 
 /// The rule that is broken in this core: none, unless a mutation test says so.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Broken(#[cfg(feature = "mutants")] pub(crate) Option<Mutation>);
 
 impl Broken {

@@ -28,7 +28,7 @@ use peer::{Link, Peer};
 use std::collections::BTreeMap;
 
 /// What the proposer is told once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Config {
     /// Who counts.
     pub membership: Membership,
@@ -105,7 +105,7 @@ pub enum Input {
 }
 
 /// Where WAL is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// What the compute itself wrote.
     Local,
@@ -168,7 +168,7 @@ pub enum Command {
 }
 
 /// What was won.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Won {
     donor: NodeId,
     history: TermHistory,
@@ -181,7 +181,7 @@ impl Won {
 }
 
 /// A proposer of one term.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Proposer {
     config: Config,
     /// The term asked for or won; none until a quorum has greeted.

@@ -213,9 +213,11 @@ fn visible(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
         }
         1 => {
             page::check(page)?;
-            // Recovery also stamps the LSN where the cluster has data checksums or wal_log_hints. The record does not tell,
-            // and nothing in the page but its LSN differs.
             page::set_flags(page, page::ALL_VISIBLE);
+            // Recovery does so under wal_log_hints too; that is the recovering server's setting, not the cluster's.
+            if record.data_checksums {
+                page::set_lsn(page, record.end);
+            }
             Ok(())
         }
         _ => Err("it names a third page"),

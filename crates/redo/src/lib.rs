@@ -5,7 +5,8 @@
 //!
 //! - [`PageRecord`] is a record as far as one of its pages is concerned, borrowed.
 //! - [`PageRecord::redo`] restores an image or runs the resource manager's redo, then stamps the LSN. [`redo_block`]
-//!   does that for a decoded record.
+//!   does that for a decoded record of Postgres's own managers.
+//! - [`ResourceManager`] and [`Managers`]: redo of extensions' records, as plug-ins.
 //! - [`redo_vm_clear`] is for visibility-map bits that a heap record clears without naming the map's page.
 //! - [`PageRecord::encode`] and [`PageRecord::decode`]: what a pageserver keeps of one record for one page.
 //! - [`checksum`] is for clusters with data checksums: redo leaves the field alone, and who hands out a page sets it.
@@ -19,6 +20,7 @@ mod brin;
 mod btree;
 mod btree_tuple;
 pub mod checksum;
+mod custom;
 mod generic;
 mod gin;
 mod gist;
@@ -36,6 +38,7 @@ mod spgist;
 mod stored;
 mod vm;
 
+pub use custom::{Managers, RegisterError, ResourceManager};
 pub use image::restore_image;
 pub use page::PageBytes;
 pub use page_record::{BlockView, ImageView, PageRecord};
@@ -94,12 +97,13 @@ pub struct RedoError {
     pub fault: &'static str,
 }
 
-/// Replays `record` on the page that `block` (one of the record's references) names; see [`PageRecord::redo`].
+/// Replays `record`, of one of Postgres's own resource managers, on the page that `block` (one of the record's
+/// references) names; see [`PageRecord::redo`].
 ///
 /// # Errors
 /// See [`PageRecord::redo`].
 pub fn redo_block(record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), RedoError> {
-    PageRecord::new(record, block).redo(page)
+    PageRecord::new(record, block).redo(page, Managers::none())
 }
 
 impl PageRecord<'_> {
@@ -107,12 +111,12 @@ impl PageRecord<'_> {
     ///
     /// `page` holds the version before the record, zeros if there is none; afterwards the version at the record's
     /// end. A page that already carries the record's LSN or a later one is left alone, as in Postgres's
-    /// `XLogReadBufferForRedoExtended`.
+    /// `XLogReadBufferForRedoExtended`. `managers` replay what is not Postgres's own.
     ///
     /// # Errors
     /// The record does not fit the page, is malformed, or its type is unknown here.
-    pub fn redo(&self, page: &mut PageBytes) -> Result<(), RedoError> {
-        redo_inner(self, page).map_err(|fault| RedoError {
+    pub fn redo(&self, page: &mut PageBytes, managers: &Managers) -> Result<(), RedoError> {
+        redo_inner(self, page, managers).map_err(|fault| RedoError {
             end: self.end,
             rmid: self.rmid,
             info: self.info,
@@ -123,7 +127,7 @@ impl PageRecord<'_> {
     }
 }
 
-fn redo_inner(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault> {
+fn redo_inner(record: &PageRecord<'_>, page: &mut PageBytes, managers: &Managers) -> Result<(), Fault> {
     if let Some(image) = &record.own.image {
         image.restore(page)?;
         // An all-zero page stays all zero (PageIsNew).
@@ -142,7 +146,7 @@ fn redo_inner(record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), Fault
     }
     match redo_of(record.rmid) {
         Some(redo) => redo(record, page),
-        None => Err("no redo for pages of this resource manager"),
+        None => managers.redo(record, page),
     }
 }
 
@@ -163,12 +167,6 @@ fn redo_of(rmid: u8) -> Option<Redo> {
         rmgr::GENERIC => generic::redo,
         _ => return None,
     })
-}
-
-/// Whether there is redo for what records of this resource manager do to pages. Without it only images can be
-/// restored, and a record that changes a page without one must not be taken.
-pub fn knows(rmid: u8) -> bool {
-    redo_of(rmid).is_some()
 }
 
 /// `XLOG_FPI` (0xB0) always carries images to apply. `XLOG_FPI_FOR_HINT` (0xA0) need not while full page writes are

@@ -15,11 +15,18 @@
 //! Offsets of items are 1-based, as in Postgres. Pages come from storage that checks its own bytes, but a bug or a
 //! forged record may still lead to nonsense, so every access is bounds-checked and answers with a fault.
 
+mod index;
+
 use std::ops::Range;
 
 use lakebed_types::{Lsn, PAGE_SIZE};
 
 use crate::Fault;
+
+pub(crate) use index::{
+    index_delete, index_item, index_multi_delete, index_multi_replace, index_overwrite, index_replace,
+    shift_items,
+};
 
 /// The bytes of one page.
 pub type PageBytes = [u8; PAGE_SIZE];
@@ -28,6 +35,8 @@ pub type PageBytes = [u8; PAGE_SIZE];
 pub const HEADER_BYTES: usize = 24;
 /// Bytes of a line pointer.
 const ITEM_ID_BYTES: usize = 4;
+/// The bits of a line pointer that are the offset.
+const OFFSET_BITS: u32 = 0x7FFF;
 /// No page has more line pointers.
 pub(crate) const MAX_ITEMS: usize = (PAGE_SIZE - HEADER_BYTES) / ITEM_ID_BYTES;
 /// `MaxHeapTuplesPerPage`.
@@ -79,7 +88,7 @@ impl ItemId {
     };
 
     #[inline]
-    fn from_bits(bits: u32) -> ItemId {
+    pub(crate) fn from_bits(bits: u32) -> ItemId {
         let state = match bits >> 15 & 3 {
             0 => ItemState::Unused,
             1 => ItemState::Normal,
@@ -87,7 +96,7 @@ impl ItemId {
             _ => ItemState::Dead,
         };
         ItemId {
-            offset: (bits & 0x7FFF) as u16,
+            offset: (bits & OFFSET_BITS) as u16,
             state,
             length: (bits >> 17) as u16,
         }
@@ -110,9 +119,19 @@ pub(crate) fn get_u16(page: &PageBytes, at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
 
+/// Overwrites `N` bytes of the page; `at` lies on it, as with an index.
+#[inline]
+fn put<const N: usize>(page: &mut PageBytes, at: usize, bytes: [u8; N]) {
+    // Not `copy_from_slice`, which is a call of memcpy even for two bytes.
+    match page[at..].first_chunk_mut() {
+        Some(place) => *place = bytes,
+        None => panic!("{N} bytes at {at} are not on a page"),
+    }
+}
+
 #[inline]
 pub(crate) fn put_u16(page: &mut PageBytes, at: usize, value: u16) {
-    page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    put(page, at, value.to_le_bytes());
 }
 
 #[inline]
@@ -122,7 +141,7 @@ pub(crate) fn get_u32(page: &PageBytes, at: usize) -> u32 {
 
 #[inline]
 pub(crate) fn put_u32(page: &mut PageBytes, at: usize, value: u32) {
-    page[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    put(page, at, value.to_le_bytes());
 }
 
 /// The LSN that the page carries.
@@ -405,20 +424,22 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
     let old = *page;
     let floor = lower(page);
     let mut top = special(page);
+    let (pointers, items) = page.split_at_mut(floor);
     // Neighbours stay neighbours, mostly, and are copied together: bytes on the old page, and where they begin now.
     let mut run = (top..top, top);
-    let copy = |(from, to): (Range<usize>, usize), page: &mut PageBytes| {
+    let mut copy = |(from, to): (Range<usize>, usize)| {
         if from.start != to {
-            page[to..to + from.len()].copy_from_slice(&old[from]);
+            let to = to - floor;
+            items[to..to + from.len()].copy_from_slice(&old[from]);
         }
     };
-    for at in line_pointers(page) {
-        let id = ItemId::from_bits(get_u32(&old, at));
-        if id.length == 0 {
+    for pointer in pointers[HEADER_BYTES..].as_chunks_mut::<ITEM_ID_BYTES>().0 {
+        let bits = u32::from_le_bytes(*pointer);
+        let length = max_align((bits >> 17) as usize);
+        if length == 0 {
             continue;
         }
-        let length = max_align(usize::from(id.length));
-        let start = usize::from(id.offset);
+        let start = (bits & OFFSET_BITS) as usize;
         if start + length > PAGE_SIZE {
             return Err("a line pointer leads outside the page");
         }
@@ -429,23 +450,13 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
         if start + length == run.0.start {
             run = (start..run.0.end, top);
         } else {
-            let done = std::mem::replace(&mut run, (start..start + length, top));
-            copy(done, page);
+            copy(std::mem::replace(&mut run, (start..start + length, top)));
         }
-        let moved = ItemId {
-            offset: top as u16,
-            ..id
-        };
-        put_u32(page, at, moved.to_bits());
+        *pointer = (bits & !OFFSET_BITS | top as u32).to_le_bytes();
     }
-    copy(run, page);
+    copy(run);
     set_upper(page, top);
     Ok(())
-}
-
-/// Where the line pointers are.
-fn line_pointers(page: &PageBytes) -> impl Iterator<Item = usize> + use<> {
-    (1..=item_count(page)).map(item_id_at)
 }
 
 /// `PageRepairFragmentation`: closes the gaps of a heap page and drops unused line pointers at the end.
@@ -500,119 +511,5 @@ fn set_free_lines_hint(page: &mut PageBytes, free: bool) {
     }
 }
 
-/// A line pointer of an index page whose storage is aligned and lies between upper and special.
-#[inline]
-pub(crate) fn index_item(page: &PageBytes, number: u16) -> Result<ItemId, Fault> {
-    let id = item_id(page, number)?;
-    let start = usize::from(id.offset);
-    let inside = start >= upper(page) && start + usize::from(id.length) <= special(page);
-    if inside && start % 8 == 0 && id.length != 0 {
-        Ok(id)
-    } else {
-        Err("an index line pointer is damaged")
-    }
-}
-
-/// `PageIndexTupleDelete`: removes one item and its line pointer.
-pub(crate) fn index_delete(page: &mut PageBytes, number: u16) -> Result<(), Fault> {
-    check(page)?;
-    let id = index_item(page, number)?;
-    let at = item_id_at(number);
-    let end = lower(page);
-    page.copy_within(at + ITEM_ID_BYTES..end, at);
-    set_lower(page, lower(page) - ITEM_ID_BYTES);
-    shift_items(
-        page,
-        usize::from(id.offset),
-        max_align(usize::from(id.length)) as isize,
-    )
-}
-
-/// Moves everything from `pd_upper` up to `end` by `by` bytes, and the line pointers that lead there.
-pub(crate) fn shift_items(page: &mut PageBytes, end: usize, by: isize) -> Result<(), Fault> {
-    let from = upper(page);
-    let to = from
-        .checked_add_signed(by)
-        .filter(|&to| to >= lower(page))
-        .ok_or("the page has no room")?;
-    if to + (end - from) > special(page) {
-        return Err("the items are larger than the page");
-    }
-    page.copy_within(from..end, to);
-    set_upper(page, to);
-    // Without branches, so that several line pointers are done at once: most records of indexes come here.
-    let pointers = HEADER_BYTES..HEADER_BYTES + usize::from(item_count(page)) * ITEM_ID_BYTES;
-    let mut outside = false;
-    for pointer in page[pointers].as_chunks_mut::<ITEM_ID_BYTES>().0 {
-        let bits = u32::from_le_bytes(*pointer);
-        let (offset, length) = (bits & 0x7FFF, bits >> 17);
-        let moves = length != 0 && offset as usize <= end;
-        let moved = offset as i32 + by as i32;
-        outside |= moves && !(0..=0x7FFF).contains(&moved);
-        let bits = if moves {
-            bits & !0x7FFF | moved as u32 & 0x7FFF
-        } else {
-            bits
-        };
-        *pointer = bits.to_le_bytes();
-    }
-    if outside {
-        return Err("an index line pointer is damaged");
-    }
-    Ok(())
-}
-
-/// `PageIndexMultiDelete`: removes several items; numbers in ascending order.
-pub(crate) fn index_multi_delete(
-    page: &mut PageBytes,
-    mut numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
-) -> Result<(), Fault> {
-    // Postgres does few deletions one by one from the end, which leaves another physical order than packing.
-    if numbers.len() <= 2 {
-        return numbers.rev().try_for_each(|number| index_delete(page, number));
-    }
-    check(page)?;
-    let mut next = numbers.next();
-    let mut kept = 0;
-    for number in 1..=item_count(page) {
-        let id = index_item(page, number)?;
-        if next == Some(number) {
-            next = numbers.next();
-        } else {
-            // Never beyond the line pointer that was just read.
-            kept += 1;
-            put_u32(page, item_id_at(kept), id.to_bits());
-        }
-    }
-    if next.is_some() {
-        return Err("it deletes items that the page does not have");
-    }
-    set_lower(page, HEADER_BYTES + usize::from(kept) * ITEM_ID_BYTES);
-    compact(page)
-}
-
-/// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.
-pub(crate) fn index_overwrite(page: &mut PageBytes, number: u16, bytes: &[u8]) -> Result<(), Fault> {
-    check(page)?;
-    let id = index_item(page, number)?;
-    let difference = max_align(usize::from(id.length)) as isize - max_align(bytes.len()) as isize;
-    if difference != 0 {
-        shift_items(page, usize::from(id.offset), difference)?;
-    }
-    let offset = usize::from(id.offset)
-        .checked_add_signed(difference)
-        .ok_or("an index line pointer is damaged")?;
-    let target = page
-        .get_mut(offset..offset + bytes.len())
-        .ok_or("an index line pointer is damaged")?;
-    target.copy_from_slice(bytes);
-    set_item_id(
-        page,
-        number,
-        ItemId {
-            offset: offset as u16,
-            length: bytes.len() as u16,
-            ..id
-        },
-    )
-}
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,8 @@ pub struct PageRecord<'a> {
     pub own: BlockView<'a>,
     /// The record's references, or those that redo of this page needs.
     pub(crate) references: References<'a>,
+    /// See [`PageRecord::with_data_checksums`].
+    pub(crate) data_checksums: bool,
 }
 
 /// Block numbers by id.
@@ -88,6 +90,13 @@ pub struct ImageView<'a> {
 }
 
 impl<'a> PageRecord<'a> {
+    /// The same record in a cluster whose pages have checksums, or have none, which is what a new one says. With them
+    /// a change of hint bits alone gets an LSN too (`XLogHintBitIsNeeded`), which the record itself does not tell.
+    pub fn with_data_checksums(mut self, data_checksums: bool) -> PageRecord<'a> {
+        self.data_checksums = data_checksums;
+        self
+    }
+
     /// What `record` means for the page that `block`, one of its references, names.
     pub fn new(record: &'a DecodedRecord, block: &'a BlockRef) -> PageRecord<'a> {
         PageRecord {
@@ -110,6 +119,7 @@ impl<'a> PageRecord<'a> {
                 data: block.data.as_deref(),
             },
             references: References::Decoded(&record.blocks),
+            data_checksums: false,
         }
     }
 

@@ -150,6 +150,7 @@ fn decode<'a>(bytes: &'a [u8], place: StoredPlace) -> Result<PageRecord<'a>, &'s
             data,
         },
         references: References::Stored(references.as_chunks().0),
+        data_checksums: false,
     })
 }
 

@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use lakebed_pgtest::fuzz::{entries, u64_of};
-use lakebed_redo::{PageRecord, StoredPlace};
+use lakebed_redo::{Managers, PageRecord, StoredPlace};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 
 thread_local! {
@@ -56,7 +56,7 @@ fn redo_allocates_nothing() {
         let count = COUNT.get();
         page.copy_from_slice(before);
         let record = PageRecord::decode(stored, place).unwrap();
-        record.redo(&mut page).unwrap();
+        record.redo(&mut page, Managers::none()).unwrap();
         let count = COUNT.get() - count;
         let kind = (record.rmid, record.info & 0xF0, record.own.id);
         assert_eq!(count, 0, "resource manager, operation, reference: {kind:x?}");

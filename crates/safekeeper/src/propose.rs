@@ -6,6 +6,7 @@
 //! stream goes on.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lakebed_proto::v1;
 use lakebed_quorum::message::Request;
@@ -19,7 +20,7 @@ use crate::metrics::Live;
 use crate::owner::{Mail, Outgoing};
 use crate::server::Safekeeper;
 use crate::timeline::Timeline;
-use crate::wire;
+use crate::unpack::Unpack;
 
 /// Answers of one stream that may be due at a time.
 pub const MAX_ANSWERS_DUE: usize = 1024;
@@ -28,11 +29,11 @@ pub const MAX_ANSWERS_DUE: usize = 1024;
 pub(crate) async fn serve(
     safekeeper: Arc<Safekeeper>,
     inbound: Streaming<v1::ProposerMessage>,
-    out: mpsc::Sender<Outgoing>,
+    (out, shorten): (mpsc::Sender<Outgoing>, Arc<AtomicBool>),
 ) {
     let _live = Live::new(&safekeeper.metrics().proposers);
     let span = tracing::info_span!("propose", tenant = Empty, timeline = Empty);
-    let taken = take_all(&safekeeper, inbound, &out)
+    let taken = take_all(&safekeeper, inbound, &out, Unpack::new(shorten))
         .instrument(span.clone())
         .await;
     if let Err(status) = taken {
@@ -46,6 +47,7 @@ async fn take_all(
     safekeeper: &Safekeeper,
     mut inbound: Streaming<v1::ProposerMessage>,
     out: &mpsc::Sender<Outgoing>,
+    mut unpack: Unpack,
 ) -> Result<(), Status> {
     let ending = safekeeper.ending();
     let first = tokio::select! {
@@ -53,7 +55,7 @@ async fn take_all(
         () = ending.cancelled() => return Err(Safekeeper::unavailable()),
     };
     let Some(first) = first else { return Ok(()) };
-    let (name, mut request) = wire::request(first).map_err(wire::refused)?;
+    let (name, mut request) = unpack.request(first)?;
     let name = name.ok_or_else(|| Status::invalid_argument("the first message must be a greeting"))?;
     let timeline = safekeeper.timeline(name)?;
     let span = tracing::Span::current();
@@ -71,7 +73,7 @@ async fn take_all(
             status = stopped(&timeline) => return Err(status),
         };
         let Some(message) = message else { return Ok(()) };
-        let (again, next) = wire::request(message).map_err(wire::refused)?;
+        let (again, next) = unpack.request(message)?;
         check_same(name, again)?;
         request = next;
     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lakebed_proto::{convert, v1};
 use tokio::sync::mpsc;
@@ -12,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::data_dir::Name;
 use crate::owner::Outgoing;
 use crate::server::Safekeeper;
-use crate::{feed, propose, read_wal, wire};
+use crate::{feed, pack, propose, read_wal, wire};
 
 /// The service of one safekeeper.
 pub(crate) struct Service(Arc<Safekeeper>);
@@ -64,11 +65,12 @@ impl v1::safekeeper_server::Safekeeper for Service {
         request: Request<Streaming<v1::ProposerMessage>>,
     ) -> Result<Response<Self::ProposeStream>, Status> {
         let (out, answers) = mpsc::channel(propose::MAX_ANSWERS_DUE);
-        let stream = propose::serve(self.0.clone(), request.into_inner(), out);
+        let shorten = Arc::new(AtomicBool::new(false));
+        let mut pack = pack::Pack::new(self.0.config().node_id, shorten.clone());
+        let stream = propose::serve(self.0.clone(), request.into_inner(), (out, shorten));
         self.0.serve_stream(stream);
-        let node_id = self.0.config().node_id;
         let answers = ReceiverStream::new(answers).map(move |outgoing| match outgoing {
-            Outgoing::Answer(answer) => Ok(wire::answer(*answer, node_id)),
+            Outgoing::Answer(answer) => Ok(pack.answer(*answer)),
             Outgoing::End(status) => Err(status),
         });
         Ok(Response::new(Box::pin(answers)))

@@ -1,6 +1,7 @@
 //! Between the schema and the domain: checked on the way in, plain on the way out.
 
 use lakebed_proto::convert::{self, InvalidMessage};
+use lakebed_proto::differences::Appends;
 use lakebed_proto::quorum::{self, PROTOCOL_VERSION};
 use lakebed_proto::v1;
 use lakebed_quorum::history::TermHistory;
@@ -193,16 +194,9 @@ pub(crate) fn request(wire: v1::ProposerMessage) -> Result<(Option<Name>, Reques
                     format!("more than {MAX_APPEND_BYTES} bytes in one append"),
                 ));
             }
-            let request = Request::Append {
-                generation: Generation(append.generation),
-                term: Term(append.term),
-                begin: Lsn(append.begin_lsn),
-                bytes: append.wal,
-                commit: Lsn(append.commit_lsn),
-                truncate: Lsn(append.truncate_lsn),
-            };
-            (None, request)
+            (None, Appends::in_full(&append).request(append.wal))
         }
+        Message::AppendNext(_) => return Err(InvalidMessage::Missing("greeting")),
     })
 }
 
@@ -227,6 +221,7 @@ pub(crate) fn answer(answer: Answer, node_id: u64) -> v1::AcceptorMessage {
             commit_lsn: commit.0,
             truncate_lsn: truncate.0,
             start_lsn: timeline_start.0,
+            codec: lakebed_walcodec::stream::VERSION.into(),
         }),
         Body::Voted {
             history,

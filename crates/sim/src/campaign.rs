@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What many seeds came to.
 #[derive(Debug, Default)]
 pub struct Campaign {
+    /// Seeds that ran.
+    pub seeds: u64,
     /// All seeds' counts.
     pub report: Report,
     /// Events of the shortest run without a violation.
@@ -15,12 +17,13 @@ pub struct Campaign {
     pub failures: Vec<(u64, Violation)>,
 }
 
-/// Runs `seeds` seeds from `first` on; `failed` is called at each failure, as it comes.
+/// Runs seeds from `first` on, as long as `more` says so of the number of seeds begun; `failed` is called at each
+/// failure, as it comes.
 pub fn campaign(
     first: u64,
-    seeds: u64,
     threads: usize,
     options: &Options,
+    more: impl Fn(u64) -> bool + Sync,
     failed: impl Fn(u64, &Violation) + Sync,
 ) -> Campaign {
     let next = AtomicU64::new(0);
@@ -29,12 +32,13 @@ pub fn campaign(
         let mut mine = Campaign::default();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= seeds {
+            if !more(index) {
                 break;
             }
             let seed = first + index;
             let outcome = run(seed, options);
             let events = outcome.report.events;
+            mine.seeds += 1;
             mine.report.add(&outcome.report);
             if let Some(violation) = outcome.violation {
                 failed(seed, &violation);
@@ -44,6 +48,7 @@ pub fn campaign(
             }
         }
         let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        all.seeds += mine.seeds;
         all.report.add(&mine.report);
         all.fewest_events = all.fewest_events.into_iter().chain(mine.fewest_events).min();
         all.failures.append(&mut mine.failures);

@@ -1,12 +1,10 @@
-//! Faults, and the parts of the control plane that the quorum sees: membership changes, uploads, shards' progress.
+//! Faults: what goes wrong, how often, and the end of it.
 
-use crate::invariants::{Checked, readable};
+use crate::invariants::Checked;
 use crate::rng::Rng;
-use crate::world::{Event, NODES, World};
-use lakebed_quorum::acceptor::Input;
-use lakebed_quorum::membership::Membership;
+use crate::world::{Event, World};
 use lakebed_quorum::proposer::Input as HostInput;
-use lakebed_types::{Generation, Lsn, NodeId};
+use lakebed_types::Lsn;
 use std::collections::BTreeSet;
 
 /// What is wrong at the moment.
@@ -19,7 +17,7 @@ pub(crate) struct Faults {
     /// All faults are over.
     pub(crate) healed: bool,
     /// Whether this seed changes the membership.
-    reconfigures: bool,
+    pub(crate) reconfigures: bool,
     /// How long a compute stays away at most, in milliseconds.
     pub(crate) away_ms: u64,
     /// The mean pause between faults, in milliseconds.
@@ -57,49 +55,62 @@ impl World {
         let host = self.rng.index(self.hosts.len());
         match self.rng.below(100) {
             0..18 => self.crash_if_up(node),
-            18..22 => {
-                // A power cut: everyone at once.
+            18..21 => {
+                // Everyone at once.
+                self.report.power_cuts += 1;
                 (0..self.nodes.len()).try_for_each(|n| self.crash_if_up(n))
             }
-            22..27 => {
+            21..26 => {
                 if self.hosts[host].core.is_some() {
                     self.report.crashes += 1;
                     self.stop_host(host);
                 }
                 Ok(())
             }
-            27..38 => {
+            26..35 => {
                 self.partition();
                 Ok(())
             }
-            38..48 => {
+            35..44 => {
                 self.isolate(host);
                 Ok(())
             }
-            48..60 => {
+            44..54 => {
                 self.faults.blocked.clear();
                 Ok(())
             }
-            60..64 => {
+            54..58 => {
                 self.nodes[node].disk.failing = true;
                 Ok(())
             }
-            64..68 => {
+            58..61 => {
+                self.report.clock_jumps += 1;
                 self.hosts[host].clock_ms += self.rng.range(0, 1500);
                 Ok(())
             }
-            68..73 => {
+            61..65 => {
+                self.report.slow_disks += 1;
                 self.nodes[node].disk.slow_until = self.now + self.rng.range(100, 1500);
                 Ok(())
             }
-            73..78 => {
+            65..69 => {
                 let start = self.hosts[host]
                     .core
                     .as_ref()
                     .map_or(Lsn(0), |core| core.commit());
                 self.host_input(host, HostInput::LocalTrimmed { start })
             }
-            78..88 => self.upload_and_consume(node),
+            69..71 => {
+                self.nodes[node].disk.full_until = self.now + self.rng.range(50, 1500);
+                Ok(())
+            }
+            71..73 => {
+                self.rot(node);
+                Ok(())
+            }
+            73..75 if self.faults.reconfigures => self.lose_disk(node),
+            73..80 => self.exchange(node),
+            80..88 => self.upload_and_consume(node),
             _ => self.change_membership(),
         }
     }
@@ -115,6 +126,7 @@ impl World {
     fn partition(&mut self) {
         self.report.partitions += 1;
         let both = self.rng.chance(600);
+        self.report.one_way_partitions += u64::from(!both);
         for host in 0..self.hosts.len() {
             for node in 0..self.nodes.len() {
                 if self.rng.chance(400) {
@@ -137,112 +149,6 @@ impl World {
         }
     }
 
-    fn upload_and_consume(&mut self, n: usize) -> Checked {
-        let Some(acceptor) = &self.nodes[n].acceptor else {
-            return Ok(());
-        };
-        // A shard gets WAL from any safekeeper that knows it to be committed; here the slowest shard moves.
-        let commit = acceptor.state().commit;
-        self.ledger.uploaded = self.ledger.uploaded.max(commit);
-        if self.rng.chance(500) {
-            self.ledger.consumed = self.ledger.consumed.max(commit);
-        }
-        for n in 0..self.nodes.len() {
-            if self.rng.chance(700) {
-                self.node_input(
-                    n,
-                    Input::BackedUp {
-                        lsn: self.ledger.uploaded,
-                    },
-                    None,
-                )?;
-                self.node_input(
-                    n,
-                    Input::Consumed {
-                        lsn: self.ledger.consumed,
-                    },
-                    None,
-                )?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The controller begins a change, or gives one up.
-    fn change_membership(&mut self) -> Checked {
-        if !self.faults.reconfigures {
-            return Ok(());
-        }
-        let current = self.ledger.config.clone();
-        let generation = Generation(current.generation.0 + 1);
-        if self.ledger.previous.is_some() {
-            if current.new.is_some() && self.rng.chance(200) {
-                self.report.aborted_reconfigurations += 1;
-                self.decide(Membership {
-                    generation,
-                    old: current.old,
-                    new: None,
-                });
-                self.reconfigure_hosts(700);
-            }
-            return readable::check(&self.nodes, &self.ledger);
-        }
-        let count = if self.rng.chance(700) { 3 } else { 5 };
-        let mut new: BTreeSet<_> = (1..=NODES).map(NodeId).collect();
-        while new.len() > count {
-            let id = NodeId(self.rng.range(1, NODES));
-            new.remove(&id);
-        }
-        let added: Vec<_> = new.difference(&current.old).copied().collect();
-        self.decide(Membership {
-            generation,
-            old: current.old,
-            new: Some(new),
-        });
-        for n in 0..self.nodes.len() {
-            if added.contains(&self.nodes[n].id) {
-                self.recreate_node(n);
-            }
-        }
-        self.reconfigure_hosts(700);
-        readable::check(&self.nodes, &self.ledger)
-    }
-
-    fn decide(&mut self, config: Membership) {
-        self.ledger.previous = Some(std::mem::replace(&mut self.ledger.config, config));
-    }
-
-    /// Tells the computes; those that are not told hear of it from an acceptor.
-    pub(crate) fn reconfigure_hosts(&mut self, permille: u64) {
-        for host in 0..self.hosts.len() {
-            if self.rng.chance(permille) {
-                let life = self.hosts[host].life;
-                let delay = self.rng.range(0, 50);
-                self.after(delay, Event::Reconfigure { host, life });
-            }
-        }
-    }
-
-    /// A proposer says that a generation is in force. True when the next step was decided.
-    pub(crate) fn settled(&mut self, generation: Generation) -> bool {
-        if self.ledger.config.generation != generation {
-            return false;
-        }
-        self.ledger.previous = None;
-        let current = self.ledger.config.clone();
-        let Some(new) = current.new else {
-            return false;
-        };
-        self.report.reconfigurations += 1;
-        let generation = Generation(generation.0 + 1);
-        self.decide(Membership {
-            generation,
-            old: new,
-            new: None,
-        });
-        true
-    }
-
     /// All faults end; the second compute is gone for good.
     pub(crate) fn heal(&mut self) -> Checked {
         self.faults.healed = true;
@@ -252,11 +158,12 @@ impl World {
         for n in 0..self.nodes.len() {
             self.nodes[n].disk.failing = false;
             self.nodes[n].disk.slow_until = 0;
+            self.nodes[n].disk.full_until = 0;
             let life = self.nodes[n].life;
             self.restart_node(n, life)?;
         }
         self.stop_host(1);
-        self.reconfigure_hosts(1000);
-        Ok(())
+        self.repeat_step(1000)?;
+        self.replace_lost()
     }
 }

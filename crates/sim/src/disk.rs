@@ -1,11 +1,14 @@
 //! A virtual disk of one acceptor: a control file that is replaced atomically, and WAL.
 //!
 //! Two queues, each in order: one for WAL, one for the control file, which waits only for the cuts before it. A crash
-//! loses what was not flushed, except for a part that happened to reach the disk: recovery keeps the whole records of
-//! that part and cuts the torn one. An operation under way at the crash took effect or did not. After a failed flush
-//! the pages are clean and gone: a later flush succeeds and does not bring them back.
+//! loses what was not flushed, except for a part that happened to reach the disk, the last record perhaps torn, with
+//! whatever the sectors held before behind it. An operation under way at the crash took effect or did not. After a
+//! failed flush the pages are clean and gone: a later flush succeeds and does not bring them back.
+//!
+//! A record carries a checksum bound to its position. Recovery reads records from the durable commit position on until
+//! one is not whole, and cuts there. A byte may rot: the protocol's state is as it was, reading the record fails.
 
-use crate::rng::Rng;
+use crate::rng::{Rng, scatter};
 use bytes::Bytes;
 use lakebed_quorum::acceptor::Durable;
 use lakebed_types::Lsn;
@@ -15,6 +18,28 @@ use std::collections::VecDeque;
 pub(crate) const BASE: Lsn = Lsn(64);
 /// Every record has this length, in bytes.
 pub(crate) const RECORD: usize = 8;
+
+/// The record at an offset: content that only one writer writes there, and its checksum.
+pub(crate) fn record(writer: u64, at: usize) -> [u8; RECORD] {
+    let content = (scatter(writer ^ scatter(at as u64)) >> 32) as u32;
+    let [a, b, c, d] = content.to_le_bytes();
+    let [e, f, g, h] = checksum(content, at).to_le_bytes();
+    [a, b, c, d, e, f, g, h]
+}
+
+fn checksum(content: u32, at: usize) -> u32 {
+    (scatter(u64::from(content) ^ scatter(at as u64 + 1)) >> 32) as u32
+}
+
+/// Whether these bytes, from an offset at a record boundary on, are whole records.
+pub(crate) fn are_whole(bytes: &[u8], at: usize) -> bool {
+    let (records, rest) = bytes.as_chunks::<RECORD>();
+    let whole = |(n, [a, b, c, d, sum @ ..]): (usize, &[u8; RECORD])| {
+        let content = u32::from_le_bytes([*a, *b, *c, *d]);
+        u32::from_le_bytes(*sum) == checksum(content, at + n * RECORD)
+    };
+    rest.is_empty() && records.iter().enumerate().all(whole)
+}
 
 /// Index of a queue in [`Disk::busy`].
 pub(crate) const WAL: usize = 0;
@@ -67,6 +92,10 @@ pub(crate) struct Disk {
     pub(crate) failing: bool,
     /// Until then operations take long.
     pub(crate) slow_until: u64,
+    /// Until then there is no room.
+    pub(crate) full_until: u64,
+    /// The byte at this offset, which is committed, does not read as it was written.
+    pub(crate) rot: Option<usize>,
 }
 
 impl Disk {
@@ -82,6 +111,8 @@ impl Disk {
             cuts: (0, 0),
             failing: false,
             slow_until: 0,
+            full_until: 0,
+            rot: None,
         }
     }
 
@@ -146,7 +177,34 @@ impl Disk {
         self.cuts.1 += 1;
     }
 
-    /// Loses what a crash loses, then recovers: the WAL ends at a whole record and is flushed.
+    /// WAL as a reader gets it.
+    pub(crate) fn read(&self, begin: Lsn, end: Lsn) -> Option<Vec<u8>> {
+        let mut bytes = self.wal.get(offset(begin)..offset(end))?.to_vec();
+        let rotten = self.rot.and_then(|at| at.checked_sub(offset(begin)));
+        if let Some(byte) = rotten.and_then(|at| bytes.get_mut(at)) {
+            *byte ^= 1;
+        }
+        Some(bytes)
+    }
+
+    /// Finds the end of the WAL after a crash, cuts what lies behind it and flushes. True when a record was torn.
+    pub(crate) fn recover(&mut self, trust_length: bool) -> bool {
+        let known = offset(self.control.commit).min(self.wal.len());
+        let tail = self.wal.get(known..).unwrap_or_default();
+        let whole = tail
+            .chunks(RECORD)
+            .enumerate()
+            .take_while(|(n, chunk)| are_whole(chunk, known + n * RECORD));
+        let end = known + whole.count() * RECORD;
+        let torn = end < self.wal.len();
+        if !trust_length {
+            self.wal.truncate(end);
+        }
+        self.durable = self.wal.len();
+        torn
+    }
+
+    /// Loses what a crash loses.
     pub(crate) fn crash(&mut self, rng: &mut Rng) {
         if self.busy[WAL] && rng.chance(500) {
             match self.queue.pop_front() {
@@ -164,9 +222,11 @@ impl Disk {
         } else {
             self.wal.len()
         };
-        let torn = solid + rng.index(reached - solid + 1);
-        self.wal.truncate(torn - torn % RECORD);
-        self.durable = self.wal.len();
+        self.wal.truncate(solid + rng.index(reached - solid + 1));
+        while !self.wal.len().is_multiple_of(RECORD) {
+            self.wal.push(rng.index(256) as u8);
+        }
+        self.durable = solid;
         self.lost_from = None;
         self.queue.clear();
         self.control_queue.clear();

@@ -2,7 +2,7 @@
 //!
 //! A record names who wrote it, in which term and where, so that no two writers ever write the same bytes.
 
-use crate::disk::{offset, position};
+use crate::disk::{offset, position, record};
 use crate::invariants::{Checked, commit_on_quorum, histories, no_rejection, one_committer, readable};
 use crate::rng::scatter;
 use crate::world::{Event, NODES, SEGMENT_BYTES, World};
@@ -116,13 +116,15 @@ impl World {
         // A waiting compute writes no more than some buffers.
         let h = &mut self.hosts[host];
         if h.log.len() < offset(h.commit.max(position(0))) + 512 {
+            let before = h.log.len();
             for _ in 0..self.rng.range(1, 6) {
                 let writer = scatter(h.id.0) ^ scatter(term.0) ^ h.life;
-                let record = scatter(scatter(writer) ^ h.log.len() as u64);
-                h.log.extend_from_slice(&record.to_le_bytes());
+                let next = record(scatter(writer), h.log.len());
+                h.log.extend_from_slice(&next);
             }
-            let log = h.log.clone();
-            self.ledger.logs.insert(term, log);
+            if let (Some(log), Some(new)) = (self.ledger.logs.get_mut(&term), h.log.get(before..)) {
+                log.extend_from_slice(new);
+            }
         }
         let end = position(self.hosts[host].log.len());
         let delay = self.rng.range(1, self.faults.write_ms);
@@ -189,11 +191,7 @@ impl World {
             }
             Command::ElectionWon { term, start, donor } => self.won(host, term, start, donor)?,
             Command::CommitAdvanced(lsn) => self.committed(host, lsn)?,
-            Command::Settled(generation) => {
-                if self.settled(generation) {
-                    self.reconfigure_hosts(1000);
-                }
-            }
+            Command::Settled(generation) => self.settled(generation),
             Command::Rejected { acceptor, refusal } => no_rejection::on_rejected(acceptor, refusal)?,
             Command::StaleMembership(_) => {
                 inputs.push_back(Input::Reconfigure {
@@ -207,7 +205,7 @@ impl World {
                 self.stop_host(host);
             }
             Command::LeaseExpired => {
-                self.report.leases += 1;
+                self.report.leases_expired += 1;
                 self.stop_host(host);
             }
         }
@@ -216,6 +214,9 @@ impl World {
 
     fn won(&mut self, host: usize, term: Term, start: Lsn, donor: NodeId) -> Checked {
         self.report.elections += 1;
+        self.note(format_args!(
+            "compute {host} wins term {term} from {start} on, donor node {donor}"
+        ));
         one_committer::on_election(&self.ledger, term)?;
         // As it was when the donor voted. A slow winner may learn of its votes when a later term has cut the donor's
         // WAL and written it anew; such a winner never commits, and what it believes to have is still its log.
@@ -235,6 +236,7 @@ impl World {
 
     fn committed(&mut self, host: usize, lsn: Lsn) -> Checked {
         self.report.commits += 1;
+        self.note(format_args!("compute {host} commits {lsn}"));
         let h = &mut self.hosts[host];
         let (before, life) = (std::mem::replace(&mut h.commit, lsn), h.life);
         let Some(core) = &h.core else {

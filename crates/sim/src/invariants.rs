@@ -9,6 +9,8 @@ pub(crate) mod progress;
 pub(crate) mod promises;
 pub(crate) mod readable;
 pub(crate) mod removal;
+pub(crate) mod survivors;
+pub(crate) mod uploads;
 
 /// An invariant that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,8 +20,8 @@ pub(crate) struct Ledger {
     pub(crate) config: Membership,
     /// The one before, until a quorum has adopted the last.
     pub(crate) previous: Option<Membership>,
-    /// End of the WAL in object storage.
-    pub(crate) uploaded: Lsn,
+    /// The WAL in object storage, from the timeline's start on.
+    pub(crate) store: Vec<u8>,
     /// Lowest position of a pageserver shard.
     pub(crate) consumed: Lsn,
 }
@@ -35,7 +35,7 @@ impl Ledger {
             commits: BTreeMap::new(),
             config,
             previous: None,
-            uploaded: position(0),
+            store: Vec::new(),
             consumed: position(0),
         }
     }
@@ -43,6 +43,16 @@ impl Ledger {
     /// End of what was acknowledged.
     pub(crate) fn commit(&self) -> Lsn {
         position(self.committed.len())
+    }
+
+    /// End of the WAL in object storage.
+    pub(crate) fn uploaded(&self) -> Lsn {
+        position(self.store.len())
+    }
+
+    /// The configurations that may still elect and commit.
+    pub(crate) fn in_force(&self) -> impl Iterator<Item = &Membership> {
+        std::iter::once(&self.config).chain(self.previous.as_ref())
     }
 
     /// What terms below `term` have committed: all that its winner must have.
@@ -53,7 +63,7 @@ impl Ledger {
 
     /// Object storage's part of `[begin, end)`, from `begin` on.
     pub(crate) fn stored(&self, begin: Lsn, end: Lsn) -> &[u8] {
-        let end = offset(end.min(self.uploaded));
-        self.committed.get(offset(begin)..end).unwrap_or_default()
+        let end = offset(end.min(self.uploaded()));
+        self.store.get(offset(begin)..end).unwrap_or_default()
     }
 }

@@ -4,8 +4,8 @@
 //! later. What the proposer's end sent before may still arrive after it has opened a new stream, as TCP allows, and
 //! now and then an old request arrives twice, which is more than TCP allows.
 
-use crate::disk::{offset, position};
-use crate::invariants::{Checked, Violation, promises};
+use crate::disk::offset;
+use crate::invariants::Checked;
 use crate::world::{Event, World};
 use bytes::Bytes;
 use lakebed_quorum::message::{Request, Response};
@@ -41,6 +41,11 @@ impl World {
 
     fn blocked(&self, host: usize, node: usize, direction: usize) -> bool {
         self.faults.blocked.contains(&(host, node, direction))
+    }
+
+    /// Whether nothing comes from a node to a host.
+    pub(crate) fn blocked_to_host(&self, host: usize, node: usize) -> bool {
+        self.blocked(host, node, TO_PROPOSER)
     }
 
     /// A host tries to open a stream.
@@ -136,6 +141,7 @@ impl World {
         if !self.faults.healed && self.rng.chance(10) {
             let (late, from) = (self.rng.range(1, 4000), self.hosts[host].id);
             let msg = msg.clone();
+            self.report.duplicates += 1;
             self.at(at + late, Event::Ghost { node, from, msg });
         }
         self.at(at, Event::ToAcceptor { stream, msg });
@@ -180,12 +186,16 @@ impl World {
             return Ok(());
         }
         let found = match source {
-            Source::Local => self.hosts[host].log.get(offset(begin)..offset(end)),
-            Source::Acceptor(id) => self.read_from_donor(host, id, term, begin, end)?,
+            Source::Local => self.hosts[host]
+                .log
+                .get(offset(begin)..offset(end))
+                .map(<[u8]>::to_vec),
+            Source::Acceptor(id) => match self.nodes.iter().position(|n| n.id == id) {
+                Some(n) => self.read_from_donor(host, n, term, (begin, end))?,
+                None => None,
+            },
         };
-        let bytes = found
-            .map(Bytes::copy_from_slice)
-            .filter(|bytes| !bytes.is_empty());
+        let bytes = found.filter(|bytes| !bytes.is_empty()).map(Bytes::from);
         let acceptor = self.nodes[acceptor].id;
         let input = match bytes {
             Some(bytes) => Input::WalRead {
@@ -196,34 +206,5 @@ impl World {
             None => Input::WalReadFailed { acceptor, begin },
         };
         self.host_input(host, input)
-    }
-
-    fn read_from_donor(
-        &self,
-        host: usize,
-        id: NodeId,
-        term: Term,
-        begin: Lsn,
-        end: Lsn,
-    ) -> Result<Option<&[u8]>, Violation> {
-        let Some(n) = self.nodes.iter().position(|n| n.id == id) else {
-            return Ok(None);
-        };
-        let node = &self.nodes[n];
-        // Reads go by connections of their own.
-        let reachable = !self.blocked(host, n, TO_PROPOSER);
-        let end = end.min(position(node.disk.wal.len()));
-        match &node.acceptor {
-            Some(donor) if reachable && donor.state().truncate <= begin => {
-                let bytes = node.disk.wal.get(offset(begin)..offset(end));
-                let Some(bytes) = bytes.filter(|_| donor.may_serve(term, end).is_ok()) else {
-                    return Ok(None);
-                };
-                promises::on_read(&self.ledger, id, term, begin, bytes)?;
-                Ok(Some(bytes))
-            }
-            // A donor that does not have it any more uploaded it.
-            _ => Ok(Some(self.ledger.stored(begin, end))),
-        }
     }
 }

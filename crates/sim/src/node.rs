@@ -7,7 +7,7 @@ use crate::disk::{CONTROL, Disk, Operation, WAL, position};
 use crate::invariants::{
     Checked, Violation, histories, no_rejection, positions, promises, readable, removal,
 };
-use crate::world::{Event, World, empty_acceptor};
+use crate::world::{Event, World};
 use lakebed_quorum::acceptor::{Acceptor, Command, Durable, Input, When};
 use lakebed_quorum::message::{Body, Request, Response};
 use lakebed_quorum::mutation::Mutation;
@@ -22,6 +22,10 @@ pub(crate) struct Node {
     /// Absent while the node is down.
     pub(crate) acceptor: Option<Acceptor>,
     pub(crate) disk: Disk,
+    /// The disk is gone for good, or the timeline was deleted here; the node may come back as a new member.
+    pub(crate) gone: bool,
+    /// The WAL of the disk that is gone.
+    pub(crate) lost: Vec<u8>,
     /// Answers that wait, with the stream by which they will leave.
     waiting: Vec<(Option<usize>, Response, When)>,
 }
@@ -33,6 +37,8 @@ impl Node {
             life: 0,
             acceptor: None,
             disk: Disk::new(control),
+            gone: false,
+            lost: Vec::new(),
             waiting: Vec::new(),
         };
         node.open(mutation);
@@ -126,6 +132,12 @@ impl World {
                 .queue
                 .pop_front_if(|head| matches!(head, Operation::Write(..)))
         {
+            if self.now < node.disk.full_until {
+                let room = self.rng.index(bytes.len());
+                node.disk.write(begin, bytes.get(..room).unwrap_or_default());
+                self.report.full_disks += 1;
+                return self.node_input(n, Input::IoFailed, None);
+            }
             if !node.disk.write(begin, &bytes) {
                 return Err(Violation {
                     invariant: "positions",
@@ -158,7 +170,11 @@ impl World {
         if node.life != life {
             return Ok(());
         }
-        let input = if queue == CONTROL {
+        let truncate = node.disk.control.truncate;
+        let input = if queue == CONTROL && self.now < node.disk.full_until {
+            self.report.full_disks += 1;
+            Some(Input::IoFailed)
+        } else if queue == CONTROL {
             node.disk
                 .control_done()
                 .map(|seq| Input::ControlPersisted { seq })
@@ -179,6 +195,7 @@ impl World {
                 Some(Operation::Write(..)) | None => None,
             }
         };
+        self.report.removals += u64::from(truncate < self.nodes[n].disk.control.truncate);
         self.check_disk(n)?;
         match input {
             Some(input) => self.node_input(n, input, None),
@@ -186,7 +203,7 @@ impl World {
         }
     }
 
-    fn check_disk(&self, n: usize) -> Checked {
+    pub(crate) fn check_disk(&self, n: usize) -> Checked {
         let node = &self.nodes[n];
         histories::check(node, &self.ledger)?;
         removal::check(node, &self.ledger)?;
@@ -196,6 +213,7 @@ impl World {
     /// Power off; it comes back by itself.
     pub(crate) fn crash_node(&mut self, n: usize) -> Checked {
         self.report.crashes += 1;
+        self.note(format_args!("node {} is down", n + 1));
         let node = &mut self.nodes[n];
         node.life += 1;
         node.acceptor = None;
@@ -215,22 +233,23 @@ impl World {
 
     pub(crate) fn restart_node(&mut self, n: usize, life: u64) -> Checked {
         let node = &mut self.nodes[n];
-        if node.life != life || node.acceptor.is_some() {
+        if node.life != life || node.acceptor.is_some() || node.gone {
             return Ok(());
         }
+        if node.disk.rot.is_some() && !self.replace_damaged(n) {
+            let delay = self.rng.range(50, 300);
+            self.after(delay, Event::RestartNode { node: n, life });
+            return Ok(());
+        }
+        let node = &mut self.nodes[n];
+        let trust_length = self.mutation == Some(Mutation::KeepTornTail);
+        self.report.torn_tails += u64::from(node.disk.recover(trust_length));
         node.open(self.mutation);
+        self.check_disk(n)?;
+        let node = &self.nodes[n];
         if node.acceptor.is_none() {
             return no_rejection::on_stop(node.id, "positions out of order after a restart");
         }
         Ok(())
-    }
-
-    /// A node that is no member loses its disk and is created anew, in the configuration that first names it.
-    pub(crate) fn recreate_node(&mut self, n: usize) {
-        let life = self.nodes[n].life + 1;
-        let id = self.nodes[n].id;
-        self.break_streams(|stream| stream.node == n);
-        self.nodes[n] = Node::new(id, empty_acceptor(self.ledger.config.clone()), self.mutation);
-        self.nodes[n].life = life;
     }
 }

@@ -13,7 +13,8 @@ use crate::node::Node;
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::{Options, Report};
-use lakebed_quorum::acceptor::Durable;
+use bytes::Bytes;
+use lakebed_quorum::acceptor::{Durable, Offer};
 use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Request, Response};
@@ -86,6 +87,21 @@ pub(crate) enum Event {
         term: Term,
         begin: Lsn,
         end: Lsn,
+    },
+    /// A node asks a peer for committed WAL.
+    Exchange {
+        node: usize,
+    },
+    Offered {
+        node: usize,
+        life: u64,
+        offer: Offer,
+        begin: Lsn,
+        bytes: Bytes,
+    },
+    /// The controller goes on from this generation.
+    NextStep {
+        generation: Generation,
     },
     Chaos,
 }
@@ -175,7 +191,7 @@ impl World {
             faults,
             ledger: Ledger::new(members),
             mutation: options.mutation,
-            trace: Trace::new(options.keep_trace),
+            trace: Trace::new(options.hash_trace, options.keep_trace),
             report: Report::default(),
         };
         world.after(0, Event::StartHost { host: 0, life: 0 });
@@ -213,6 +229,11 @@ impl World {
         Ok(())
     }
 
+    /// Adds a line to the event log.
+    pub(crate) fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        self.trace.step(format_args!("{:>6} ms  {what}", self.now));
+    }
+
     fn step(&mut self) -> Checked {
         let Some(Reverse(Scheduled { at, event, .. })) = self.queue.pop() else {
             return Err(Violation {
@@ -222,8 +243,7 @@ impl World {
         };
         self.now = self.now.max(at);
         self.report.events += 1;
-        let now = self.now;
-        self.trace.step(format_args!("{now} {event:?}"));
+        self.note(format_args!("{event}"));
         match event {
             Event::StartHost { host, life } => self.start_host(host, life),
             Event::Tick { host, life } => self.tick(host, life),
@@ -245,6 +265,15 @@ impl World {
                 end,
             } => self.read(host, life, acceptor, source, term, (begin, end)),
             Event::Reconfigure { host, life } => self.reconfigure(host, life),
+            Event::Exchange { node } => self.exchange(node),
+            Event::Offered {
+                node,
+                life,
+                offer,
+                begin,
+                bytes,
+            } => self.take_offer(node, life, offer, begin, bytes),
+            Event::NextStep { generation } => self.next_step(generation),
             Event::Chaos => self.chaos(),
         }
     }

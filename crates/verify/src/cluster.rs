@@ -5,7 +5,7 @@
 //! page that is to be changed and does not exist, or is all zeros, is *missing*: the record is left out for it, and a
 //! later truncation or drop must explain why. What is dropped or cut off never comes back: pages of the base too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use lakebed_ingest::{CatalogueChange, ControlState, Effects, SlruDelta};
@@ -13,11 +13,11 @@ use lakebed_redo::{PageBytes, page, redo_vm_clear, redo_vm_truncate};
 use lakebed_types::data_directory::SLRU_SEGMENT_PAGES;
 use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::compare::History;
 use crate::directory::{DataDirectory, Place};
 use crate::error::VerifyError;
-use crate::redo::FIRST_CUSTOM_MANAGER;
 use crate::store::{PageFile, PageStore};
 
 /// Most references to missing pages that are remembered.
@@ -39,7 +39,7 @@ pub enum Touch {
 pub struct Cluster {
     version: PgVersion,
     store: PageStore,
-    sizes: HashMap<RelTag, u32>,
+    sizes: FxHashMap<RelTag, u32>,
     /// Length in pages of each SLRU segment.
     slrus: BTreeMap<(SlruKind, u64), u32>,
     relation_maps: BTreeMap<Place, Bytes>,
@@ -48,15 +48,15 @@ pub struct Cluster {
     tablespaces: BTreeSet<u32>,
     control: ControlState,
     missing: BTreeMap<(RelTag, u32), Lsn>,
-    gist_pruned: HashSet<(RelTag, u32)>,
-    maps_lost: HashSet<(RelTag, u32)>,
+    gist_pruned: FxHashSet<(RelTag, u32)>,
+    maps_lost: FxHashSet<(RelTag, u32)>,
 }
 
 impl Cluster {
     /// The cluster as its base has it.
     pub fn new(base: &DataDirectory, memory_bytes: usize) -> Cluster {
         let mut store = PageStore::new(memory_bytes);
-        let mut sizes = HashMap::new();
+        let mut sizes = FxHashMap::default();
         for (rel, segments) in &base.forks {
             let blocks = DataDirectory::blocks(segments);
             sizes.insert(*rel, blocks);
@@ -87,8 +87,8 @@ impl Cluster {
             tablespaces: base.tablespaces.clone(),
             control: ControlState::from_checkpoint(&base.control.checkpoint()),
             missing: BTreeMap::new(),
-            gist_pruned: HashSet::new(),
-            maps_lost: HashSet::new(),
+            gist_pruned: FxHashSet::default(),
+            maps_lost: FxHashSet::default(),
         }
     }
 
@@ -193,11 +193,7 @@ impl Cluster {
                 self.slru(kind, page, delta)?;
             }
         }
-        if record.rmid < FIRST_CUSTOM_MANAGER {
-            self.control.apply(record)?;
-        } else {
-            self.control.see_xid(record.xid);
-        }
+        self.control.apply(record)?;
         for change in &effects.catalogue {
             self.change(change)?;
         }
@@ -381,7 +377,7 @@ impl Cluster {
     }
 
     /// Forks with their sizes in blocks.
-    pub fn sizes(&self) -> &HashMap<RelTag, u32> {
+    pub fn sizes(&self) -> &FxHashMap<RelTag, u32> {
         &self.sizes
     }
 

@@ -7,15 +7,15 @@
 //! - visibility map: all of it but LSN and checksum, where Postgres blanks the map;
 //! - GiST: NSN and the flag to follow the right link, but on the left half of a split that the record finishes.
 //!
-//! Two differences that stock recovery has itself are told apart and counted ([`Allowed`]).
+//! Differences that are right are told apart and counted ([`Allowed`]).
 
-use lakebed_redo::{PageBytes, mask, page, restore_image};
+use lakebed_redo::{Managers, PageBytes, mask, page, restore_image};
 use lakebed_types::{ForkNumber, PAGE_SIZE, RelTag};
 use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 use serde::Serialize;
 
+use crate::ahead::bits_missing;
 use crate::fields::{FieldDifference, Layout, differences};
-use crate::redo::Managers;
 
 const HEAP2: u8 = 9;
 const HEAP: u8 = 10;
@@ -33,7 +33,8 @@ const GIST_NSN: std::ops::Range<usize> = PAGE_SIZE - 16..PAGE_SIZE - 8;
 const GIST_FLAGS: usize = PAGE_SIZE - 4;
 const LSN_AND_CHECKSUM: usize = 10;
 
-/// A difference that is right: stock recovery differs from the server that wrote the WAL in the same way.
+/// A difference that is right: stock recovery differs from the server that wrote the WAL in the same way, or would if
+/// it were asked at this position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Allowed {
@@ -43,6 +44,9 @@ pub enum Allowed {
     /// `CREATE DATABASE … STRATEGY wal_log` logs visibility map pages with everything between `pd_lower` and
     /// `pd_upper` cut out as a hole, which in a map is everything: recovery has zeros where the server has bits.
     VisibilityMapLostInDatabaseCopy,
+    /// A server whose heap records do not name the map page clears a bit before it writes the record; another record's
+    /// image lies between ([`crate::ahead`]). The record that clears the bit followed.
+    VisibilityMapClearedAhead,
 }
 
 impl Allowed {
@@ -54,6 +58,10 @@ impl Allowed {
             }
             Allowed::VisibilityMapLostInDatabaseCopy => {
                 "CREATE DATABASE STRATEGY wal_log logs map pages without their bits; stock recovery loses them too"
+            }
+            Allowed::VisibilityMapClearedAhead => {
+                "the server clears a map's bit just before it writes the record that does; an image of the map lies \
+                 between, and the record follows"
             }
         }
     }
@@ -72,6 +80,14 @@ pub enum Verdict {
         fields: Vec<FieldDifference>,
         /// Postgres's own mask hides all of it: stock Postgres would not notice.
         stricter_than_postgres: bool,
+    },
+    /// The image of a map page lacks bits that ours has, and nothing else differs: right if a record that clears them
+    /// follows.
+    ClearedAhead {
+        /// Byte of the page, and the bits.
+        bits: Vec<(usize, u8)>,
+        /// The bits, named.
+        fields: Vec<FieldDifference>,
     },
 }
 
@@ -116,8 +132,7 @@ pub fn with_image(
         strict = split_marks(record, block, &ours, &expected);
     }
     let layout = Layout::of(&expected);
-    managers.mask(record.rmid, &mut ours, block.block);
-    managers.mask(record.rmid, &mut expected, block.block);
+    managers.mask(record.rmid, &mut ours, &mut expected, block.block);
     if ours == expected && strict.is_empty() {
         return Ok(allowed.map_or(Verdict::Same, Verdict::Allowed));
     }
@@ -183,22 +198,20 @@ fn visibility_map(ours: &PageBytes, expected: &PageBytes, history: History, limi
     if ours[LSN_AND_CHECKSUM..] == expected[LSN_AND_CHECKSUM..] {
         return Verdict::Same;
     }
-    let fewer_bits = || {
-        ours[..page::HEADER_BYTES][LSN_AND_CHECKSUM..] == expected[..page::HEADER_BYTES][LSN_AND_CHECKSUM..]
-            && ours[page::HEADER_BYTES..]
-                .iter()
-                .zip(&expected[page::HEADER_BYTES..])
-                .all(|(ours, theirs)| ours & !theirs == 0)
-    };
-    if history.map_lost && fewer_bits() {
+    if history.map_lost && bits_missing(expected, ours).is_some() {
         return Verdict::Allowed(Allowed::VisibilityMapLostInDatabaseCopy);
     }
+    let bits = bits_missing(ours, expected);
     let (mut ours, mut expected) = (*ours, *expected);
     mask::visibility_map(&mut ours);
     mask::visibility_map(&mut expected);
-    Verdict::Different {
-        fields: differences(Layout::VisibilityMap, &ours, &expected, limit),
-        stricter_than_postgres: true,
+    let fields = differences(Layout::VisibilityMap, &ours, &expected, limit);
+    match bits {
+        Some(bits) => Verdict::ClearedAhead { bits, fields },
+        None => Verdict::Different {
+            fields,
+            stricter_than_postgres: true,
+        },
     }
 }
 
@@ -364,7 +377,10 @@ mod tests {
         let vm = |ours, theirs, history| verdict(HEAP2, ForkNumber::Vm, ours, theirs, history);
         let allowed = Verdict::Allowed(Allowed::VisibilityMapLostInDatabaseCopy);
         assert_eq!(vm(&page, &with_bits, lost), allowed);
-        assert!(matches!(vm(&with_bits, &page, lost), Verdict::Different { .. }));
+        assert!(matches!(
+            vm(&with_bits, &page, lost),
+            Verdict::ClearedAhead { .. }
+        ));
         let none = History::default();
         assert!(matches!(vm(&page, &with_bits, none), Verdict::Different { .. }));
     }

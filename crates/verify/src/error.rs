@@ -63,7 +63,7 @@ pub enum VerifyError {
     /// A record of a resource manager that is not built in and was not registered.
     #[error(
         "the record at {lsn} belongs to the custom resource manager {rmid} (info {info:#04x}), which an extension \
-         brings: its pages cannot be replayed without a plug-in (trait ResourceManager)"
+         brings: its pages cannot be replayed without a plug-in (lakebed_redo::ResourceManager)"
     )]
     CustomManager {
         /// Start of the record.

@@ -8,15 +8,15 @@
 //! - with the files of a copy that stock Postgres recovered from the same WAL ([`against`]).
 //!
 //! The stages: [`directory`] looks at a data directory; [`segments`] reads WAL; [`cluster`] is the replayed state, on
-//! [`store`] for pages in bounded memory; [`redo`] is the only place that calls redo and takes plug-ins for custom
-//! resource managers; [`compare`] decides what counts as equal, [`fields`] names what differs; [`report`] is the
-//! outcome.
+//! [`store`] for pages in bounded memory; [`redo`] is what is verified; [`compare`] decides what counts as equal, with
+//! [`ahead`] for what a later record must show; [`fields`] names what differs; [`report`] is the outcome.
 //!
 //! A difference is never an error and an error never a difference: an error means that nothing more can be said.
 //! Deliberately absent: following a switch of timelines inside the WAL, and everything that WAL does not carry.
 #![forbid(unsafe_code)]
 
 pub mod against;
+pub mod ahead;
 pub mod cluster;
 pub mod compare;
 pub mod directory;
@@ -31,6 +31,6 @@ pub mod store;
 mod verify;
 
 pub use error::VerifyError;
-pub use redo::{Managers, Native, Redo, ResourceManager};
+pub use redo::{Native, Redo};
 pub use report::Report;
 pub use verify::{Progress, Request, verify};

@@ -5,7 +5,7 @@
 //! changed one goes to a scratch file in the directory for temporary files, which has no name and vanishes with the
 //! process. The base itself is never written to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use lakebed_redo::PageBytes;
 use lakebed_types::data_directory::{RELATION_SEGMENT_BLOCKS, SLRU_SEGMENT_PAGES};
 use lakebed_types::{PAGE_SIZE, RelTag, SlruKind};
+use rustc_hash::FxHashMap;
 
 use crate::error::VerifyError;
 
@@ -51,7 +52,7 @@ struct Frame {
 /// A file's pages that are not as the base has them, and where the base has the others.
 #[derive(Debug, Default)]
 struct Pages {
-    locations: HashMap<u32, Location>,
+    locations: FxHashMap<u32, Location>,
     /// Blocks below this number begin as the base's file of that name has them, all others as zeros.
     base: Option<(PageFile, u32)>,
 }
@@ -60,7 +61,7 @@ struct Pages {
 #[derive(Debug)]
 pub struct PageStore {
     limit: usize,
-    files: HashMap<PageFile, Pages>,
+    files: FxHashMap<PageFile, Pages>,
     frames: Vec<Frame>,
     free_frames: Vec<usize>,
     hand: usize,
@@ -68,8 +69,8 @@ pub struct PageStore {
     scratch_slots: u64,
     free_slots: Vec<u64>,
     /// Segment files of the base, by number.
-    base: HashMap<PageFile, BTreeMap<u64, PathBuf>>,
-    open: HashMap<(PageFile, u64), File>,
+    base: FxHashMap<PageFile, BTreeMap<u64, PathBuf>>,
+    open: FxHashMap<(PageFile, u64), File>,
 }
 
 impl PageStore {
@@ -77,15 +78,15 @@ impl PageStore {
     pub fn new(memory_bytes: usize) -> PageStore {
         PageStore {
             limit: (memory_bytes / PAGE_SIZE).max(MIN_PAGES),
-            files: HashMap::new(),
+            files: FxHashMap::default(),
             frames: Vec::new(),
             free_frames: Vec::new(),
             hand: 0,
             scratch: None,
             scratch_slots: 0,
             free_slots: Vec::new(),
-            base: HashMap::new(),
-            open: HashMap::new(),
+            base: FxHashMap::default(),
+            open: FxHashMap::default(),
         }
     }
 
@@ -95,7 +96,7 @@ impl PageStore {
         self.files.insert(
             file,
             Pages {
-                locations: HashMap::new(),
+                locations: FxHashMap::default(),
                 base: Some((file, blocks)),
             },
         );
@@ -181,7 +182,7 @@ impl PageStore {
         self.files.insert(
             to,
             Pages {
-                locations: HashMap::new(),
+                locations: FxHashMap::default(),
                 base,
             },
         );

@@ -9,18 +9,21 @@ use std::sync::mpsc;
 use std::thread;
 
 use lakebed_ingest::{Effects, rmgr};
-use lakebed_types::{ForkNumber, Lsn};
+use lakebed_redo::{Managers, PageBytes, PageRecord};
+use lakebed_types::{ForkNumber, Lsn, RelTag};
 use lakebed_wal::page::WalFormat;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
+use lakebed_wal::record::{BlockRef, DecodedRecord, FIRST_CUSTOM_MANAGER};
 use lakebed_wal::stream::RawRecord;
 
 use crate::against;
+use crate::ahead::{ClearedAhead, Debt};
 use crate::cluster::{Cluster, Touch};
-use crate::compare::{Verdict, with_image};
+use crate::compare::{Allowed, Verdict, with_image};
 use crate::directory::DataDirectory;
 use crate::error::VerifyError;
+use crate::fields::FieldDifference;
 use crate::names;
-use crate::redo::{FIRST_CUSTOM_MANAGER, Managers, Redo, redo_custom};
+use crate::redo::Redo;
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};
 
@@ -31,6 +34,8 @@ const BATCHES: usize = 4;
 /// Most fields that are named of one mismatch.
 const FIELDS: usize = 16;
 
+const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
+const XLOG_END_OF_RECOVERY: u8 = 0x90;
 const XLOG_BACKUP_END: u8 = 0x50;
 const XLOG_FPI_FOR_HINT: u8 = 0xA0;
 
@@ -108,6 +113,7 @@ pub fn verify(
         shown: request.shown,
         counts: vec![TypeCounts::default(); 256 * 16],
         mismatches: Vec::new(),
+        ahead: ClearedAhead::default(),
         records: 0,
         unresolved: 0,
     };
@@ -250,6 +256,7 @@ struct Replay<'a> {
     /// By resource manager and the upper half of `xl_info`.
     counts: Vec<TypeCounts>,
     mismatches: Vec<Mismatch>,
+    ahead: ClearedAhead,
     records: u64,
     unresolved: u64,
 }
@@ -266,23 +273,29 @@ impl Replay<'_> {
             self.redo_block(record, block)?;
         }
         self.cluster.apply(record, &effects)?;
+        for (rel, block) in effects.vm_clears.iter().map(|clear| (clear.rel, clear.block)) {
+            self.pay_map_bits(rel, block)?;
+        }
+        for (rel, block) in effects.vm_truncates.iter().map(|cut| (cut.rel, cut.block)) {
+            self.pay_map_bits(rel, block)?;
+        }
         for block in &record.blocks {
             self.check(record, block)?;
+        }
+        if starts_server(record) {
+            self.settle_map_bits(record.start);
         }
         self.note_consistency(record);
         Ok(())
     }
 
     fn effects(&self, record: &DecodedRecord) -> Result<Effects, VerifyError> {
-        if record.rmid >= FIRST_CUSTOM_MANAGER {
-            if self.managers.get(record.rmid).is_none() {
-                return Err(VerifyError::CustomManager {
-                    lsn: record.start,
-                    rmid: record.rmid,
-                    info: record.info,
-                });
-            }
-            return Ok(Effects::default());
+        if record.rmid >= FIRST_CUSTOM_MANAGER && !self.managers.knows(record.rmid) {
+            return Err(VerifyError::CustomManager {
+                lsn: record.start,
+                rmid: record.rmid,
+                info: record.info,
+            });
         }
         self.redo.effects(record).map_err(VerifyError::from)
     }
@@ -296,14 +309,57 @@ impl Replay<'_> {
             self.unresolved += u64::from(self.consistency == Consistency::Reached);
             return Ok(());
         }
+        let key = (block.rel, block.block);
         let page = self.cluster.page_mut(block.rel, block.block)?;
-        match self.managers.get(record.rmid) {
-            Some(manager) => redo_custom(manager, record, block, page),
-            None => self.redo.page(record, block, page),
+        let server = (!self.ahead.is_clear(key)).then(|| self.ahead.as_on_server(key, page));
+        replay(self.redo, self.managers, record, block, page)?;
+        if let Some(mut server) = server {
+            if block.image.as_ref().is_some_and(|image| image.apply) {
+                self.ahead.pay(key, page);
+            } else {
+                replay(self.redo, self.managers, record, block, &mut server)?;
+                if let Some(debt) = self.ahead.broken_by(key, page, &server) {
+                    self.mismatched_after_all(debt);
+                }
+            }
         }
-        .map_err(VerifyError::Redo)?;
         self.cluster.remember(record, block);
         Ok(())
+    }
+
+    /// A record cleared bits of a map page that it does not name.
+    fn pay_map_bits(&mut self, rel: RelTag, block: u32) -> Result<(), VerifyError> {
+        if !self.ahead.is_clear((rel, block)) {
+            let page = self.cluster.page(rel, block)?;
+            self.ahead.pay((rel, block), page);
+        }
+        Ok(())
+    }
+
+    /// The server wrote nothing more of what it had begun in front of `end`.
+    fn settle_map_bits(&mut self, end: Lsn) {
+        for debt in std::mem::take(&mut self.ahead).unpaid_at(end) {
+            self.mismatched_after_all(debt);
+        }
+    }
+
+    /// Images that were taken to show bits which a later record clears, and no record did.
+    fn mismatched_after_all(&mut self, debt: Debt) {
+        for (at, images) in debt.images {
+            let counts = &mut self.counts[at];
+            counts.mismatched += images;
+            if let Some(allowed) = counts.allowed.get_mut(&Allowed::VisibilityMapClearedAhead) {
+                *allowed -= images;
+            }
+            counts.allowed.retain(|_, count| *count > 0);
+        }
+        self.show(debt.first);
+    }
+
+    fn show(&mut self, mismatch: Mismatch) {
+        if self.mismatches.len() < self.shown {
+            self.mismatches.push(mismatch);
+        }
     }
 
     /// Compares the page of a reference with its image.
@@ -365,36 +421,53 @@ impl Replay<'_> {
     }
 
     fn count_verdict(&mut self, record: &DecodedRecord, block: &BlockRef, verdict: Verdict) {
-        let counts = self.counts(record);
+        let type_index = type_index(record);
+        let counts = &mut self.counts[type_index];
         counts.checked += 1;
-        match verdict {
-            Verdict::Same => {}
-            Verdict::Allowed(class) => *counts.allowed.entry(class).or_default() += 1,
+        let allowed = match verdict {
+            Verdict::Same => return,
             Verdict::Different {
                 fields,
                 stricter_than_postgres,
             } => {
                 counts.mismatched += 1;
-                if self.mismatches.len() < self.shown {
-                    let (rmgr, operation) = self.type_name(record.version, record.rmid, record.info);
-                    self.mismatches.push(Mismatch {
-                        lsn: record.start,
-                        rmgr,
-                        operation,
-                        relation: block.rel.with_fork(ForkNumber::Main).to_string(),
-                        fork: ["main", "fsm", "vm", "init"][block.rel.fork as usize],
-                        block: block.block,
-                        stricter_than_postgres,
-                        fields,
-                    });
-                }
+                let mismatch = self.mismatch(record, block, fields, stricter_than_postgres);
+                self.show(mismatch);
+                return;
             }
+            Verdict::Allowed(class) => class,
+            Verdict::ClearedAhead { bits, fields } => {
+                let mismatch = self.mismatch(record, block, fields, true);
+                let page = (block.rel, block.block);
+                self.ahead.owe(page, &bits, type_index, mismatch);
+                Allowed::VisibilityMapClearedAhead
+            }
+        };
+        *self.counts[type_index].allowed.entry(allowed).or_default() += 1;
+    }
+
+    fn mismatch(
+        &self,
+        record: &DecodedRecord,
+        block: &BlockRef,
+        fields: Vec<FieldDifference>,
+        stricter_than_postgres: bool,
+    ) -> Mismatch {
+        let (rmgr, operation) = self.type_name(record.version, record.rmid, record.info);
+        Mismatch {
+            lsn: record.start,
+            rmgr,
+            operation,
+            relation: block.rel.with_fork(ForkNumber::Main).to_string(),
+            fork: ["main", "fsm", "vm", "init"][block.rel.fork as usize],
+            block: block.block,
+            stricter_than_postgres,
+            fields,
         }
     }
 
     fn counts(&mut self, record: &DecodedRecord) -> &mut TypeCounts {
-        let at = usize::from(record.rmid) * 16 + usize::from(names::type_bits(record.rmid, record.info) >> 4);
-        &mut self.counts[at]
+        &mut self.counts[type_index(record)]
     }
 
     fn not_checkable(&mut self, record: &DecodedRecord, reason: NotCheckable) {
@@ -427,13 +500,15 @@ impl Replay<'_> {
     }
 
     fn report(
-        self,
+        mut self,
         base: &DataDirectory,
         start: Lsn,
         end: WalEnd,
         wal_bytes: u64,
         against: Option<crate::report::Against>,
     ) -> Report {
+        self.settle_map_bits(end.lsn);
+        self.mismatches.sort_by_key(|mismatch| mismatch.lsn);
         let unresolved = match self.consistency {
             Consistency::Reached => self.unresolved,
             _ => self.cluster.unresolved().len() as u64,
@@ -461,6 +536,33 @@ impl Replay<'_> {
             against,
         }
     }
+}
+
+/// No transaction that ran in front of this record goes on behind it.
+fn starts_server(record: &DecodedRecord) -> bool {
+    let operation = record.info & rmgr::INFO_MASK;
+    record.rmid == rmgr::XLOG && [XLOG_CHECKPOINT_SHUTDOWN, XLOG_END_OF_RECOVERY].contains(&operation)
+}
+
+/// Place of the record's type in [`Replay::counts`].
+fn type_index(record: &DecodedRecord) -> usize {
+    usize::from(record.rmid) * 16 + usize::from(names::type_bits(record.rmid, record.info) >> 4)
+}
+
+fn replay(
+    redo: &dyn Redo,
+    managers: &Managers,
+    record: &DecodedRecord,
+    block: &BlockRef,
+    page: &mut PageBytes,
+) -> Result<(), VerifyError> {
+    let replayed = if record.rmid >= FIRST_CUSTOM_MANAGER {
+        let replayed = PageRecord::new(record, block).redo(page, managers);
+        replayed.map_err(|error| error.to_string())
+    } else {
+        redo.page(record, block, page)
+    };
+    replayed.map_err(VerifyError::Redo)
 }
 
 /// A hint-bit record without an image to apply changes nothing (`xlog_redo`).

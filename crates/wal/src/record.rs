@@ -6,6 +6,10 @@
 use bytes::Bytes;
 use lakebed_types::{Lsn, PgVersion, RelTag};
 
+/// First number of a resource manager that an extension may have (`RM_MIN_CUSTOM_ID` of `access/rmgr.h`); the last one
+/// is 255.
+pub const FIRST_CUSTOM_MANAGER: u8 = 128;
+
 /// A record whose header, block references and lengths have been checked. The CRC is checked by whoever
 /// assembled the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,6 +21,9 @@ use crate::record::DecodedRecord;
 /// The longest record that is accepted, in bytes: Postgres cannot write a longer one (`MaxAllocSize`).
 pub const MAX_RECORD_BYTES: u32 = 0x3fff_ffff;
 
+/// Most bytes that a record's length alone makes the decoder reserve; nothing has checked the length yet.
+const RESERVED_AT_ONCE: usize = 64 << 10;
+
 const RMGR_XLOG: u8 = 0;
 const XLOG_SWITCH: u8 = 0x40;
 
@@ -231,6 +234,9 @@ impl WalDecoder {
                         length,
                     });
                 }
+                // At once, where the length is believable: growing by pieces copies.
+                let length = (length as usize).min(RESERVED_AT_ONCE);
+                self.record.reserve_exact(length - self.record.len());
                 continue;
             }
             let left = self.total_length() as usize - self.record.len();

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use lakebed_proto::differences::Answers;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_proto::{connect, quorum, v1};
+use lakebed_proto::{connect, v1};
 use lakebed_quorum::message::Response;
 use lakebed_types::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use v1::acceptor_message::Message;
+
+use crate::config::WireWal;
 
 /// Messages on their way to one safekeeper. A safekeeper that is further behind than this gets a new stream, and then
 /// larger messages.
@@ -33,21 +37,57 @@ pub(super) enum LinkEventKind {
     Open {
         messages: mpsc::Sender<v1::ProposerMessage>,
         client: SafekeeperClient<Channel>,
+        /// How WAL may go out on it.
+        wire: WireWal,
     },
+    /// The version of batches of WAL that the safekeeper takes; 0: none.
+    Codec(u32),
     /// An answer.
     Received(Box<Response>),
     /// It broke.
     Closed(String),
 }
 
+/// How a stream broke.
+struct Broken {
+    error: String,
+    /// Something was received before.
+    worked: bool,
+    /// The safekeeper could not decode a batch: the next stream carries plain WAL.
+    batch_refused: bool,
+}
+
+impl Broken {
+    fn here(error: String, worked: bool) -> Broken {
+        Broken {
+            error,
+            worked,
+            batch_refused: false,
+        }
+    }
+
+    fn there(status: &tonic::Status, worked: bool) -> Broken {
+        Broken {
+            error: status.message().to_owned(),
+            worked,
+            batch_refused: status.code() == tonic::Code::DataLoss,
+        }
+    }
+}
+
 /// Keeps a stream open until the receiver of events is gone.
-pub(super) async fn keep(node: NodeId, address: String, events: mpsc::Sender<LinkEvent>) {
+pub(super) async fn keep(node: NodeId, address: String, mut wire: WireWal, events: mpsc::Sender<LinkEvent>) {
     let mut pause = RETRY.0;
     for stream in 1.. {
         let event = |kind| LinkEvent { node, stream, kind };
-        let (error, worked) = match follow(&address, &event, &events).await {
+        let (error, worked) = match follow(&address, wire, &event, &events).await {
             Ok(worked) => ("the safekeeper ended the stream".to_owned(), worked),
-            Err((error, worked)) => (error, worked),
+            Err(broken) => {
+                if broken.batch_refused {
+                    wire = WireWal::Plain;
+                }
+                (broken.error, broken.worked)
+            }
         };
         if events.send(event(LinkEventKind::Closed(error))).await.is_err() {
             return;
@@ -60,13 +100,14 @@ pub(super) async fn keep(node: NodeId, address: String, events: mpsc::Sender<Lin
 /// One stream, from its opening to its end; tells also whether anything was received.
 async fn follow(
     address: &str,
+    wire: WireWal,
     event: &impl Fn(LinkEventKind) -> LinkEvent,
     events: &mpsc::Sender<LinkEvent>,
-) -> Result<bool, (String, bool)> {
-    let never = |error: String| (error, false);
+) -> Result<bool, Broken> {
+    let mut worked = false;
     let channel = connect(address)
         .await
-        .map_err(|error| never(format!("{error:?}")))?;
+        .map_err(|error| Broken::here(format!("{error:?}"), worked))?;
     let mut client = SafekeeperClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -74,6 +115,7 @@ async fn follow(
     let open = LinkEventKind::Open {
         messages,
         client: client.clone(),
+        wire,
     };
     // The server may answer only once it has read a message, so ours go on their way first.
     if events.send(event(open)).await.is_err() {
@@ -81,15 +123,24 @@ async fn follow(
     }
     let response = client.propose(ReceiverStream::new(outgoing)).await;
     let mut answers = response
-        .map_err(|status| never(status.message().to_owned()))?
+        .map_err(|status| Broken::there(&status, worked))?
         .into_inner();
-    let mut worked = false;
+    let mut differences = Answers::default();
     loop {
         let answer = answers.message().await;
-        let Some(answer) = answer.map_err(|status| (status.message().to_owned(), worked))? else {
+        let Some(answer) = answer.map_err(|status| Broken::there(&status, worked))? else {
             return Ok(worked);
         };
-        let response = quorum::response(answer).map_err(|error| (error.to_string(), worked))?;
+        if let Some(Message::Greeting(greeting)) = &answer.message {
+            // Before the greeting itself, which lets WAL flow.
+            let codec = event(LinkEventKind::Codec(greeting.codec));
+            if events.send(codec).await.is_err() {
+                return Ok(worked);
+            }
+        }
+        let response = differences
+            .response(answer)
+            .map_err(|error| Broken::here(error.to_string(), worked))?;
         worked = true;
         if events
             .send(event(LinkEventKind::Received(Box::new(response))))

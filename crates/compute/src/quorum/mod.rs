@@ -5,6 +5,7 @@
 //! losing the lease are final: they are told at once, and the owner of Postgres stops it.
 
 mod link;
+mod pack;
 mod read_wal;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lakebed_proto::quorum as wire;
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_quorum::message::{Body, Refusal, Request};
@@ -29,6 +29,7 @@ use crate::branch::Branch;
 use crate::config::ComputeConfig;
 use crate::local_wal::LocalWal;
 use link::{LinkEvent, LinkEventKind};
+use pack::Pack;
 
 /// The core's clock.
 const TICK: Duration = Duration::from_millis(50);
@@ -125,6 +126,7 @@ struct Link {
     stream: u64,
     messages: mpsc::Sender<v1::ProposerMessage>,
     client: SafekeeperClient<Channel>,
+    pack: Pack,
 }
 
 /// Answer of a donor.
@@ -219,7 +221,12 @@ impl Driver {
         // Ends with this attempt: a proposer never hears what was said to another.
         let mut links = JoinSet::new();
         for (node, address) in &self.branch.safekeepers {
-            links.spawn(link::keep(*node, address.clone(), sender.clone()));
+            links.spawn(link::keep(
+                *node,
+                address.clone(),
+                self.config.wire_wal,
+                sender.clone(),
+            ));
         }
         let mut clock = tokio::time::interval(TICK);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -270,7 +277,11 @@ impl Driver {
     fn link_event(&self, core: &mut Core, event: LinkEvent) -> Option<Input> {
         let LinkEvent { node, stream, kind } = event;
         match kind {
-            LinkEventKind::Open { messages, client } => {
+            LinkEventKind::Open {
+                messages,
+                client,
+                wire,
+            } => {
                 core.notices.remove(&node);
                 core.links.insert(
                     node,
@@ -278,17 +289,26 @@ impl Driver {
                         stream,
                         messages,
                         client,
+                        pack: Pack::new(&self.branch, wire),
                     },
                 );
                 core.trouble.remove(&node);
                 core.told.remove(&node);
                 Some(Input::Connected(node))
             }
+            LinkEventKind::Codec(codec) => {
+                if let Some(link) = core.links.get_mut(&node).filter(|link| link.stream == stream) {
+                    link.pack.greeted(codec);
+                }
+                None
+            }
             LinkEventKind::Received(msg) => {
-                let current = core.links.get(&node).is_some_and(|link| link.stream == stream);
-                if let Body::Appended { commit, .. } = msg.body
-                    && current
+                let link = core.links.get_mut(&node).filter(|link| link.stream == stream);
+                let current = link.is_some();
+                if let Body::Appended { commit, flush } = msg.body
+                    && let Some(link) = link
                 {
+                    link.pack.answered(flush);
                     core.told.insert(node, commit);
                 }
                 current.then_some(Input::Received {
@@ -378,9 +398,9 @@ impl Driver {
     }
 
     fn send(&self, core: &mut Core, to: NodeId, msg: Request) -> Option<Input> {
-        let sent = core.links.get(&to).is_some_and(|link| {
+        let sent = core.links.get_mut(&to).is_some_and(|link| {
             pieces(msg).all(|piece| {
-                let message = wire::request_to_wire(piece, self.branch.tenant, self.branch.timeline);
+                let message = link.pack.message(piece, &self.branch);
                 link.messages.try_send(message).is_ok()
             })
         });

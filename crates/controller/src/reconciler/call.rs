@@ -106,7 +106,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
                 })
                 .await?;
         }
-        Action::DeleteOnSafekeeper { timeline } => {
+        Action::DeleteOnSafekeeper { timeline } | Action::LeaveSafekeeper { timeline } => {
             let request = convert::timeline_ref(tenant, *timeline);
             nodes
                 .call(address, SAFEKEEPER_PATIENCE, async |channel| {
@@ -146,7 +146,7 @@ pub(super) fn describe(intent: &Intent) -> String {
             let text = format!("create timeline {timeline} at {start_lsn}");
             (text, NodeRole::Safekeeper)
         }
-        Action::DeleteOnSafekeeper { timeline } => {
+        Action::DeleteOnSafekeeper { timeline } | Action::LeaveSafekeeper { timeline } => {
             (format!("delete timeline {timeline}"), NodeRole::Safekeeper)
         }
     };

@@ -11,7 +11,7 @@ use lakebed_controller::bootstrap::{BootstrapError, Bootstrapped, NewTenant, cre
 use lakebed_controller::registration::{Registration, fresh_incarnation, register, stored_incarnation};
 use lakebed_controller::{Controller, ControllerConfig};
 use lakebed_pageserver::config::PageserverConfig;
-use lakebed_pageserver::daemon::Pageserver;
+use lakebed_pageserver::daemon::{Managers, Pageserver};
 use lakebed_pgtest::Cluster;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::v1::pageserver_client::PageserverClient;
@@ -184,8 +184,15 @@ impl Tier {
             page_cache_bytes: 16 << 20,
         };
         let stop = CancellationToken::new();
-        let start =
-            || async { Pageserver::start(config.clone(), &mut Registry::default(), stop.clone()).await };
+        let start = || async {
+            Pageserver::start(
+                config.clone(),
+                Managers::default(),
+                &mut Registry::default(),
+                stop.clone(),
+            )
+            .await
+        };
         let pageserver = unlocked(start).await;
         let address = pageserver.address().unwrap();
         let task = tokio::spawn(async move { pageserver.serve().await.unwrap() });

@@ -83,6 +83,7 @@ impl Wal {
             timeline: branch.timeline.clone(),
             cluster: branch.cluster,
             membership: branch.membership.clone(),
+            codec: 0,
         }))
         .await;
         send(Message::Vote(v1::VoteRequest { generation, term })).await;
@@ -115,6 +116,7 @@ impl Wal {
                 wal: self.bytes[range].to_vec().into(),
                 commit_lsn: commit.min(end).0,
                 truncate_lsn: self.start.0,
+                batch: Default::default(),
             })
         };
         let mut begin = self.start;

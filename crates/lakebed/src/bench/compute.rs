@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use lakebed_compute::config::WireWal;
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +37,19 @@ impl Compute {
     /// # Errors
     /// It cannot be executed.
     pub fn spawn(tier: &PrivateTier, branch: &str, settings: &[&str]) -> anyhow::Result<Compute> {
+        Compute::spawn_with(tier, branch, settings, WireWal::Auto)
+    }
+
+    /// Starts the process, with this way for WAL to go to safekeepers.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub fn spawn_with(
+        tier: &PrivateTier,
+        branch: &str,
+        settings: &[&str],
+        wire_wal: WireWal,
+    ) -> anyhow::Result<Compute> {
         let port = free_port()?;
         let directory = tier.directory.path.join("computes").join(branch);
         let log = tier.directory.log(&format!("compute-{branch}"));
@@ -49,6 +63,7 @@ impl Compute {
             format!("--pg-port={port}"),
             format!("--run-as={}", tier.run_as),
             format!("--shim={}", tier.shim.display()),
+            format!("--wire-wal={wire_wal}"),
             "--stop-with-parent".to_owned(),
         ]);
         command.args(settings.iter().map(|setting| format!("--set={setting}")));

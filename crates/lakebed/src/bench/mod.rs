@@ -18,6 +18,7 @@ mod redo;
 mod stats;
 mod stock;
 mod tier;
+mod tpcc;
 mod wal_volume;
 
 use clap::{Args, Subcommand};

@@ -70,6 +70,15 @@ impl Pgbench {
     /// # Errors
     /// It fails; what it said.
     pub fn run(&self, clients: u32, time: Duration, script: Option<&Path>) -> anyhow::Result<Ran> {
+        let arguments = script.map(|script| format!("--file={}", script.display()));
+        self.run_with(clients, time, arguments.as_slice())
+    }
+
+    /// Runs it with these arguments besides, which tell what is run.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn run_with(&self, clients: u32, time: Duration, arguments: &[String]) -> anyhow::Result<Ran> {
         let logs = self.scratch.join("pgbench-logs");
         std::fs::create_dir_all(&logs)?;
         let mut command = self.command();
@@ -77,10 +86,7 @@ impl Pgbench {
         command.arg(clients.min(2).to_string());
         command.args(["-T", &time.as_secs().to_string(), "-l"]);
         command.arg(format!("--log-prefix={}", logs.join("log").display()));
-        if let Some(script) = script {
-            command.arg("-f").arg(script);
-        }
-        command.arg("postgres");
+        command.args(arguments).arg("postgres");
         let text = output(command)?;
         let number = |name: &str| {
             let line = text.lines().find(|line| line.starts_with(name))?;

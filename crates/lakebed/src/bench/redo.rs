@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::reconstruct;
+use lakebed_redo::{Managers, PageBytes};
 use lakebed_types::{Lsn, PgVersion};
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -60,7 +62,12 @@ const SETTINGS: [&str; 8] = [
 const CLIENTS: u32 = 4;
 const SCHEMA: &str = include_str!("redo.sql");
 const SCRIPT: &str = include_str!("redo-script.sql");
-const VERSION: PgVersion = PgVersion::V15;
+const CLUSTER: Cluster = Cluster {
+    system_identifier: 1,
+    postgres_major: PgVersion::V15,
+    wal_segment_bytes: 16 << 20,
+    data_checksums: false,
+};
 
 pub async fn run(args: &RedoArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
     let tier = &*tier;
@@ -222,11 +229,10 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
 }
 
 /// Builds the page from the chain's first `length` records.
-fn build(chain: &Chain, length: usize, page: &mut lakebed_redo::PageBytes) -> anyhow::Result<()> {
+fn build(chain: &Chain, length: usize, page: &mut PageBytes) -> anyhow::Result<()> {
     page.copy_from_slice(&chain.base[..]);
-    for (lsn, value) in chain.values.iter().take(length) {
-        reconstruct::apply(VERSION, &chain.key, page, *lsn, value)?;
-    }
+    let values = chain.values.iter().take(length);
+    reconstruct::replay(&CLUSTER, Managers::none(), &chain.key, page, values)?;
     Ok(())
 }
 

@@ -88,6 +88,7 @@ fn configuration(args: ComputeRunArgs) -> anyhow::Result<(String, ComputeConfig)
         lease_ms: args.lease_ms,
         heartbeat_ms: 250,
         local_wal_bytes: 256 << 20,
+        wire_wal: args.wire_wal,
         settings: args.server.settings,
     };
     Ok((args.connect.context("--connect is missing")?, config))

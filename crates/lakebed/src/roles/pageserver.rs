@@ -4,21 +4,21 @@ use anyhow::Context;
 use lakebed_admin::{Health, telemetry};
 use lakebed_controller::registration::{Registration, fresh_incarnation, keep_registered};
 use lakebed_pageserver::config::PageserverConfig;
-use lakebed_pageserver::daemon::{Pageserver, status_json};
+use lakebed_pageserver::daemon::{Managers, Pageserver, status_json};
 use lakebed_proto::v1;
 use prometheus_client::registry::Registry;
 
 use super::{read_config, say_ready, serve_admin, shutdown_on_signals};
 use crate::cli::RoleArgs;
 
-/// Runs until a signal.
-pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
+/// Runs until a signal. `managers` replay records of extensions.
+pub async fn run(args: RoleArgs, managers: Managers) -> anyhow::Result<()> {
     let (node, config) = read_config::<PageserverConfig>(&args.config, "pageserver")?;
     telemetry::init(node.log_format, "info")?;
     let shutdown = shutdown_on_signals()?;
     let (node_id, admin) = (config.node_id, config.admin_listen);
     let mut registry = Registry::default();
-    let server = Pageserver::start(config, &mut registry, shutdown.clone()).await?;
+    let server = Pageserver::start(config, managers, &mut registry, shutdown.clone()).await?;
     let (health, status) = (server.node(), server.node());
     let stopped = move || {
         let stopped = health.timelines().iter().find_map(|timeline| {

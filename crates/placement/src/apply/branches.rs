@@ -71,6 +71,8 @@ impl State {
                 next: None,
             },
             created_on: BTreeSet::new(),
+            settled_generation: Generation::default(),
+            leaving: BTreeSet::new(),
             created_unix_micros: now,
         };
         tenant.timelines.insert(timeline, child);

@@ -62,6 +62,11 @@ pub enum Action {
         /// Who must agree.
         safekeepers: SafekeeperSet,
     },
+    /// Have a safekeeper that is no longer a member delete a timeline that goes on elsewhere.
+    LeaveSafekeeper {
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// Have a safekeeper give up a timeline.
     DeleteOnSafekeeper {
         /// The timeline.

@@ -69,6 +69,14 @@ impl Observed {
             Action::DeleteOnSafekeeper { timeline } => {
                 self.deleted.insert((*timeline, Place::Safekeeper(call.node)));
             }
+            // It may come back as a new member, so nothing is remembered here.
+            Action::LeaveSafekeeper { timeline } => {
+                return Some(Command::LeftSafekeeper {
+                    tenant,
+                    timeline: *timeline,
+                    node: call.node,
+                });
+            }
         }
         None
     }

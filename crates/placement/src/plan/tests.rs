@@ -1,7 +1,9 @@
 //! The planner against a world in which every call succeeds, and against single differences.
 
 use super::*;
-use crate::fixture::{self, active, apply, branch, finish_import, make_ready, register, tenant_id};
+use crate::fixture::{
+    self, active, apply, branch, change, finish_import, make_ready, register, settled, tenant_id,
+};
 
 /// Short text of an intent, for tables.
 fn text(intent: &Intent) -> String {
@@ -37,6 +39,7 @@ fn text(intent: &Intent) -> String {
                     format!("{node}: create {} at {}", timeline.0[0], start_lsn.0)
                 }
                 Action::DeleteOnSafekeeper { timeline } => format!("{node}: delete {}", timeline.0[0]),
+                Action::LeaveSafekeeper { timeline } => format!("{node}: leave {}", timeline.0[0]),
             }
         }
     }
@@ -202,4 +205,42 @@ fn children_are_deleted_before_their_parents() {
     assert_eq!(settle(&mut state, &mut observed, &[]), all);
     assert!(state.tenants.is_empty());
     assert!(!state.nodes.is_empty());
+}
+
+#[test]
+fn a_replaced_safekeeper_is_told_to_leave_only_when_the_new_set_has_settled() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    apply(&mut state, register(4, NodeRole::Safekeeper, 1)).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    apply(&mut state, change(1, &[2, 3, 4])).unwrap();
+    let told = ["11: create 1 on shard 0", "12: create 1 on shard 1"];
+    // The new member exists before anything depends on it; shards hear of it.
+    let steps = settle(&mut state, &mut observed, &[]);
+    assert_eq!(steps, [told[0], told[1], "4: create 1 at 1000"]);
+    apply(&mut state, settled(2)).unwrap();
+    assert_eq!(settle(&mut state, &mut observed, &[]), told);
+    apply(&mut state, settled(3)).unwrap();
+    // It is down, perhaps for ever: nothing waits for it.
+    assert_eq!(settle(&mut state, &mut observed, &[1]), [] as [&str; 0]);
+    assert_eq!(texts(&state, &observed), ["1: leave 1"]);
+    assert_eq!(settle(&mut state, &mut observed, &[]), ["1: leave 1"]);
+    // Back as a new member it is created anew.
+    apply(&mut state, change(3, &[1, 2, 3])).unwrap();
+    assert!(settle(&mut state, &mut observed, &[]).contains(&"1: create 1 at 1000".to_owned()));
+}
+
+#[test]
+fn a_timeline_with_former_members_is_deleted_there_as_well() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    apply(&mut state, register(4, NodeRole::Safekeeper, 1)).unwrap();
+    apply(&mut state, change(1, &[2, 3, 4])).unwrap();
+    apply(&mut state, settled(2)).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    apply(&mut state, Command::DeleteTenant { tenant: tenant_id(1) }).unwrap();
+    let steps = settle(&mut state, &mut observed, &[]);
+    for node in 1..=4 {
+        assert!(steps.contains(&format!("{node}: delete 1")), "{steps:?}");
+    }
 }

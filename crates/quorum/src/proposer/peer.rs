@@ -23,7 +23,7 @@ pub enum Phase {
 }
 
 /// The state of the stream to an acceptor.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) enum Link {
     #[default]
     Down,
@@ -46,7 +46,7 @@ pub(super) enum Link {
 }
 
 /// The appends to an acceptor that applied the history.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Following {
     /// Where the next append begins.
     pub(super) next: Lsn,
@@ -61,7 +61,7 @@ pub(super) struct Following {
 }
 
 /// One acceptor.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Peer {
     pub(super) link: Link,
     /// Its promised term and its log, as it last told.

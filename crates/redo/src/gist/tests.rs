@@ -6,7 +6,7 @@ use lakebed_wal::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression}
 
 use super::{FLAGS, OPAQUE, PAGE_DELETE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_LINK, flag};
 use crate::page::{get_u16, get_u32, put_u16};
-use crate::{PageBytes, PageRecord, StoredPlace, page, redo_block, rmgr};
+use crate::{Managers, PageBytes, PageRecord, StoredPlace, page, redo_block, rmgr};
 
 const END: Lsn = Lsn(0x7_0000_0140);
 
@@ -89,7 +89,7 @@ fn a_left_half_is_marked_after_its_image_was_restored() {
         let mut through = [0; 8192];
         PageRecord::decode(&stored, place)
             .unwrap()
-            .redo(&mut through)
+            .redo(&mut through, Managers::none())
             .unwrap();
         assert!(through == direct);
     }

@@ -3,7 +3,7 @@ use lakebed_types::{Lsn, RelTag};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use super::*;
-use crate::{redo_block, rmgr};
+use crate::{Managers, redo_block, rmgr};
 
 fn record(version: PgVersion, info: u8, main: &[u8], data: &[u8]) -> DecodedRecord {
     let block = BlockRef {
@@ -158,4 +158,20 @@ fn a_visible_record_of_a_catalogue_sets_the_two_bits() {
     page::set_lsn(page, Lsn(0));
     redo_block(&record, &record.blocks[0], page).unwrap();
     assert_eq!(page::lsn(page), Lsn(0), "nothing changed");
+}
+
+/// The record does not tell whether the heap page gets its LSN: the cluster does.
+#[test]
+fn a_visible_record_stamps_the_heap_page_where_pages_have_checksums() {
+    let mut record = record(PgVersion::V15, 0x40, &[0, 0, 0, 0, 1], &[]);
+    record.blocks[0].id = 1;
+    for data_checksums in [false, true] {
+        let mut page = [0; 8192];
+        page::init(&mut page, 0);
+        page::set_lsn(&mut page, Lsn(8));
+        let of_page = PageRecord::new(&record, &record.blocks[0]).with_data_checksums(data_checksums);
+        of_page.redo(&mut page, Managers::none()).unwrap();
+        let expected = if data_checksums { record.end } else { Lsn(8) };
+        assert_eq!(page::lsn(&page), expected);
+    }
 }

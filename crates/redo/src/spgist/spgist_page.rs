@@ -86,8 +86,7 @@ fn insert(page: &mut PageBytes, bytes: &[u8], number: u16) -> Result<(), Fault> 
 
 /// Puts a tuple in the place of whatever has this item number.
 pub(super) fn replace(page: &mut PageBytes, bytes: &[u8], number: u16) -> Result<(), Fault> {
-    page::index_delete(page, number)?;
-    insert(page, bytes, number)
+    page::index_replace(page, number, bytes)
 }
 
 /// Adds a tuple as the next item, or in the place of a placeholder.
@@ -132,23 +131,33 @@ pub(super) fn delete(
         .zip(numbers.iter())
         .for_each(|(to, from)| *to = from);
     sorted.sort_unstable();
-    page::index_multi_delete(page, sorted.iter().copied())?;
-    let placeholder = tuple::dead(tuple::PLACEHOLDER, Place { block: 0, number: 0 }, 0)?;
-    for &mut number in sorted {
-        match remains {
-            Remains::Redirect(target) if number == first => {
-                insert(page, &tuple::dead(tuple::REDIRECT, target, state.xid)?, number)?;
-                count(page, REDIRECTS, 1);
-            }
-            Remains::Redirect(_) | Remains::Placeholders => {
-                insert(page, &placeholder, number)?;
-                count(page, PLACEHOLDERS, 1);
-            }
-            Remains::Dead => {
-                let dead = tuple::dead(tuple::DEAD, Place { block: 0, number: 0 }, 0)?;
-                insert(page, &dead, number)?;
-            }
+    let nowhere = Place { block: 0, number: 0 };
+    let (head, other) = match remains {
+        Remains::Redirect(target) => (
+            tuple::dead(tuple::REDIRECT, target, state.xid)?,
+            tuple::dead(tuple::PLACEHOLDER, nowhere, 0)?,
+        ),
+        Remains::Placeholders => [tuple::dead(tuple::PLACEHOLDER, nowhere, 0)?; 2].into(),
+        Remains::Dead => [tuple::dead(tuple::DEAD, nowhere, 0)?; 2].into(),
+    };
+    let tuple_of = |number: u16| if number == first { &head[..] } else { &other };
+    match *sorted {
+        [one] => page::index_replace(page, one, &head)?,
+        // Postgres does two deletions one by one from the end, which leaves another physical order than packing.
+        [one, two] => {
+            page::index_delete(page, two)?;
+            page::index_delete(page, one)?;
+            insert(page, tuple_of(one), one)?;
+            insert(page, tuple_of(two), two)?;
         }
+        _ => page::index_multi_replace(page, sorted, tuple_of)?,
     }
+    let redirects = match remains {
+        Remains::Dead => return Ok(()),
+        Remains::Redirect(_) => sorted.iter().filter(|&&number| number == first).count() as i16,
+        Remains::Placeholders => 0,
+    };
+    count(page, REDIRECTS, redirects);
+    count(page, PLACEHOLDERS, sorted.len() as i16 - redirects);
     Ok(())
 }

@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use lakebed_pgtest::fuzz::{Choices, Tally, entries, u64_of};
-use lakebed_redo::{ImageView, PageBytes, PageRecord, StoredPlace, mask, rmgr};
+use lakebed_redo::{ImageView, Managers, PageBytes, PageRecord, StoredPlace, mask, rmgr};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use lakebed_wal::record::ImageCompression;
 
@@ -77,7 +77,7 @@ fn damaged_records(area: &'static str, rmids: &[u8]) {
         let place = place(PgVersion::V15, sample.end, sample.block);
         PageRecord::decode(&sample.stored, place)
             .unwrap()
-            .redo(&mut page)
+            .redo(&mut page, Managers::none())
             .unwrap();
     }
     let tally = Tally::new(area);
@@ -103,7 +103,7 @@ fn damaged_records(area: &'static str, rmids: &[u8]) {
         }
         let version = choices.of(&PgVersion::ALL);
         let record = PageRecord::decode(&stored, place(version, sample.end, block));
-        let refused = record.map_or(true, |record| record.redo(&mut page).is_err());
+        let refused = record.map_or(true, |record| record.redo(&mut page, Managers::none()).is_err());
         tally.count(refused);
         // Whatever redo left behind can be looked at.
         mask::for_record(sample.rmid(), &mut page, block);
@@ -150,7 +150,7 @@ fn mixed() {
             choices.damage(&mut stored);
         }
         let record = PageRecord::decode(&stored, place(PgVersion::V15, sample.end, sample.block));
-        tally.count(record.map_or(true, |record| record.redo(&mut page).is_err()));
+        tally.count(record.map_or(true, |record| record.redo(&mut page, Managers::none()).is_err()));
     });
 }
 
@@ -168,7 +168,7 @@ fn stored() {
             let mut again = Vec::new();
             record.encode(&mut again);
             assert!(again.len() <= stored.len());
-            let _ = record.redo(&mut page);
+            let _ = record.redo(&mut page, Managers::none());
         }
     });
 }

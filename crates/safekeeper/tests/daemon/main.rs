@@ -2,6 +2,7 @@
 
 mod acknowledge;
 mod backup;
+mod batches;
 mod driver;
 mod durability;
 mod failing_disk;

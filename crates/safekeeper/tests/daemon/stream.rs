@@ -76,6 +76,7 @@ pub fn greeting(members: &[u64]) -> Message {
         timeline: Some(timeline_ref()),
         cluster: created.cluster,
         membership: created.membership,
+        codec: 0,
     })
 }
 
@@ -123,5 +124,6 @@ pub fn append(term: u64, begin: Lsn, wal: Bytes, commit: Lsn) -> Message {
         wal,
         commit_lsn: commit.0,
         truncate_lsn: 0,
+        batch: Bytes::new(),
     })
 }

@@ -1,4 +1,6 @@
 //! Commit is monotonic, and when it is said, a quorum (of both sets, while joint) has those very bytes on disk.
+//!
+//! A disk that is gone by now counts with what it had: its answer may have been on its way.
 
 use super::{Checked, ensure};
 use crate::disk::offset;
@@ -16,7 +18,7 @@ pub(crate) fn check(nodes: &[Node], members: &Membership, log: &[u8], before: Ls
     let wanted = log.get(..offset(lsn)).unwrap_or_default();
     let holders: Vec<_> = nodes
         .iter()
-        .filter(|n| n.disk.solid().starts_with(wanted))
+        .filter(|n| n.disk.solid().starts_with(wanted) || n.lost.starts_with(wanted))
         .map(|n| n.id)
         .collect();
     ensure(members.is_quorum(|id| holders.contains(&id)), NAME, || {

@@ -5,6 +5,7 @@ use super::{Checked, ensure};
 use crate::disk::{offset, position};
 use crate::ledger::Ledger;
 use crate::node::Node;
+use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::message::{Body, Response};
 use lakebed_types::{Lsn, NodeId, Term};
 
@@ -49,11 +50,20 @@ pub(crate) fn on_answer(node: &Node, ledger: &Ledger, msg: &Response) -> Checked
     ensure(flush <= end, NAME, || {
         format!("node {id} says it flushed {flush}, its disk has {end}")
     })?;
-    // The disk may have moved on: to a higher term, or to the history of this one.
+    // The disk may have moved on: to a higher term, to the history of this one, or to more terms of committed WAL.
     let moved = msg.term < control.term || control.term_history.last().0 == control.term;
-    let same = history.is_none_or(|h| *h == control.term_history || moved);
+    let known = |h: &TermHistory| control.term_history.entries().starts_with(h.entries());
+    let same = history.is_none_or(|h| known(h) || moved);
     ensure(same, NAME, || {
         format!("node {id} names a history that its disk does not have")
+    })
+}
+
+/// A safekeeper serves committed WAL from `begin` on to another.
+pub(crate) fn on_offer(ledger: &Ledger, from: NodeId, begin: Lsn, bytes: &[u8]) -> Checked {
+    let committed = ledger.committed.get(offset(begin)..);
+    ensure(committed.is_some_and(|log| log.starts_with(bytes)), NAME, || {
+        format!("node {from} offers WAL at {begin} that is not what was committed")
     })
 }
 

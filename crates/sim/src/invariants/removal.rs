@@ -8,10 +8,10 @@ use crate::node::Node;
 pub(crate) fn check(node: &Node, ledger: &Ledger) -> Checked {
     let truncate = node.disk.control.truncate;
     ensure(
-        truncate <= ledger.uploaded && truncate <= ledger.consumed,
+        truncate <= ledger.uploaded() && truncate <= ledger.consumed,
         "removal",
         || {
-            let (id, up, used) = (node.id, ledger.uploaded, ledger.consumed);
+            let (id, up, used) = (node.id, ledger.uploaded(), ledger.consumed);
             format!("node {id} removes WAL below {truncate}; uploaded {up}, consumed {used}")
         },
     )

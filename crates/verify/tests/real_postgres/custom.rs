@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use lakebed_pgtest::{Cluster, Stop};
-use lakebed_redo::{PageBytes, mask, page};
+use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
 use lakebed_types::Lsn;
-use lakebed_verify::{Managers, Native, ResourceManager, verify};
+use lakebed_verify::{Native, verify};
 use lakebed_wal::control::ControlFile;
-use lakebed_wal::record::{BlockRef, DecodedRecord};
 
 use crate::history::request;
 
@@ -28,8 +28,8 @@ impl ResourceManager for Plugin {
         format!("WRITE {info:#x}")
     }
 
-    fn redo(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String> {
-        let data = block.data.as_deref().ok_or("no data")?;
+    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
+        let data = record.own.data.ok_or("no data")?;
         page::init(page, 0);
         page[24..24 + data.len()].copy_from_slice(data);
         page[12..14].copy_from_slice(&HOLE.to_le_bytes());
@@ -92,16 +92,14 @@ fn a_custom_resource_manager_is_refused_by_name_and_verified_with_a_plug_in() {
     let with = |managers: &Managers| verify(&request, &Native, managers, &mut |_| {});
 
     write(b"toys");
-    let error = with(&Managers::default()).unwrap_err().to_string();
+    let error = with(Managers::none()).unwrap_err().to_string();
     assert!(
         error.contains("custom resource manager 142") && error.contains(&at.to_string()),
         "{error}"
     );
 
     let mut managers = Managers::default();
-    assert!(managers.register(20, Box::new(Plugin)).is_err());
-    managers.register(RMID, Box::new(Plugin)).unwrap();
-    assert!(managers.register(RMID, Box::new(Plugin)).is_err());
+    managers.register(RMID, Arc::new(Plugin)).unwrap();
     let report = with(&managers).unwrap();
     assert!(report.ok(), "{:#?}", report.summary());
     assert_eq!(report.of("toy", "WRITE 0x10").checked, 1, "{:?}", report.types);

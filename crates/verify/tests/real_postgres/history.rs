@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lakebed_pgtest::{Cluster, Stop, temp_dir, workloads};
+use lakebed_pgtest::{Cluster, InitOptions, Installation, Stop, temp_dir, workloads};
 use lakebed_verify::Request;
 use tempfile::TempDir;
 
@@ -27,23 +27,36 @@ pub const SETTINGS: [&str; 7] = [
 ];
 
 impl History {
-    /// Runs every workload, without full page writes: images of theirs would take the place of redo.
+    /// Runs every workload on Postgres 15.
     pub fn of_everything() -> History {
-        let mut primary = Cluster::init();
+        History::of(&Installation::default_15(), |primary, tablespace| {
+            primary.sql(workloads::EVERYTHING);
+            primary.sql(&format!("{WITHOUT_GIST_IMAGES}{}", workloads::GIST_DEAD));
+            primary.sql(MULTIXACTS);
+            primary.sql(&format!(
+                "CREATE TABLESPACE ts LOCATION '{}'",
+                tablespace.display()
+            ));
+            primary.sql(workloads::DATABASES);
+        })
+    }
+
+    /// Runs `load`, without full page writes: images of theirs would take the place of redo.
+    pub fn of(installation: &Installation, load: impl FnOnce(&Cluster, &Path)) -> History {
+        let mut primary = Cluster::init_with(installation, &InitOptions::default());
         let base = primary.copy();
         let tablespace = temp_dir();
         let mut settings = SETTINGS.to_vec();
-        // Compression: there are gigabytes of images.
-        settings.extend(["full_page_writes=off", "wal_compression=lz4"]);
+        settings.push("full_page_writes=off");
         primary.start(&settings);
-        primary.sql(workloads::EVERYTHING);
-        primary.sql(&format!("{WITHOUT_GIST_IMAGES}{}", workloads::GIST_DEAD));
-        primary.sql(MULTIXACTS);
-        primary.sql(&format!(
-            "CREATE TABLESPACE ts LOCATION '{}'",
-            tablespace.path().display()
-        ));
-        primary.sql(workloads::DATABASES);
+        // There are gigabytes of images.
+        primary.sql(
+            r"SELECT CASE WHEN 'lz4' = ANY (enumvals) THEN 'lz4' ELSE 'pglz' END AS method
+              FROM pg_settings WHERE name = 'wal_compression' \gset
+              ALTER SYSTEM SET wal_compression = :'method';
+              SELECT pg_reload_conf()",
+        );
+        load(&primary, tablespace.path());
         primary.stop(Stop::Clean);
         History {
             base,
@@ -108,7 +121,7 @@ pub fn recover(base: &Cluster, wal: &Path) -> Cluster {
 }
 
 /// Stock recovery would end at the first Gist/DELETE with an image.
-const WITHOUT_GIST_IMAGES: &str =
+pub const WITHOUT_GIST_IMAGES: &str =
     "SET wal_consistency_checking = 'heap,heap2,btree,hash,gin,sequence,spgist,brin,generic';\n";
 
 /// Rows that several transactions lock, in subtransactions, so that multixacts and their members fill pages; and

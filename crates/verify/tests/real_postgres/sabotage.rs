@@ -304,3 +304,18 @@ impl Redo for WrongEffects {
         Ok(effects)
     }
 }
+
+/// Bits of visibility maps stay set when a heap record clears them in passing.
+pub struct ForgottenMapClears;
+
+impl Redo for ForgottenMapClears {
+    fn page(&self, record: &DecodedRecord, block: &BlockRef, page: &mut PageBytes) -> Result<(), String> {
+        Native.page(record, block, page)
+    }
+
+    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
+        let mut effects = Native.effects(record)?;
+        effects.vm_clears.clear();
+        Ok(effects)
+    }
+}

@@ -1,0 +1,198 @@
+//! Records of an extension's resource manager in a pageserver: with a plug-in they become versions of pages like any
+//! others, through layer files and object storage; without one the timeline stops in front of the first.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lakebed_blobstore::BlobStore;
+use lakebed_ingest::ControlState;
+use lakebed_pageserver::import::import;
+use lakebed_pageserver::ingest::Ingestor;
+use lakebed_pageserver::manifest;
+use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
+use lakebed_pgtest::{Cluster, temp_dir};
+use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
+use lakebed_types::{
+    ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
+};
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+const RMID: u8 = 142;
+const REL: RelTag = RelTag {
+    spcnode: 1663,
+    dbnode: 5,
+    relnode: 99_999,
+    fork: ForkNumber::Main,
+};
+
+/// Writes the block's data where the main data says.
+struct Plugin;
+
+impl ResourceManager for Plugin {
+    fn name(&self) -> &str {
+        "toy"
+    }
+
+    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
+        let &[low, high] = record.main else {
+            return Err("its main data is not a position");
+        };
+        let at = usize::from(u16::from_le_bytes([low, high]));
+        let data = record.own.data.ok_or("no data")?;
+        let target = page.get_mut(at..at + data.len()).ok_or("outside the page")?;
+        target.copy_from_slice(data);
+        page::set_lsn(page, record.end);
+        Ok(())
+    }
+
+    fn mask(&self, page: &mut PageBytes, _block: u32) {
+        mask::lsn_and_checksum(page);
+    }
+}
+
+/// A record of 64 bytes behind `start`, which writes `data` at `at` of blocks.
+fn record(start: Lsn, xid: u32, at: u16, blocks: &[(u32, &'static [u8])], will_init: bool) -> DecodedRecord {
+    let named = (0u8..).zip(blocks).map(|(id, &(block, data))| BlockRef {
+        id,
+        rel: REL,
+        block,
+        will_init,
+        image: None,
+        data: Some(Bytes::from_static(data)),
+    });
+    DecodedRecord {
+        version: PgVersion::V15,
+        start,
+        end: Lsn(start.0 + 64),
+        prev: Lsn(0),
+        xid,
+        rmid: RMID,
+        info: 0x20,
+        origin: None,
+        toplevel_xid: None,
+        blocks: named.collect(),
+        main_data: Bytes::copy_from_slice(&at.to_le_bytes()),
+    }
+}
+
+fn managers() -> Managers {
+    let mut managers = Managers::default();
+    managers.register(RMID, Arc::new(Plugin)).unwrap();
+    managers
+}
+
+/// A new timeline of one shard, stored.
+async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers: Managers) -> Arc<Timeline> {
+    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
+    let imported = import(cluster, shard).unwrap();
+    let identity = Identity {
+        tenant: TenantId([1; 16]),
+        timeline: TimelineId([2; 16]),
+        shard,
+        generation: Generation(1),
+        cluster: imported.cluster,
+        start: imported.start,
+    };
+    let (directory, store) = (directory.to_owned(), store.clone());
+    let timeline = Timeline::create(identity, None, directory, store, Thresholds::default(), managers);
+    timeline.publish(imported.changes, imported.start);
+    timeline.flush().await.unwrap();
+    timeline
+}
+
+/// The same timeline from object storage, taken over by a node with these plug-ins.
+async fn taken_over(
+    old: &Timeline,
+    directory: &Path,
+    store: &BlobStore,
+    managers: Managers,
+) -> Arc<Timeline> {
+    let old = &old.identity;
+    let identity = Identity {
+        generation: Generation(old.generation.0 + 1),
+        ..old.clone()
+    };
+    let current = manifest::read_current(store, old.tenant, old.shard, old.timeline, identity.generation);
+    let current = current.await.unwrap().expect("a manifest");
+    let (directory, store) = (directory.to_owned(), store.clone());
+    let opened = Timeline::open(
+        identity,
+        None,
+        directory,
+        store,
+        Thresholds::default(),
+        managers,
+        current,
+    );
+    opened.await.unwrap()
+}
+
+fn key(block: u32) -> PageKey {
+    PageKey::Rel { rel: REL, block }
+}
+
+#[tokio::test]
+async fn a_registered_managers_pages_are_kept_and_built() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let store = BlobStore::open("memory:").unwrap();
+    let timeline = imported(&cluster.data_dir(), &local.path().join("a"), &store, managers()).await;
+    let start = timeline.last_record();
+    let xid = 5000;
+    let records = [
+        record(start, xid, 100, &[(0, b"aaaa"), (3, b"dddd")], true),
+        record(Lsn(start.0 + 64), 0, 102, &[(0, b"bb")], false),
+        // Names no page, and changes nothing.
+        record(Lsn(start.0 + 128), 0, 0, &[], false),
+    ];
+    let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
+    for record in &records {
+        ingestor.record(record).unwrap();
+    }
+    let end = records[2].end;
+    ingestor.publish(end);
+    timeline.flush().await.unwrap();
+
+    let timeline = taken_over(&timeline, &local.path().join("b"), &store, managers()).await;
+    let mut expected = [0; 8192];
+    expected[100..104].copy_from_slice(b"aaaa");
+    page::set_lsn(&mut expected, records[0].end);
+    assert_eq!(*timeline.page(&key(0), records[0].end).unwrap(), expected);
+    expected[102..104].copy_from_slice(b"bb");
+    page::set_lsn(&mut expected, records[1].end);
+    assert_eq!(*timeline.page(&key(0), end).unwrap(), expected);
+    assert_eq!(&timeline.page(&key(3), end).unwrap()[100..104], b"dddd");
+    assert_eq!(timeline.relation_size(REL, end), Some(4));
+    let control = ControlState::decode(&timeline.control(end).unwrap()).unwrap();
+    assert_eq!(control.next_xid() as u32, xid + 1);
+
+    // A node that lacks the plug-in cannot make the page of it, and says whose it is.
+    let without = taken_over(&timeline, &local.path().join("c"), &store, Managers::default()).await;
+    let error = without.page(&key(0), end).unwrap_err().to_string();
+    assert!(error.contains("resource manager 142"), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_plug_in_nothing_of_the_record_is_taken() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let store = BlobStore::open("memory:").unwrap();
+    let directory = local.path().join("a");
+    let timeline = imported(&cluster.data_dir(), &directory, &store, Managers::default()).await;
+    let start = timeline.last_record();
+    let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
+    for blocks in [&[(0, &b"aaaa"[..])][..], &[]] {
+        let error = ingestor
+            .record(&record(start, 5000, 100, blocks, true))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "record at {start}: custom resource manager 142 (info 0x20) is an extension's, and this pageserver was \
+                 built without a plug-in for it"
+            )
+        );
+    }
+    assert_eq!(ingestor.last(), start);
+    ingestor.publish(start);
+    assert_eq!(timeline.relation_size(REL, start), None);
+}
