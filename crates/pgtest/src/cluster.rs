@@ -114,6 +114,11 @@ impl Cluster {
             if let Ok(Some(status)) = server.try_wait() {
                 panic!("the server ended in recovery: {status}\n{}", self.log());
             }
+            // Not while the postmaster still goes from one state to the next, when a signal to it has been seen to be lost.
+            let pid_file = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
+            if !pid_file.lines().any(|line| line.trim_end() == "ready") {
+                return false;
+            }
             // Written after the checkpoint.
             let mut pg_controldata = self.installation.program("pg_controldata");
             let control = run(pg_controldata.env("LC_ALL", "C").arg(self.data_dir()));

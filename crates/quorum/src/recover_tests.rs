@@ -30,7 +30,7 @@ fn an_offer_names_only_terms_that_wrote_committed_wal() {
 #[test]
 fn what_is_lacking_is_told_from_both_histories() {
     type Row = (&'static [(u64, u64)], u64, Result<Lack, Refusal>);
-    let table: [Row; 9] = [
+    let table: [Row; 10] = [
         (&[(0, 50)], 100, Ok(Lack::Nothing)),
         (&[(0, 50), (2, 100)], 140, Ok(Lack::Commit(Lsn(140)))),
         (&[(0, 50), (2, 100), (3, 150)], 200, Ok(Lack::Commit(Lsn(200)))),
@@ -49,8 +49,10 @@ fn what_is_lacking_is_told_from_both_histories() {
             Ok(Lack::History(Lsn(200))),
         ),
         (&[(0, 50), (2, 100), (5, 120)], 240, Ok(Lack::History(Lsn(120)))),
-        // What an earlier term committed is in every later one: term 2 cannot have committed past term 3's start.
-        (&[(0, 50), (2, 100)], 160, Err(Refusal::History)),
+        // Our term 3 began at 150 and may have been given up: only an offer with a term after it tells.
+        (&[(0, 50), (2, 100)], 160, Ok(Lack::Nothing)),
+        // The same last term cannot have begun in two places.
+        (&[(0, 50), (3, 100)], 240, Err(Refusal::History)),
         (&[(0, 50), (5, 80)], 240, Err(Refusal::BelowCommit(Lsn(100)))),
         (&[(1, 50)], 240, Err(Refusal::NoCommonHistory)),
     ];

@@ -41,7 +41,10 @@ pub enum ControlFileError {
     #[error(transparent)]
     File(#[from] DurableFileError),
     /// No file where one must be.
-    #[error("there is no control file in {0}: delete this timeline here and let it be created again")]
+    #[error(
+        "there is no control file in {0}: restore it, or let the other safekeepers go on without this one. Do not \
+         create the timeline anew under this safekeeper's id, which would forget the terms that it promised"
+    )]
     Missing(String),
     /// A newer version of Lakebed wrote it.
     #[error(

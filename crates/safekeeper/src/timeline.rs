@@ -59,7 +59,8 @@ pub enum LoadError {
     /// WAL that was committed is missing or damaged.
     #[error(
         "committed WAL is damaged: no record ends at {commit}, the last one before ends at {found}; \
-         delete this timeline here and let it be created again from its peers"
+         keep these files, the other safekeepers go on without this one. Do not create the timeline anew under this \
+         safekeeper's id, which would forget the terms that it promised"
     )]
     Commit {
         /// Position in the control file.

@@ -66,8 +66,8 @@ impl Acceptor {
 
     /// What this acceptor lacks of a peer's offer.
     ///
-    /// `NoCommonHistory`: another timeline's WAL. `History` and `BelowCommit`: the offer contradicts what is known here
-    /// to be committed, or written by a later term; one of the two nodes is damaged and somebody must look at it.
+    /// `NoCommonHistory`: another timeline's WAL. `History` and `BelowCommit`: the offer contradicts what the same term
+    /// wrote here, or what is known here to be committed; one of the two nodes is damaged and somebody must look at it.
     pub fn lack(&self, offer: &Offer) -> Result<Lack, Refusal> {
         let own = &self.state.term_history;
         let common = own.common_point(self.write, &offer.history);
@@ -91,7 +91,13 @@ impl Acceptor {
         if common == self.write && knows_terms && later {
             return Ok(Lack::Wal { begin, end });
         }
-        if own.last().0 >= offer.history.last().0 {
+        let (own_last, offered_last) = (own.last().0, offer.history.last().0);
+        if own_last > offered_last {
+            // A later term began here, before the end of the offer, and was given up; a still later one committed what is
+            // offered and wrote nothing yet, so that the offer does not name it. One that does will come.
+            return Ok(Lack::Nothing);
+        }
+        if own_last == offered_last {
             return Err(Refusal::History);
         }
         Ok(Lack::History(common))
