@@ -136,6 +136,8 @@ pub(crate) async fn run(safekeeper: Arc<Safekeeper>, backup: Arc<Backup>) {
         }
         safekeeper.metrics().backup_lag_bytes.set(behind as i64);
     }
+    // None of them may hold on to the data directory when this ends.
+    looks.shutdown().await;
 }
 
 fn lag(view: &View) -> u64 {

@@ -219,7 +219,7 @@ async fn wal_is_removed_locally_when_it_is_safe_elsewhere() {
     // All of it comes back, and a node starts without what it removed.
     let (home, _) = restored(&nodes, None).await;
     assert!(wal(&home, start, end) == sample().bytes(start, end));
-    drop(driver);
+    drop((driver, first, second));
     nodes.down(2).await;
     nodes.up(2).await;
     assert_eq!(nodes.status(2).await.stopped_reason, "");
