@@ -5,9 +5,10 @@ use std::process::Command;
 
 use lakebed_pgtest::{Installation, run};
 use postgres::{Client, NoTls};
+use serde_json::Value;
 
-use crate::free_port;
 use crate::process::{Process, tail};
+use crate::{free_port, http};
 
 /// A compute; killed when dropped.
 #[derive(Debug)]
@@ -70,11 +71,19 @@ impl Compute {
         self.directory.join("data")
     }
 
+    /// What the sidecar tells about itself.
+    pub fn status(&self) -> Value {
+        self.sidecar.status()
+    }
+
+    /// What the sidecar's admin page answers to a change.
+    pub fn put(&self, path: &str, body: &str) -> (u16, String) {
+        http::put(&self.sidecar.admin, path, body)
+    }
+
     /// Process id of the postmaster.
     pub fn postmaster(&self) -> i32 {
-        let pid = self.sidecar.status()["postgres"]["pid"]
-            .as_i64()
-            .expect("a process id");
+        let pid = self.status()["postgres"]["pid"].as_i64().expect("a process id");
         i32::try_from(pid).expect("a process id")
     }
 

@@ -13,13 +13,23 @@ pub fn get(address: &str, path: &str) -> String {
 
 /// Status code and body of any answer.
 pub fn answer(address: &str, path: &str) -> (u16, String) {
+    request(address, "GET", path, "")
+}
+
+/// Status code and body of the answer to a PUT.
+pub fn put(address: &str, path: &str, body: &str) -> (u16, String) {
+    request(address, "PUT", path, body)
+}
+
+fn request(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
     stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
+        .set_read_timeout(Some(Duration::from_secs(60)))
         .expect("a timeout");
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )
     .expect("a request");
     let mut answer = String::new();

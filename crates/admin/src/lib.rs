@@ -18,5 +18,6 @@ pub mod error;
 pub mod server;
 pub mod telemetry;
 
+pub use axum;
 pub use error::ApiError;
 pub use server::{AdminServer, Health, StatusSource};

@@ -11,12 +11,12 @@ use lakebed_proto::v1;
 use lakebed_types::data_directory::is_inside;
 use tonic::Streaming;
 
+use crate::full_page_writes;
+
 /// Settings that the sidecar owns but that may be switched while Postgres runs; everything else that safety needs is
 /// on the command line.
 pub const OWN_CONFIG: &str = "lakebed.conf";
 const INCLUDE: &str = "include_if_exists = 'lakebed.conf'";
-/// Torn pages cannot exist: pages are rebuilt from WAL, and the local ones are dropped with the compute.
-const OWN_SETTINGS: &str = "# Written at each start.\nfull_page_writes = off\n";
 
 /// Whose files are written, when this process is root.
 pub type Owner = Option<(u32, u32)>;
@@ -129,9 +129,7 @@ pub async fn receive(
 }
 
 fn configure(data: &Path, owner: Owner) -> io::Result<()> {
-    let own = data.join(OWN_CONFIG);
-    fs::write(&own, OWN_SETTINGS)?;
-    give(&own, owner)?;
+    full_page_writes::write(data, owner, false)?;
     let main = data.join("postgresql.conf");
     let text = fs::read_to_string(&main).unwrap_or_default();
     if !text.lines().any(|line| line.trim() == INCLUDE) {

@@ -17,6 +17,7 @@ pub mod config;
 pub mod config_files;
 pub mod data_dir;
 pub mod files;
+pub mod full_page_writes;
 pub mod local_wal;
 pub mod metrics;
 pub mod old_wal;

@@ -75,6 +75,12 @@ fn settings(version: PgVersion, asked: &[String]) -> anyhow::Result<Vec<String>>
         };
         // As Postgres takes them, in any case.
         let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+        if name == "full_page_writes" {
+            bail!(
+                "`full_page_writes` in `settings` could not be switched while the compute runs: leave it out, and PUT \
+                 /v1/full_page_writes of the compute's admin address"
+            );
+        }
         if pinned().any(|(_, pinned, _)| *pinned == name) {
             bail!("`{name}` in `settings` cannot be changed: commits would no longer be safe");
         }
@@ -102,7 +108,7 @@ const PREDECESSOR: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A running Postgres.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Postgres {
     pid: Pid,
     exited: watch::Receiver<Option<Result<ExitStatus, String>>>,
@@ -246,6 +252,11 @@ impl Postgres {
         }
     }
 
+    /// Makes it read its configuration again.
+    pub fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Stops it without acknowledging anything more: SIGQUIT, then SIGKILL. Its children die with it.
     pub async fn stop_now(&self, patience: Duration) {
         self.signal(Signal::QUIT);
@@ -356,6 +367,7 @@ mod tests {
             (PgVersion::V17, "summarize_wal=on"),
             (PgVersion::V18, "io_method=io_uring"),
             (PgVersion::V16, "debug_io_direct=data"),
+            (PgVersion::V15, "full_page_writes=on"),
             (PgVersion::V15, "work_mem"),
         ];
         for (version, setting) in refused {

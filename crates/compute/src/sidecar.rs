@@ -24,6 +24,7 @@ use crate::config::ComputeConfig;
 use crate::config_files::ConfigFiles;
 use crate::data_dir;
 use crate::files::{Files, server};
+use crate::full_page_writes::Switch;
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
 use crate::old_wal::OldWal;
@@ -67,6 +68,7 @@ pub struct Inspect {
     metrics: Metrics,
     pid: i32,
     boot: Duration,
+    page_images: Switch,
 }
 
 /// A compute whose Postgres accepts connections.
@@ -193,6 +195,7 @@ async fn boot(
     let local = Arc::new(LocalWal::new(config.local_wal_bytes));
     let acks = Arc::new(Acks::new(region));
     let (written, written_to) = watch::channel(Lsn::INVALID);
+    let (page_images, told) = watch::channel(None);
     let (tell, mut standing) = watch::channel(Standing::default());
     let driver = Driver {
         branch: branch.clone(),
@@ -246,6 +249,7 @@ async fn boot(
         local: local.clone(),
         acks: acks.clone(),
         written,
+        page_images,
         stop: source_stop.clone(),
     };
     let (source_ended, source_end) = oneshot::channel();
@@ -280,6 +284,7 @@ async fn boot(
         metrics,
         pid: postgres.pid(),
         boot,
+        page_images: Switch::new(data, owner, postgres.clone(), told),
     };
     Ok(Sidecar {
         config,
@@ -433,6 +438,11 @@ impl Inspect {
         standing.lost.as_ref().map(|lost| format!("{lost:?}"))
     }
 
+    /// For switching full page writes.
+    pub fn page_images(&self) -> &Switch {
+        &self.page_images
+    }
+
     /// Adds its counters to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
@@ -465,6 +475,7 @@ impl Inspect {
             "commit_lsn": standing.commit.to_string(),
             "lost": standing.lost.map(|lost| format!("{lost:?}")),
             "safekeepers": peers,
+            "full_page_writes": self.page_images.status_json(),
             "postgres": {
                 "pid": self.pid,
                 "listen": self.config.pg_listen,

@@ -21,11 +21,13 @@ use lakebed_shim_abi::path::WalSegment;
 use lakebed_shim_abi::region::Region;
 use lakebed_types::Lsn;
 use lakebed_wal::boot::first_record_position;
+use lakebed_wal::full_page_writes;
 use lakebed_wal::page::{WAL_PAGE_BYTES, WalFormat};
-use lakebed_wal::stream::{StreamError, WalDecoder};
+use lakebed_wal::stream::{RawRecord, StreamError, WalDecoder};
 use tokio::sync::watch;
 
 use crate::acks::Acks;
+use crate::full_page_writes::Told;
 use crate::local_wal::{Chunk, LocalWal};
 use crate::shared_memory::{sleep, wake};
 
@@ -83,6 +85,8 @@ pub struct WalSource {
     pub acks: Arc<Acks>,
     /// Their end, for the quorum's driver.
     pub written: watch::Sender<Lsn>,
+    /// Whether Postgres writes page images, as it told last.
+    pub page_images: watch::Sender<Option<Told>>,
     /// Ends the thread.
     pub stop: Arc<AtomicBool>,
 }
@@ -156,6 +160,7 @@ impl WalSource {
             .decoder
             .next_raw()?
             .ok_or(SourceError::NoBootRecord(self.start))?;
+        self.mode(&record)?;
         reader.decoder.rewind();
         bytes.truncate((record.end.0 - self.start.0) as usize);
         reader.written = Lsn(record.end.0.next_multiple_of(WAL_PAGE_BYTES));
@@ -165,6 +170,20 @@ impl WalSource {
             ends: vec![record.end],
         });
         self.written.send_replace(record.end);
+        Ok(())
+    }
+
+    fn mode(&self, record: &RawRecord) -> Result<(), SourceError> {
+        if let Some(on) = full_page_writes::told(record)? {
+            self.page_images.send_if_modified(|told| {
+                // Each checkpoint tells it again.
+                let changed = told.is_none_or(|told| told.on != on);
+                if changed {
+                    *told = Some(Told { on, at: record.end });
+                }
+                changed
+            });
+        }
         Ok(())
     }
 
@@ -191,6 +210,7 @@ impl WalSource {
         let mut ends = Vec::new();
         decoder.feed(&bytes[..final_bytes]);
         while let Some(record) = decoder.next_raw()? {
+            self.mode(&record)?;
             ends.push(record.end);
         }
         let at = first_record_position(decoder.position(), self.format.segment_bytes);
@@ -203,6 +223,7 @@ impl WalSource {
         }
         decoder.feed(&bytes[final_bytes..]);
         while let Ok(Some(record)) = decoder.next_raw() {
+            self.mode(&record)?;
             ends.push(record.end);
         }
         let complete = (decoder.position().0 - begin.0) as usize;

@@ -3,6 +3,7 @@
 
 use lakebed_types::{PgVersion, SlruKind};
 use lakebed_wal::control::{CHECKPOINT_BYTES, Checkpoint};
+use lakebed_wal::full_page_writes;
 use lakebed_wal::record::DecodedRecord;
 
 use crate::effects::{CatalogueChange, Effects, Parameters};
@@ -16,7 +17,6 @@ pub(crate) const CHECKPOINT_ONLINE: u8 = 0x10;
 pub(crate) const NEXT_OID: u8 = 0x30;
 pub(crate) const PARAMETER_CHANGE: u8 = 0x60;
 const RESTORE_POINT: u8 = 0x70;
-pub(crate) const FULL_PAGE_WRITES_CHANGE: u8 = 0x80;
 pub(crate) const END_OF_RECOVERY: u8 = 0x90;
 /// Since Postgres 17: marks where the next checkpoint's redo begins.
 pub(crate) const CHECKPOINT_REDO: u8 = 0xe0;
@@ -127,7 +127,7 @@ pub(crate) fn effects(record: &DecodedRecord, record_type: u8, effects: &mut Eff
             }
             CatalogueChange::ParametersChanged(parameters)
         }
-        FULL_PAGE_WRITES_CHANGE => CatalogueChange::FullPageWrites {
+        full_page_writes::CHANGE => CatalogueChange::FullPageWrites {
             on: parse_full_page_writes(record)?,
         },
         RESTORE_POINT => restore_point(record)?,

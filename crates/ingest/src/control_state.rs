@@ -14,6 +14,7 @@
 
 use lakebed_types::{Lsn, PgVersion, SlruKind};
 use lakebed_wal::control::{CHECKPOINT_BYTES, Checkpoint};
+use lakebed_wal::full_page_writes;
 use lakebed_wal::record::DecodedRecord;
 
 use crate::error::{IngestError, Rule, malformed};
@@ -194,7 +195,7 @@ impl ControlState {
                 self.note_checkpoint(&told);
             }
             checkpoints::NEXT_OID => self.checkpoint.next_oid = checkpoints::parse_next_oid(record)?,
-            checkpoints::FULL_PAGE_WRITES_CHANGE => {
+            full_page_writes::CHANGE => {
                 self.checkpoint.full_page_writes = checkpoints::parse_full_page_writes(record)?;
             }
             checkpoints::END_OF_RECOVERY => {
@@ -300,7 +301,7 @@ pub(crate) fn changes_more_than_xid(record: &DecodedRecord) -> bool {
                 | checkpoints::CHECKPOINT_ONLINE
                 | checkpoints::NEXT_OID
                 | checkpoints::PARAMETER_CHANGE
-                | checkpoints::FULL_PAGE_WRITES_CHANGE
+                | full_page_writes::CHANGE
                 | checkpoints::END_OF_RECOVERY
                 | checkpoints::CHECKPOINT_REDO
         ),

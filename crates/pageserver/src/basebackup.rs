@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes};
 use lakebed_ingest::ControlState;
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion, SlruKind};
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
-use lakebed_wal::control::{ControlError, ControlFile};
+use lakebed_wal::control::{Checkpoint, ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
 
 use crate::import::CONTROL_FILE;
@@ -233,7 +233,14 @@ fn boot_files(
         system_identifier: cluster.system_identifier,
         segment_bytes: cluster.wal_segment_bytes,
     };
-    let wal = shutdown_checkpoint(format, lsn, last_record_start, state.to_checkpoint());
+    let checkpoint = Checkpoint {
+        // What every compute starts with. Postgres believes this record, and if it differs from the configuration it
+        // does not say so before its first checkpoint: its own record of a change is not written while it recovers
+        // (`UpdateFullPageWrites` of `access/transam/xlog.c`).
+        full_page_writes: false,
+        ..state.to_checkpoint()
+    };
+    let wal = shutdown_checkpoint(format, lsn, last_record_start, checkpoint);
     control.shut_down_at(wal.record_start, &wal.checkpoint);
     items.push(BackupItem::whole(CONTROL_FILE, control.encode().into()));
     let segment_bytes = u64::from(cluster.wal_segment_bytes);

@@ -4,11 +4,13 @@
 //! links; [`parse`] takes one record apart into a [`record::DecodedRecord`]. The first step suffices to know where
 //! records end, which is all that a safekeeper's acceptor needs.
 //!
-//! [`segment`] names the files. [`control`] reads and writes the control file, and [`boot`] makes the checkpoint that a stateless compute starts on.
+//! [`segment`] names the files. [`control`] reads and writes the control file, [`boot`] makes the checkpoint that a
+//! stateless compute starts on, and [`full_page_writes`] follows the one setting that changes what WAL holds.
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod control;
+pub mod full_page_writes;
 pub mod page;
 pub mod parse;
 pub mod record;

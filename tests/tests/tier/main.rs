@@ -5,6 +5,7 @@ mod comparison;
 mod durability;
 mod faults;
 mod fencing;
+mod full_page_writes;
 mod load;
 mod pageserver_loss;
 mod regression_suite;

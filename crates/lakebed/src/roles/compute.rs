@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{read_config, say_ready, serve_admin, shutdown_on_signals};
+use super::{page_images, read_config, say_ready, serve_admin, shutdown_on_signals};
 use crate::cli::ComputeRunArgs;
 use crate::connection::Connection;
 
@@ -126,12 +126,14 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     inspect.register_metrics(&mut registry);
     let status = inspect.clone();
-    let health = move || inspect.trouble().map_or(Health::Ok, Health::Unavailable);
+    let trouble = inspect.clone();
+    let health = move || trouble.trouble().map_or(Health::Ok, Health::Unavailable);
     let serving = CancellationToken::new();
     let admin = serve_admin(
         admin,
         (health, move || status.status_json()),
         registry,
+        page_images::routes(inspect.page_images().clone()),
         serving.clone(),
     )
     .await?;

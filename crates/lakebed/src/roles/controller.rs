@@ -1,6 +1,7 @@
 //! `lakebed controller`.
 
 use anyhow::Context;
+use lakebed_admin::axum::Router;
 use lakebed_admin::telemetry;
 use lakebed_controller::{Controller, ControllerConfig};
 use prometheus_client::registry::Registry;
@@ -20,7 +21,7 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
     controller.register_metrics(&mut registry);
     let (health, status) = (controller.clone(), controller.clone());
     let source = (move || health.health(), move || status.status_json());
-    let admin = serve_admin(admin, source, registry, shutdown.clone()).await?;
+    let admin = serve_admin(admin, source, registry, Router::new(), shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
     let serving = tokio::spawn(controller.serve(shutdown, ready));
     if let Ok(address) = listening.await {

@@ -2,6 +2,7 @@
 
 pub mod compute;
 pub mod controller;
+mod page_images;
 pub mod pageserver;
 pub mod safekeeper;
 
@@ -9,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use lakebed_admin::axum::Router;
 use lakebed_admin::telemetry::LogFormat;
 use lakebed_admin::{AdminServer, StatusSource};
 use prometheus_client::registry::Registry;
@@ -90,18 +92,20 @@ pub fn stop_with_parent() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves the admin pages in the background and returns their address.
+/// Serves the admin pages, and the role's own, in the background and returns their address.
 pub async fn serve_admin(
     listen: SocketAddr,
     source: impl StatusSource,
     registry: Registry,
+    more: Router,
     shutdown: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(listen).await;
     let listener = listener.with_context(|| format!("the admin service cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
-        if let Err(error) = AdminServer::new(source, registry).serve(listener, shutdown).await {
+        let server = AdminServer::new(source, registry).with_routes(more);
+        if let Err(error) = server.serve(listener, shutdown).await {
             tracing::error!(%error, "the admin service ended");
         }
     });

@@ -1,6 +1,7 @@
 //! `lakebed pageserver`.
 
 use anyhow::Context;
+use lakebed_admin::axum::Router;
 use lakebed_admin::{Health, telemetry};
 use lakebed_controller::registration::{Registration, fresh_incarnation, keep_registered};
 use lakebed_pageserver::config::PageserverConfig;
@@ -31,6 +32,7 @@ pub async fn run(args: RoleArgs, managers: Managers) -> anyhow::Result<()> {
         admin,
         (stopped, move || status_json(&status)),
         registry,
+        Router::new(),
         shutdown.clone(),
     )
     .await?;

@@ -1,6 +1,7 @@
 //! `lakebed safekeeper`.
 
 use anyhow::Context;
+use lakebed_admin::axum::Router;
 use lakebed_admin::{Health, telemetry};
 use lakebed_blobstore::BlobStore;
 use lakebed_controller::registration::{Registration, keep_registered, stored_incarnation};
@@ -29,7 +30,7 @@ pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
     let health = move || health.stopped().map_or(Health::Ok, Health::Unavailable);
     let source = (health, move || status.status_json());
     let admin = config.admin_listen.unwrap_or_else(any_local_port);
-    let admin = serve_admin(admin, source, registry, shutdown.clone()).await?;
+    let admin = serve_admin(admin, source, registry, Router::new(), shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
     let safekeeper_backup = safekeeper.backup().cloned();
     let mut serving = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));
