@@ -58,7 +58,6 @@ impl State {
                 }),
                 Command::TruncateWal { lsn } => {
                     node.wal.truncate(index(lsn));
-                    self.cut = true;
                     None
                 }
                 Command::Reply { msg, .. } => {

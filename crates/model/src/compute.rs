@@ -29,6 +29,7 @@ impl Compute {
         core.break_rule(scenario.sabotage);
         Compute {
             core,
+            floor,
             attempt,
             up: true,
             started: false,
@@ -61,7 +62,7 @@ impl State {
         let request = self.computes.get_mut(c)?.requests.get_mut(n)?.pop_front()?;
         let greeting = matches!(request, Request::Greeting { .. });
         if scenario.duplicates && !greeting {
-            self.old.insert((n, c, request.clone()));
+            self.old.insert((n, request.clone()));
         }
         // What it would tell is known already.
         let notice = matches!(&request, Request::Append { bytes, .. } if bytes.is_empty());
@@ -83,7 +84,7 @@ impl State {
         let Some(compute) = self.computes.get_mut(c) else {
             return;
         };
-        let floor = compute.core.term().unwrap_or_default();
+        let floor = compute.floor.max(compute.core.term().unwrap_or_default());
         *compute = Compute::new(self.config.clone(), compute.attempt + 1, floor, scenario);
     }
 
@@ -100,7 +101,7 @@ impl State {
                 let late = late
                     .into_iter()
                     .filter(|request| !matches!(request, Request::Greeting { .. }));
-                self.old.extend(late.map(|request| (n, c, request)));
+                self.old.extend(late.map(|request| (n, request)));
             }
         }
     }
@@ -126,8 +127,7 @@ impl State {
         let Some(term) = compute.core.term() else {
             return;
         };
-        let writer = term.0 * 16 + c as u64;
-        compute.log.push(u8::try_from(writer).unwrap_or(u8::MAX));
+        compute.log.push(u8::try_from(term.0).unwrap_or(u8::MAX));
         compute.written += 1;
         let log = compute.log.clone();
         self.logs.insert(term, log);

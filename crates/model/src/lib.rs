@@ -6,7 +6,7 @@
 //!
 //! * A disk never fails and never lags: an acceptor's commands take effect at once, and it is opened again from disk
 //!   after each message, so that nothing is kept only in memory. What lies between a write and its fsync is `sim`'s.
-//! * A record is one byte that names its writer; positions are counts of records.
+//! * A record is one byte that names its term; positions are counts of records.
 //! * A stream delivers in order, any time after sending, or never. Each request that was ever sent may arrive again,
 //!   any number of times, also when its sender is long gone. Greetings are the exception: they are answered when a
 //!   proposer begins, and never twice. Appends without WAL are not answered.
@@ -20,6 +20,7 @@ mod acceptor;
 mod compute;
 mod control;
 mod model;
+mod normal;
 mod scenario;
 mod state;
 

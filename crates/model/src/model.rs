@@ -15,7 +15,7 @@ pub enum Step {
     /// The next request of a proposer reaches an acceptor.
     Deliver(usize, usize),
     /// A request arrives once more, or after its sender is gone; nobody hears the answer.
-    Again(usize, usize, Request),
+    Again(usize, Request),
     /// The next answer of an acceptor reaches a proposer.
     Answer(usize, usize),
     /// A donor read is done.
@@ -96,7 +96,7 @@ impl Model for Scenario {
             state
                 .old
                 .iter()
-                .map(|(n, c, request)| Step::Again(*n, *c, request.clone())),
+                .map(|(n, request)| Step::Again(*n, request.clone())),
         );
         if state.next_config(self).is_some() {
             steps.push(Step::Decide);
@@ -125,8 +125,8 @@ impl Model for Scenario {
                 }
             }
             Step::Deliver(c, n) => state.deliver(c, n, self)?,
-            Step::Again(n, c, request) => {
-                state.ask(n, c, request, self);
+            Step::Again(n, request) => {
+                state.ask(n, COMPUTES, request, self);
             }
             Step::Answer(c, n) => {
                 let msg = state.computes.get_mut(c)?.answers.get_mut(n)?.pop_front()?;
@@ -156,6 +156,7 @@ impl Model for Scenario {
                 state.end_attempt(c, self);
             }
         }
+        state.normalize(self);
         (state != *last).then_some(state)
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Read {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Compute {
     pub(crate) core: Proposer,
+    /// Terms of earlier attempts are not above it.
+    pub(crate) floor: Term,
     pub(crate) attempt: u8,
     /// Neither fenced nor lost.
     pub(crate) up: bool,
@@ -56,8 +58,8 @@ pub struct Compute {
 pub struct State {
     pub(crate) nodes: Vec<Node>,
     pub(crate) computes: Vec<Compute>,
-    /// Requests that may arrive again: receiver, sender, request.
-    pub(crate) old: BTreeSet<(usize, usize, Request)>,
+    /// Requests that may arrive again, with their receiver.
+    pub(crate) old: BTreeSet<(usize, Request)>,
     /// The configuration that was decided last, and whether it has settled.
     pub(crate) config: Membership,
     pub(crate) settled: bool,
@@ -69,8 +71,6 @@ pub struct State {
     pub(crate) committed: Vec<u8>,
     /// How far each term has committed, in records.
     pub(crate) commits: BTreeMap<Term, usize>,
-    /// WAL was cut somewhere.
-    pub(crate) cut: bool,
     /// What must never be.
     pub violation: Option<&'static str>,
 }
@@ -127,7 +127,6 @@ impl State {
             votes: BTreeMap::new(),
             committed: Vec::new(),
             commits: BTreeMap::new(),
-            cut: false,
             violation: None,
         };
         for attempts in scenario.attempts {

@@ -8,9 +8,9 @@ use stateright::{Checker, HasDiscoveries, Model};
 #[test]
 fn one_proposer_and_every_change() {
     for (change, states) in [
-        (Change::None, 2_000),
-        (Change::Move, 7_000),
-        (Change::Replace, 14_000),
+        (Change::None, 1_800),
+        (Change::Move, 4_000),
+        (Change::Replace, 9_000),
     ] {
         let scenario = Scenario {
             attempts: [1, 0],
@@ -37,7 +37,7 @@ fn one_proposer_and_every_change() {
 /// Two attempts at a term, the second after the first ended at any point.
 #[test]
 fn two_attempts_one_after_the_other() {
-    for (change, states) in [(Change::None, 60_000), (Change::Move, 67_000)] {
+    for (change, states) in [(Change::None, 60_000), (Change::Move, 60_000)] {
         let scenario = Scenario {
             attempts: [2, 0],
             slow_answers: false,
