@@ -65,7 +65,7 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
     let mut compute = Compute::spawn(tier, BRANCH, &SETTINGS)?;
     load(&mut compute.first_answer()?.0)?;
     let mut stock = Stock::start(tier, "stock", &SETTINGS)?;
-    stock.receive(stock.port)?;
+    stock.receive([stock.port; 3])?;
     load(&mut stock.connect()?)?;
     let systems = [("lakebed", compute.port), ("stock-any-2-of-3", stock.port)];
     for &clients in &args.clients {

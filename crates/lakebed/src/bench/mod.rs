@@ -10,6 +10,7 @@ mod cold_start;
 mod commit;
 mod compute;
 mod getpage;
+mod links;
 mod machine;
 mod pgbench;
 mod ping;
@@ -40,6 +41,8 @@ pub enum BenchCommand {
     ColdStart(cold_start::ColdStartArgs),
     /// One-row updates, beside stock Postgres with three synchronous receivers of WAL.
     Commit(commit::CommitArgs),
+    /// TPC-B while WAL goes over slow links, beside stock Postgres; `benches/links` runs it.
+    Links(links::LinksArgs),
     /// Single pages at random from a pageserver, each compared with what it must be.
     Getpage(getpage::GetpageArgs),
     /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
@@ -55,6 +58,7 @@ impl BenchCommand {
         match self {
             BenchCommand::ColdStart(args) => &args.tier,
             BenchCommand::Commit(args) => &args.tier,
+            BenchCommand::Links(args) => &args.tier,
             BenchCommand::Getpage(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
@@ -120,6 +124,7 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::Commit(args) => {
                 commit::run(args, &mut tier, &Report::begin("commit", as_json)).await
             }
+            BenchCommand::Links(args) => links::run(args, &mut tier, &Report::begin("links", as_json)).await,
             BenchCommand::Getpage(args) => {
                 getpage::run(args, &mut tier, &Report::begin("getpage", as_json)).await
             }

@@ -83,12 +83,12 @@ impl Stock {
         Ok(Client::connect(&url, NoTls)?)
     }
 
-    /// Starts three receivers, the last at `last_port`, and lets commits wait for two of them. Blocks.
+    /// Starts three receivers, each of which connects to one of these ports, and lets commits wait for two of them. Blocks.
     ///
     /// # Errors
     /// They do not come to receive.
-    pub fn receive(&mut self, last_port: u16) -> anyhow::Result<()> {
-        for (name, port) in [("r1", self.port), ("r2", self.port), ("r3", last_port)] {
+    pub fn receive(&mut self, ports: [u16; 3]) -> anyhow::Result<()> {
+        for (name, port) in ["r1", "r2", "r3"].into_iter().zip(ports) {
             let directory = self.home.join(name);
             fs::create_dir(&directory)?;
             if let Some((uid, gid)) = self.owner {

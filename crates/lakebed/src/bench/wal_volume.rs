@@ -137,7 +137,7 @@ pub async fn run(args: &WalVolumeArgs, tier: &mut PrivateTier, report: &Report) 
             settings.push(compression);
             let mut stock = Stock::start(tier, name, &settings)?;
             let proxy = handle.block_on(Proxy::start(stock.port))?;
-            stock.receive(proxy.address.port())?;
+            stock.receive([stock.port, stock.port, proxy.address.port()])?;
             let system = System {
                 name: name.to_owned(),
                 proxy: &proxy,
