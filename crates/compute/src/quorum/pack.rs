@@ -29,6 +29,8 @@ const TIMED: usize = 256;
 struct Sent {
     end: Lsn,
     bytes: usize,
+    /// With what was on the way before it.
+    on_the_way: usize,
     small: bool,
     at: Instant,
 }
@@ -131,9 +133,11 @@ impl Pack {
         self.choice
             .encoded(method, wal.len(), batch.len(), nanoseconds(began));
         if self.on_the_way.len() < TIMED {
+            let before: usize = self.on_the_way.iter().map(|sent| sent.bytes).sum();
             self.on_the_way.push_back(Sent {
                 end: Lsn(begin.0 + wal.len() as u64),
                 bytes: batch.len(),
+                on_the_way: before + batch.len(),
                 small: wal.len() < LARGE_BYTES,
                 at: Instant::now(),
             });
@@ -148,7 +152,7 @@ impl Pack {
             self.on_the_way.pop_front();
             carried += sent.bytes;
             if sent.small {
-                self.choice.answered(nanoseconds(sent.at));
+                self.choice.answered(sent.on_the_way, nanoseconds(sent.at));
             }
         }
         // Of a link that was never idle meanwhile, time and bytes tell its rate.

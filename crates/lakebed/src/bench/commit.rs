@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
+use lakebed_compute::config::WireWal;
 use postgres::Client;
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -35,6 +36,9 @@ pub struct CommitArgs {
     /// Numbers of clients.
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     pub clients: Vec<u32>,
+    /// How the tier's compute sends WAL: auto, compact, plain.
+    #[arg(long, default_value_t = WireWal::Auto)]
+    pub wire_wal: WireWal,
     #[command(flatten)]
     pub tier: TierArgs,
 }
@@ -62,7 +66,7 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
         &script,
         format!("\\set id random(1, {ROWS})\nupdate counters set n = n + 1 where id = :id;\n"),
     )?;
-    let mut compute = Compute::spawn(tier, BRANCH, &SETTINGS)?;
+    let mut compute = Compute::spawn_with(tier, BRANCH, &SETTINGS, args.wire_wal)?;
     load(&mut compute.first_answer()?.0)?;
     let mut stock = Stock::start(tier, "stock", &SETTINGS)?;
     stock.receive([stock.port; 3])?;
@@ -93,6 +97,7 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
                 "p99_ms": latencies.percentile(99.0),
                 "rounds": args.rounds,
                 "seconds": args.seconds,
+                "wire_wal": args.wire_wal.to_string(),
             }));
         }
     }
