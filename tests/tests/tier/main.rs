@@ -6,6 +6,7 @@ mod durability;
 mod faults;
 mod fencing;
 mod load;
+mod membership;
 mod pageserver_loss;
 mod regression_suite;
 mod state;

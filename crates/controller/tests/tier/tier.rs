@@ -156,6 +156,7 @@ impl Tier {
             listen: self.listen(&name),
             node_id: id,
             admin_listen: None,
+            backup: None,
         };
         let (stop, (ready, address)) = (CancellationToken::new(), oneshot::channel());
         let safekeeper = unlocked(|| Safekeeper::open(config.clone())).await;
