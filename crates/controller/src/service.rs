@@ -81,6 +81,7 @@ impl v1::controller_server::Controller for Service {
             .await?;
             tracing::info!(%node, ?role, address, "node registered");
         }
+        self.0.is_there(node);
         Ok(Response::new(v1::RegisterNodeResponse {}))
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lakebed_types::{NodeId, ShardCount};
 
-use crate::state::{NodeRole, SafekeeperSet, State};
+use crate::state::{NodeRole, SafekeeperSet, State, Timeline};
 
 /// Too few nodes are registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,8 +17,8 @@ pub enum CannotPlace {
         /// There.
         registered: usize,
     },
-    /// Every registered safekeeper keeps the timeline already.
-    #[error("there is no other safekeeper that could take the place of {0}")]
+    /// Every safekeeper that runs keeps the timeline already, or is still leaving it.
+    #[error("no other safekeeper runs that could take the place of {0}")]
     NoReplacement(NodeId),
     /// It has nothing of the timeline.
     #[error("safekeeper {0} is none of this timeline's")]
@@ -51,18 +51,22 @@ pub fn safekeepers(state: &State, wanted: usize) -> Result<BTreeSet<NodeId>, Can
     Ok(by_load.into_iter().take(wanted).map(|(_, node)| node).collect())
 }
 
-/// The present set with another safekeeper, the one with the fewest timelines, instead of `node`.
+/// The present set with another safekeeper instead of `node`: of those who are `there` and have nothing of the timeline,
+/// the one with the fewest timelines.
 pub fn replacement(
     state: &State,
-    set: &SafekeeperSet,
+    timeline: &Timeline,
     node: NodeId,
+    there: impl Fn(NodeId) -> bool,
 ) -> Result<BTreeSet<NodeId>, CannotPlace> {
+    let set = &timeline.safekeepers;
+    let taken = &set.members() | &timeline.leaving;
     let mut wanted = set.current.clone();
     if !wanted.remove(&node) {
         return Err(CannotPlace::NoMember(node));
     }
     let load = safekeeper_load(state).into_iter();
-    let others = load.filter(|(other, _)| !set.members().contains(other));
+    let others = load.filter(|(other, _)| !taken.contains(other) && there(*other));
     let least = others.min_by_key(|(other, timelines)| (*timelines, *other));
     let (other, _) = least.ok_or(CannotPlace::NoReplacement(node))?;
     wanted.insert(other);
@@ -132,17 +136,18 @@ mod tests {
         );
         fixture::create_tenant(&mut state, 1, "a", &[11], &[1, 2, 3]);
         let timelines = &state.tenants[&fixture::tenant_id(1)].timelines;
-        let set = timelines[&fixture::timeline_id(1)].safekeepers.clone();
-        let (two, five) = (NodeId(2), NodeId(5));
+        let mut timeline = timelines[&fixture::timeline_id(1)].clone();
+        let set = timeline.safekeepers.clone();
+        let (two, five, none) = (NodeId(2), NodeId(5), Err(CannotPlace::NoReplacement(NodeId(2))));
+        let instead = |timeline: &Timeline, node| replacement(&state, timeline, node, |_| true);
+        assert_eq!(instead(&timeline, two).unwrap(), [1, 3, 4].map(NodeId).into());
+        assert_eq!(instead(&timeline, five), Err(CannotPlace::NoMember(five)));
         assert_eq!(
-            replacement(&state, &set, two).unwrap(),
-            [1, 3, 4].map(NodeId).into()
+            replacement(&state, &timeline, two, |node| node != NodeId(4)),
+            none
         );
-        assert_eq!(replacement(&state, &set, five), Err(CannotPlace::NoMember(five)));
-        assert_eq!(
-            replacement(&with_nodes(3, 1), &set, two),
-            Err(CannotPlace::NoReplacement(two))
-        );
+        timeline.leaving.insert(NodeId(4));
+        assert_eq!(instead(&timeline, two), none);
         let table = [
             (&[1, 2, 4][..], Ok(())),
             (&[1, 2, 3, 4, 5], Ok(())),

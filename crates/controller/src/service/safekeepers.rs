@@ -10,7 +10,7 @@ use lakebed_placement::{Command, State, Tenant, Timeline, choose};
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{convert, v1};
 use lakebed_types::{Generation, NodeId, TenantId, TimelineId};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::Service;
 use crate::reconciler::PEER_PATIENCE;
@@ -44,7 +44,10 @@ impl Service {
                 Wanted::Without(node) => match &set.next {
                     // A repeat, while the first one is under way.
                     Some(next) if !next.contains(&node) => next.clone(),
-                    _ => choose::replacement(state, set, node).map_err(wire::cannot_place)?,
+                    _ => {
+                        let there = |node| self.0.was_there_lately(node);
+                        choose::replacement(state, found, node, there).map_err(wire::cannot_place)?
+                    }
                 },
             };
             let under_way = set.next.as_ref() == Some(&safekeepers);
@@ -161,6 +164,8 @@ impl Service {
                 flush_lsn: status.flush_lsn,
                 ..known
             },
+            // Not created there yet, or deleted already.
+            Err(error) if error.code() == Some(Code::NotFound) => known,
             Err(error) => v1::SafekeeperInfo {
                 error: error.to_string(),
                 ..known

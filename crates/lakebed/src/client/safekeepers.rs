@@ -189,15 +189,16 @@ fn unfinished(info: &v1::SafekeepersInfo) -> String {
     let generation = members.generation;
     if !members.next.is_empty() {
         return format!(
-            "generation {generation}: quorums of {} and of {} must agree until a compute of this branch has brought \
-             those who join up to date",
+            "generation {generation}: quorums of {} and of {} must agree until a compute of this branch, which \
+             has to run, has brought those who join up to date",
             numbers(&members.current),
             numbers(&members.next)
         );
     }
     if !info.settled {
         return format!(
-            "generation {generation}: {} are to count alone as soon as a compute of this branch says so",
+            "generation {generation}: {} are to count alone as soon as a compute of this branch, which has to run, finds \
+             them in force",
             numbers(&members.current)
         );
     }
