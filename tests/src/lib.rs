@@ -117,6 +117,8 @@ pub struct Tier {
     home: TempDir,
     controller: String,
     postgres: Installation,
+    /// What every safekeeper is told about object storage.
+    backup: String,
     roles: BTreeMap<String, Role>,
 }
 
@@ -131,38 +133,30 @@ impl Tier {
         let home = temp_dir();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
         let controller = format!("127.0.0.1:{}", free_port());
-        let mut tier = Tier {
-            home,
-            controller: controller.clone(),
-            postgres: shape.postgres.clone(),
-            roles: BTreeMap::new(),
-        };
-        let path = |name: &str| tier.home.path().join(name).display().to_string();
-        let mut roles = vec![(
-            "controller".to_owned(),
-            "controller",
-            format!(
-                "[controller]\nnode_id = 1\ndata_dir = '{}'\nlisten = '{controller}'\n",
-                path("controller")
-            ),
-        )];
-        let node = format!("[node]\ncontrollers = ['{controller}']\n");
         let (store, backup) = match &shape.store {
-            None => (format!("file://{}", path("objects")), String::new()),
+            None => (
+                format!("file://{}", home.path().join("objects").display()),
+                String::new(),
+            ),
             Some((store, interval_ms)) => (
                 store.clone(),
                 format!("[safekeeper.backup]\nstore = '{store}'\nupload_interval_ms = {interval_ms}\n"),
             ),
         };
-        for number in 1..=shape.safekeepers {
-            let name = format!("safekeeper-{number}");
-            let text = format!(
-                "{node}[safekeeper]\nnode_id = {number}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n{backup}",
-                path(&name),
-                free_port()
-            );
-            roles.push((name, "safekeeper", text));
-        }
+        let mut tier = Tier {
+            home,
+            controller: controller.clone(),
+            postgres: shape.postgres.clone(),
+            backup,
+            roles: BTreeMap::new(),
+        };
+        let path = |name: &str| tier.home.path().join(name).display().to_string();
+        let text = format!(
+            "[controller]\nnode_id = 1\ndata_dir = '{}'\nlisten = '{controller}'\n",
+            path("controller")
+        );
+        let node = tier.node_table();
+        let mut pageservers = Vec::new();
         for number in 1..=shape.shards {
             let name = format!("pageserver-{number}");
             let text = format!(
@@ -173,18 +167,43 @@ impl Tier {
                 free_port(),
                 shape.flush_bytes
             );
-            roles.push((name, "pageserver", text));
+            pageservers.push((name, text));
         }
-        for (name, role, text) in roles {
-            let config = tier.home.path().join(format!("{name}.toml"));
-            fs::write(&config, text).expect("a configuration");
-            let arguments = vec![role.to_owned(), format!("--config={}", config.display())];
-            let process = None;
-            tier.roles.insert(name.clone(), Role { arguments, process });
-            tier.start_role(&name);
+        tier.add_role("controller", "controller", &text);
+        for number in 1..=shape.safekeepers {
+            tier.add_safekeeper(number);
+        }
+        for (name, text) in pageservers {
+            tier.add_role(&name, "pageserver", &text);
         }
         tier.create_tenant("test", shape, data);
         tier
+    }
+
+    fn node_table(&self) -> String {
+        format!("[node]\ncontrollers = ['{}']\n", self.controller)
+    }
+
+    /// Starts one more safekeeper, `safekeeper-NUMBER`.
+    pub fn add_safekeeper(&mut self, number: usize) {
+        let name = format!("safekeeper-{number}");
+        let text = format!(
+            "{}[safekeeper]\nnode_id = {number}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n{}",
+            self.node_table(),
+            self.home.path().join(&name).display(),
+            free_port(),
+            self.backup,
+        );
+        self.add_role(&name, "safekeeper", &text);
+    }
+
+    fn add_role(&mut self, name: &str, role: &str, text: &str) {
+        let config = self.home.path().join(format!("{name}.toml"));
+        fs::write(&config, text).expect("a configuration");
+        let arguments = vec![role.to_owned(), format!("--config={}", config.display())];
+        let process = None;
+        self.roles.insert(name.to_owned(), Role { arguments, process });
+        self.start_role(name);
     }
 
     /// Creates a tenant from a fresh `initdb`, or from this data directory.

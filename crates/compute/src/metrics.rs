@@ -97,6 +97,16 @@ impl Collector for Metrics {
                 number(standing.commit.0),
             ),
             (
+                "safekeepers_generation",
+                "Generation of the safekeepers that this compute acts under",
+                number(standing.generation.0),
+            ),
+            (
+                "safekeepers_settled",
+                "The last generation of safekeepers that came into force",
+                number(standing.settled.0),
+            ),
+            (
                 "local_wal_bytes",
                 "WAL in memory",
                 number(self.local.bytes() as u64),

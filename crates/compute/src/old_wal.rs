@@ -15,9 +15,11 @@ use lakebed_proto::{connect, convert, v1};
 use lakebed_shim_abi::path::WalSegment;
 use lakebed_types::Lsn;
 use lakebed_wal::boot::preamble;
+use tokio::sync::watch;
 
 use crate::branch::Branch;
 use crate::data_dir::{Owner, give};
+use crate::quorum::Safekeepers;
 
 /// How long one safekeeper may take for a segment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,13 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct OldWal {
     branch: Branch,
+    safekeepers: watch::Receiver<Safekeepers>,
     owner: Owner,
 }
 
 impl OldWal {
-    /// Reads WAL of this branch, for files of this owner.
-    pub fn new(branch: Branch, owner: Owner) -> OldWal {
-        OldWal { branch, owner }
+    /// Reads WAL of this branch from its safekeepers of the moment, for files of this owner.
+    pub fn new(branch: Branch, safekeepers: watch::Receiver<Safekeepers>, owner: Owner) -> OldWal {
+        OldWal {
+            branch,
+            safekeepers,
+            owner,
+        }
     }
 
     /// Position of a segment's first byte.
@@ -114,7 +121,8 @@ impl OldWal {
     /// Committed bytes from `from` on, up to `to` if there are as many.
     async fn read(&self, from: Lsn, to: Lsn) -> anyhow::Result<Vec<u8>> {
         let mut trouble = Vec::new();
-        for address in self.branch.safekeepers.values() {
+        let addresses = self.safekeepers.borrow().addresses.clone();
+        for address in addresses.values() {
             match tokio::time::timeout(PATIENCE, self.read_from(address, from, to)).await {
                 Ok(Ok(bytes)) => return Ok(bytes),
                 Ok(Err(error)) => trouble.push(format!("{address}: {error:#}")),

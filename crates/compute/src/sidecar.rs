@@ -31,7 +31,7 @@ use crate::old_wal::OldWal;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
 use crate::programs;
-use crate::quorum::{Driver, Lost, Standing, Won};
+use crate::quorum::{Driver, Lost, Members, Standing, Won};
 use crate::shared_memory::SharedMemory;
 use crate::wal_source::{SourceError, WalSource};
 
@@ -96,10 +96,11 @@ impl Sidecar {
         config: ComputeConfig,
         branch: Branch,
         placement: Placement,
+        members: Members,
     ) -> anyhow::Result<Sidecar> {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
-        let sidecar = boot(config, branch, placement, stop).await?;
+        let sidecar = boot(config, branch, (placement, members), stop).await?;
         guard.disarm();
         Ok(sidecar)
     }
@@ -176,7 +177,7 @@ impl Sidecar {
 async fn boot(
     config: ComputeConfig,
     branch: Branch,
-    placement: Placement,
+    (placement, members): (Placement, Members),
     stop: CancellationToken,
 ) -> anyhow::Result<Sidecar> {
     let began = Instant::now();
@@ -197,6 +198,7 @@ async fn boot(
     let (written, written_to) = watch::channel(Lsn::INVALID);
     let (page_images, told) = watch::channel(None);
     let (tell, mut standing) = watch::channel(Standing::default());
+    let safekeepers = members.told();
     let driver = Driver {
         branch: branch.clone(),
         config: config.clone(),
@@ -204,6 +206,7 @@ async fn boot(
         acks: acks.clone(),
         written: written_to,
         standing: tell,
+        members,
         stop: stop.clone(),
     };
     start_driver(driver)?;
@@ -216,7 +219,7 @@ async fn boot(
     data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
     let config_files =
         ConfigFiles::new(&data, catalogue.clone(), won.term).context("reading the configuration")?;
-    let old_wal = OldWal::new(branch.clone(), owner);
+    let old_wal = OldWal::new(branch.clone(), safekeepers, owner);
     if has_slots(&data) {
         let completed = old_wal
             .complete_boot_segment(&data.join("pg_wal"), won.start)
@@ -390,7 +393,8 @@ async fn last_record_start(
     let deadline = tokio::time::sleep(ELECTION);
     tokio::pin!(deadline);
     loop {
-        for (node, peer) in &standing.borrow_and_update().peers {
+        let peers = standing.borrow_and_update().peers.clone();
+        for (node, peer) in &peers {
             if peer.flush >= Some(at) && asked.insert(*node) {
                 let (branch, address) = (branch.clone(), peer.address.clone());
                 answers.spawn(async move {
@@ -408,7 +412,7 @@ async fn last_record_start(
             changed = standing.changed() => changed.context("the quorum's driver ended")?,
             () = &mut deadline => break,
         }
-        if asked.len() == branch.safekeepers.len() && answers.is_empty() {
+        if asked.len() >= peers.len() && answers.is_empty() {
             break;
         }
     }
@@ -476,6 +480,8 @@ impl Inspect {
             "lost": standing.lost.map(|lost| format!("{lost:?}")),
             "safekeepers": peers,
             "full_page_writes": self.page_images.status_json(),
+            "safekeepers_generation": standing.generation.0,
+            "safekeepers_settled": standing.settled.0,
             "postgres": {
                 "pid": self.pid,
                 "listen": self.config.pg_listen,

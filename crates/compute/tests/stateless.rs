@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lakebed_compute::branch::{Branch, ShardAddress};
 use lakebed_compute::pages::Placement;
+use lakebed_compute::quorum::Members;
 use lakebed_compute::{ComputeConfig, Ended, Sidecar};
 use lakebed_pageserver::config::PageserverConfig;
 use lakebed_pageserver::daemon::{Managers, Pageserver};
@@ -119,6 +120,8 @@ async fn tier() -> Tier {
                 data_checksums: cluster.data_checksums,
             }),
             membership: Some(quorum::membership_to_wire(&membership)),
+            begin_lsn: 0,
+            history: Vec::new(),
         };
         client.create_timeline(request).await.expect("a timeline");
     }
@@ -184,7 +187,8 @@ impl Tier {
             shards,
             stale: Arc::new(Notify::new()),
         };
-        let sidecar = Sidecar::start(config, self.branch.clone(), placement).await;
+        let members = Members::of(&self.branch);
+        let sidecar = Sidecar::start(config, self.branch.clone(), placement, members).await;
         (sidecar.unwrap_or_else(|error| panic!("{error:#}")), port)
     }
 }

@@ -11,6 +11,10 @@ pub struct Metrics {
     pub calls: Counter,
     /// Calls on nodes that failed and will be repeated.
     pub call_failures: Counter,
+    /// Generations of safekeepers that proposers reported to be in force.
+    pub safekeepers_settled: Counter,
+    /// Timelines whose safekeepers change.
+    pub safekeepers_changing: Gauge,
     /// Whether this member leads and is up to date: 1 or 0.
     pub in_charge: Gauge,
     /// The last applied entry of the raft log.
@@ -38,6 +42,11 @@ impl Metrics {
                 "Calls on nodes that failed and will be repeated",
                 &self.call_failures,
             ),
+            (
+                "safekeepers_settled",
+                "Generations of a timeline's safekeepers that came into force",
+                &self.safekeepers_settled,
+            ),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -60,6 +69,11 @@ impl Metrics {
                 "timelines",
                 "Timelines, also those being deleted",
                 &self.timelines,
+            ),
+            (
+                "safekeepers_changing",
+                "Timelines whose safekeepers change",
+                &self.safekeepers_changing,
             ),
             (
                 "waiting",

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::{Controller, PROPOSE_TIMEOUT};
-pub(crate) use call::CallError;
+pub(crate) use call::{CallError, PEER_PATIENCE};
 
 /// Steps under way at a time.
 const MAX_RUNNING: usize = 32;
@@ -48,6 +48,7 @@ fn lane(intent: &Intent) -> Lane {
             | Action::CreateOnShard { shard, .. }
             | Action::DeleteOnShard { shard, .. } => Lane::Shard(call.node, call.tenant, shard.index),
             Action::CreateOnSafekeeper { timeline, .. }
+            | Action::TellSafekeeper { timeline, .. }
             | Action::DeleteOnSafekeeper { timeline }
             | Action::LeaveSafekeeper { timeline } => Lane::Safekeeper(call.node, *timeline),
         },
@@ -153,6 +154,13 @@ impl Reconciler {
         set(&metrics.tenants, state.tenants.len());
         let timelines = state.tenants.values().map(|tenant| tenant.timelines.len());
         set(&metrics.timelines, timelines.sum());
+        let changing = state
+            .tenants
+            .values()
+            .flat_map(|tenant| tenant.timelines.values());
+        let changing =
+            changing.filter(|timeline| timeline.safekeepers.next.is_some() || !timeline.has_settled());
+        set(&metrics.safekeepers_changing, changing.count());
 
         // Only tells those who wait when something they could wait for went away, which nobody does.
         controller.observed.send_if_modified(|observed| {

@@ -4,14 +4,16 @@
 //! drives the nodes until it is told to end; [`run`] does both. A process that has more to offer (metrics, status
 //! pages) opens, registers, and serves.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lakebed_admin::Health;
 use lakebed_placement::{Observed, State};
 use lakebed_proto::v1::controller_server::ControllerServer;
+use lakebed_types::NodeId;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -32,6 +34,8 @@ const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// How long a proposal may take, an election included.
 pub(crate) const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A node that has not registered for so long is not chosen to take the place of another; it does every few seconds.
+const LATELY: Duration = Duration::from_secs(15);
 /// How long a call waits for a leader.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,6 +57,8 @@ pub struct Controller {
     pub(crate) observed: watch::Sender<Observed>,
     /// What the reconciler could not do yet, and why.
     pub(crate) waiting: RwLock<Vec<String>>,
+    /// When each node told last that it is there.
+    seen: Mutex<BTreeMap<NodeId, Instant>>,
     pub(crate) metrics: Metrics,
     pub(crate) ending: CancellationToken,
 }
@@ -80,6 +86,7 @@ impl Controller {
             nodes: Nodes::default(),
             observed: watch::Sender::new(Observed::default()),
             waiting: RwLock::default(),
+            seen: Mutex::default(),
             metrics: Metrics::default(),
             ending: CancellationToken::new(),
         }))
@@ -157,6 +164,18 @@ impl Controller {
     /// The configuration it was opened with.
     pub fn config(&self) -> &ControllerConfig {
         &self.config
+    }
+
+    /// A node tells that it is there, as it does every few seconds.
+    pub(crate) fn is_there(&self, node: NodeId) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(node, Instant::now());
+    }
+
+    /// Whether a node told lately that it is there, to this controller.
+    pub(crate) fn was_there_lately(&self, node: NodeId) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(&node).is_some_and(|at| at.elapsed() < LATELY)
     }
 
     pub(crate) fn waiting(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The gRPC service: each call checks its message, proposes or looks, and waits for the effect where it promises one.
 
 mod branches;
+mod safekeepers;
 mod tenants;
 
 use std::sync::Arc;
@@ -80,6 +81,7 @@ impl v1::controller_server::Controller for Service {
             .await?;
             tracing::info!(%node, ?role, address, "node registered");
         }
+        self.0.is_there(node);
         Ok(Response::new(v1::RegisterNodeResponse {}))
     }
 
@@ -213,6 +215,41 @@ impl v1::controller_server::Controller for Service {
         })
         .await?;
         Ok(Response::new(v1::ReleaseLeaseResponse {}))
+    }
+
+    async fn change_safekeepers(
+        &self,
+        request: Request<v1::ChangeSafekeepersRequest>,
+    ) -> Answer<v1::SafekeepersInfo> {
+        Ok(Response::new(
+            self.change_safekeepers(request.into_inner()).await?,
+        ))
+    }
+
+    async fn abort_safekeeper_change(
+        &self,
+        request: Request<v1::AbortSafekeeperChangeRequest>,
+    ) -> Answer<v1::SafekeepersInfo> {
+        Ok(Response::new(
+            self.abort_safekeeper_change(request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_safekeepers(
+        &self,
+        request: Request<v1::GetSafekeepersRequest>,
+    ) -> Answer<v1::SafekeepersInfo> {
+        let request = request.into_inner();
+        let info = self.safekeepers((&request.tenant, &request.branch));
+        Ok(Response::new(info.await?))
+    }
+
+    async fn report_settled(
+        &self,
+        request: Request<v1::ReportSettledRequest>,
+    ) -> Answer<v1::ReportSettledResponse> {
+        self.report_settled(request.into_inner()).await?;
+        Ok(Response::new(v1::ReportSettledResponse {}))
     }
 
     async fn get_status(&self, _: Request<v1::GetControllerStatusRequest>) -> Answer<v1::ControllerStatus> {

@@ -100,9 +100,16 @@ pub fn not_proposed(error: ProposeError) -> Status {
     }
 }
 
-/// The answer when there are too few nodes.
+/// The answer when no nodes can be chosen, or not those.
 pub fn cannot_place(error: CannotPlace) -> Status {
-    Status::failed_precondition(format!("{error}; start more nodes, or ask for fewer"))
+    let text = error.to_string();
+    match error {
+        CannotPlace::TooFewSafekeepers { .. } | CannotPlace::NoPageserver => {
+            Status::failed_precondition(format!("{text}; start more nodes, or ask for fewer"))
+        }
+        CannotPlace::NoReplacement(_) => Status::failed_precondition(format!("{text}; start another one")),
+        CannotPlace::NoMember(_) | CannotPlace::TooManyJoin { .. } => Status::failed_precondition(text),
+    }
 }
 
 /// A cluster identity from a request; its values are checked when the command is applied.
@@ -139,7 +146,8 @@ pub fn membership_to_wire(set: &lakebed_placement::SafekeeperSet) -> v1::Members
     }
 }
 
-fn location(state: &State, node: NodeId) -> v1::NodeLocation {
+/// Where a node is, for an answer.
+pub fn location(state: &State, node: NodeId) -> v1::NodeLocation {
     v1::NodeLocation {
         node_id: node.0,
         address: state

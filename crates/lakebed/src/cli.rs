@@ -26,8 +26,11 @@ pub enum Command {
     Up(UpArgs),
     /// Run a controller: names, placement, generations.
     Controller(RoleArgs),
-    /// Run a safekeeper: a Paxos acceptor for WAL.
-    Safekeeper(RoleArgs),
+    /// Run a safekeeper: a Paxos acceptor for WAL; or have others take its place.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Safekeeper(SafekeeperArgs),
+    /// Change the safekeepers of a branch while it is in use, and look at them.
+    Safekeepers(SafekeepersArgs),
     /// Run a pageserver: pages at any LSN.
     Pageserver(RoleArgs),
     /// Run a compute on a branch, or manage those of `lakebed up`.
@@ -120,7 +123,8 @@ pub struct UpArgs {
     /// Port of the Postgres on branch `main`.
     #[arg(long, default_value_t = 55432)]
     pub pg_port: u16,
-    /// Number of safekeepers, at the first start.
+    /// Number of safekeepers. The first start's branches are kept by all of them; with a higher number later starts add
+    /// some, for `lakebed safekeepers change`.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub safekeepers: u8,
     /// Number of pageserver shards, at the first start; each gets a process.
@@ -138,6 +142,82 @@ pub struct RoleArgs {
     /// End when the process that started this one ends.
     #[arg(long)]
     pub stop_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SafekeeperArgs {
+    #[command(subcommand)]
+    pub command: Option<SafekeeperCommand>,
+    #[command(flatten)]
+    pub run: SafekeeperRunArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SafekeeperRunArgs {
+    /// TOML file; see deploy/ for an example.
+    #[arg(long, required = true)]
+    pub config: Option<PathBuf>,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    pub stop_with_parent: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SafekeeperCommand {
+    /// Move every branch that a safekeeper keeps to others, one after the other. May be repeated.
+    Decommission {
+        /// Number of the safekeeper. It need not run.
+        node: u64,
+        /// Seconds that one branch may take.
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        wait: u64,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct SafekeepersArgs {
+    #[command(subcommand)]
+    pub command: SafekeepersCommand,
+}
+
+/// Which branch's safekeepers.
+#[derive(Clone, Debug, Args)]
+pub struct SafekeepersOf {
+    /// Name of the tenant.
+    pub tenant: String,
+    /// Name of the branch.
+    pub branch: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SafekeepersCommand {
+    /// Show who keeps a branch's WAL, how far each is, and whether a change is under way.
+    Status(SafekeepersOf),
+    /// Replace, add or remove safekeepers. Until the change is finished a quorum of the present and of the wanted set must
+    /// agree on each commit. It goes on while a compute runs on the branch, also when this command is interrupted. May be
+    /// repeated.
+    Change {
+        #[command(flatten)]
+        of: SafekeepersOf,
+        /// Numbers of all safekeepers that are to keep it.
+        #[arg(long, value_delimiter = ',', required = true, value_name = "NODES")]
+        to: Vec<u64>,
+        /// Wait up to this many seconds until the change is finished.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+    },
+    /// Give up a change, while the present set still counts. May be repeated.
+    Abort {
+        #[command(flatten)]
+        of: SafekeepersOf,
+        /// Wait up to this many seconds until the present set alone is in force again.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -30,6 +30,7 @@ mod wal;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use cli::{Cli, Command};
 pub use lakebed_redo as redo;
@@ -65,10 +66,15 @@ async fn command(cli: Cli, managers: Managers) -> anyhow::Result<()> {
             tie(args.stop_with_parent)?;
             roles::controller::run(args).await
         }
-        Command::Safekeeper(args) => {
-            tie(args.stop_with_parent)?;
-            roles::safekeeper::run(args).await
-        }
+        Command::Safekeeper(args) => match args.command {
+            Some(command) => client::safekeepers::run_node(command, cli.json).await,
+            None => {
+                tie(args.run.stop_with_parent)?;
+                let config = args.run.config.context("--config is missing")?;
+                roles::safekeeper::run(&config).await
+            }
+        },
+        Command::Safekeepers(args) => client::safekeepers::run(args.command, cli.json).await,
         Command::Pageserver(args) => {
             tie(args.stop_with_parent)?;
             roles::pageserver::run(args, managers).await

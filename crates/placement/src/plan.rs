@@ -137,6 +137,16 @@ impl Planner<'_> {
                         start_lsn,
                         cluster,
                         safekeepers,
+                        peers: self.peers(timeline),
+                    },
+                );
+            } else if self.is_to_be_told(id, timeline, node) {
+                let safekeepers = timeline.safekeepers.clone();
+                self.call(
+                    node,
+                    Action::TellSafekeeper {
+                        timeline: id,
+                        safekeepers,
                     },
                 );
             }
@@ -159,6 +169,23 @@ impl Planner<'_> {
                 timeline: id,
             }));
         }
+    }
+
+    /// Members that have the WAL of a timeline whose safekeepers change.
+    fn peers(&self, timeline: &Timeline) -> Vec<String> {
+        if timeline.state != TimelineState::Active {
+            return Vec::new();
+        }
+        let members = &timeline.safekeepers.members() & &timeline.created_on;
+        members.iter().filter_map(|node| self.address(*node)).collect()
+    }
+
+    /// Whether a member may not have heard of the present generation. Once that has settled a quorum has it, and the
+    /// rest hears of it from the proposer.
+    fn is_to_be_told(&self, id: TimelineId, timeline: &Timeline, node: NodeId) -> bool {
+        let generation = timeline.safekeepers.generation;
+        let told = self.observed.told.get(&(id, node)).copied();
+        !timeline.has_settled() && told < Some(generation)
     }
 
     fn deleting(&mut self, id: TimelineId, timeline: &Timeline) {

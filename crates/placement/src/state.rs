@@ -126,6 +126,18 @@ pub struct Timeline {
     pub created_unix_micros: i64,
 }
 
+/// Generation of the safekeepers of a timeline that never changed.
+const FIRST_GENERATION: Generation = Generation(1);
+
+impl Timeline {
+    /// Whether the present generation of its safekeepers is known to be in force: a quorum of every set has it. The
+    /// first one is from the beginning.
+    pub fn has_settled(&self) -> bool {
+        let generation = self.safekeepers.generation;
+        generation == FIRST_GENERATION || self.settled_generation == generation
+    }
+}
+
 /// Life of a timeline, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

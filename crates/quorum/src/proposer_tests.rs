@@ -311,6 +311,25 @@ fn rule_13_more_wal_than_was_written_is_not_believed() {
 }
 
 #[test]
+fn rules_10_and_12_who_joins_is_given_the_length_of_a_lease_to_be_heard_of() {
+    let mut b = Bench::won();
+    for now_ms in [900, 1800, 2700] {
+        b.applies(1, 100);
+        b.applies(2, 200);
+        b.core.handle(Input::Tick { now_ms });
+    }
+    let membership = members(2, &[1, 2, 3], Some(&[4, 5]));
+    b.core.handle(Input::Reconfigure { membership });
+    b.generation = 2;
+    let silent = b.core.handle(Input::Tick { now_ms: 3600 });
+    assert!(!silent.contains(&Command::LeaseExpired), "{silent:?}");
+    b.greets(1, 5, &[(0, 50), (5, 100)], 200);
+    b.greets(2, 5, &[(0, 50), (5, 100)], 200);
+    let over = b.core.handle(Input::Tick { now_ms: 3700 });
+    assert_eq!(over, [Command::LeaseExpired]);
+}
+
+#[test]
 fn rules_6_and_12_fenced_by_a_term_or_by_silence() {
     let mut b = Bench::won();
     let refusal = Body::Refused(Refusal::Term(Term(6)));

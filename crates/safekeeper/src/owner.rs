@@ -38,6 +38,8 @@ pub const MAILBOX_MESSAGES: usize = 128;
 pub const MAX_QUESTIONS: usize = 64;
 /// Notes that wait for their owner.
 pub const MAX_NOTES: usize = 16;
+/// Orders that wait for their owner.
+pub const MAX_ORDERS: usize = 4;
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
 
@@ -87,6 +89,15 @@ pub struct Question {
     pub answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
+/// The members from now on, as the controller says.
+#[derive(Debug)]
+pub struct Order {
+    /// The configuration.
+    pub membership: Membership,
+    /// Told when it is on disk; the configuration here, when that is another one and not lower.
+    pub answer: oneshot::Sender<Result<(), Membership>>,
+}
+
 /// What became of WAL elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
@@ -114,9 +125,12 @@ pub(crate) struct Owner {
     batch: Batch,
     rooms: Vec<OwnedSemaphorePermit>,
     waiting: Vec<Waiting>,
+    /// Orders that are carried out once this control write is on disk.
+    ordered: Vec<(u64, oneshot::Sender<Result<(), Membership>>)>,
     mailbox: mpsc::Receiver<Mail>,
     questions: mpsc::Receiver<Question>,
     notes: mpsc::Receiver<Note>,
+    orders: mpsc::Receiver<Order>,
     /// A history that waits for the disk to be idle.
     held: Option<Mail>,
     /// A history's consequences are on their way to the disk.
@@ -134,10 +148,11 @@ impl Owner {
     pub(crate) fn new(
         (acceptor, intake): (Acceptor, Intake),
         (files, disk): (WalFiles, Disk),
-        (mailbox, questions, notes): (
+        (mailbox, questions, notes, orders): (
             mpsc::Receiver<Mail>,
             mpsc::Receiver<Question>,
             mpsc::Receiver<Note>,
+            mpsc::Receiver<Order>,
         ),
         (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
         metrics: Metrics,
@@ -150,9 +165,11 @@ impl Owner {
             batch: Batch::default(),
             rooms: Vec::new(),
             waiting: Vec::new(),
+            ordered: Vec::new(),
             mailbox,
             questions,
             notes,
+            orders,
             held: None,
             barrier: false,
             control: 0,
@@ -196,6 +213,7 @@ impl Owner {
                     let _ = question.answer.send(self.acceptor.may_serve(question.term, question.end));
                 }
                 Some(note) = self.notes.recv(), if open => self.noted(note),
+                Some(order) = self.orders.recv(), if open => self.ordered(order),
                 mail = self.mailbox.recv(), if open => match mail {
                     Some(mail) => self.take(mail),
                     None => ending = true,
@@ -285,6 +303,24 @@ impl Owner {
         };
         let commands = self.acceptor.handle(input);
         self.execute(commands, None);
+    }
+
+    /// Rule 10: a higher generation is adopted, and confirmed when it is on disk.
+    fn ordered(&mut self, order: Order) {
+        let Order { membership, answer } = order;
+        let commands = self.acceptor.handle(Input::Reconfigure {
+            membership: membership.clone(),
+        });
+        self.execute(commands, None);
+        let here = &self.acceptor.state().membership;
+        if *here != membership {
+            let _ = answer.send(Err(here.clone()));
+            return;
+        }
+        tracing::info!(generation = membership.generation.0, "the members were told");
+        // It may have been in memory before, on its way to the disk.
+        self.ordered.push((self.control, answer));
+        self.send_replies();
     }
 
     /// Cuts the append at a record boundary and hands that over.
@@ -459,6 +495,10 @@ impl Owner {
             .extract_if(.., |waiting| acceptor.is_met(waiting.when))
         {
             waiting.reply.send(Outgoing::Answer(Box::new(waiting.answer)));
+        }
+        let done = |(control, _): &mut (u64, _)| acceptor.is_met(When::AfterControl(*control));
+        for (_, answer) in self.ordered.extract_if(.., done) {
+            let _ = answer.send(Ok(()));
         }
     }
 

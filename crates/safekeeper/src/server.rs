@@ -14,7 +14,8 @@ use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_server::SafekeeperServer;
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
-use lakebed_types::{Lsn, Term};
+use lakebed_quorum::membership::Membership;
+use lakebed_types::{Generation, Lsn, NodeId, Term};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, oneshot};
@@ -28,6 +29,7 @@ use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
 use crate::metrics::Metrics;
+use crate::owner::Order;
 use crate::service::Service;
 use crate::timeline::{self, LoadError, Timeline};
 use crate::wire;
@@ -245,9 +247,14 @@ impl Safekeeper {
             return Err(Self::unavailable());
         }
         if let Ok(timeline) = self.timeline(name) {
-            check_equal(&timeline, &state)?;
+            let generation = check_equal(&timeline, &state)?;
+            if state.membership.generation > generation {
+                // The answer to an earlier request was lost, and the members have changed since.
+                self.change_membership(&timeline, state.membership).await?;
+            }
             return Ok(timeline);
         }
+        self.check_member(&state.membership)?;
         let data_dir = self.data_dir.clone();
         let made = tokio::task::spawn_blocking(move || {
             data_dir.create::<LoadError>(name, |directory| timeline::create(directory, &state))
@@ -258,6 +265,39 @@ impl Safekeeper {
         let timeline = Timeline::open(name, self.data_dir.path(name), &self.metrics).await;
         self.write().insert(name, timeline.clone());
         Ok(timeline)
+    }
+
+    /// Has a timeline's acceptor adopt these members.
+    pub(crate) async fn change_membership(
+        &self,
+        timeline: &Timeline,
+        membership: Membership,
+    ) -> Result<(), Status> {
+        self.check_member(&membership)?;
+        let stopped = || crate::propose::stopped_status(timeline);
+        let working = timeline.working.as_ref().ok_or_else(stopped)?;
+        let (answer, said) = oneshot::channel();
+        let order = Order { membership, answer };
+        working.orders.send(order).await.map_err(|_| stopped())?;
+        let said = said.await.map_err(|_| stopped())?;
+        said.map_err(|here| {
+            Status::failed_precondition(format!(
+                "the members here are those of generation {}, which is later or another set",
+                here.generation
+            ))
+        })
+    }
+
+    /// Whether this safekeeper is one of the members: nobody else has to keep the timeline.
+    fn check_member(&self, membership: &Membership) -> Result<(), Status> {
+        let node = NodeId(self.config.node_id);
+        if membership.contains(node) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "safekeeper {node} is no member in generation {}",
+            membership.generation
+        )))
     }
 
     /// Ends and removes a timeline, if it is there.
@@ -284,14 +324,24 @@ fn new_state(request: &v1::CreateSafekeeperTimelineRequest) -> Result<Durable, S
     let membership = wire::membership(request.membership.as_ref()).map_err(wire::refused)?;
     let start = Lsn(request.start_lsn);
     wire::check_start(start, cluster.segment_bytes).map_err(wire::refused)?;
-    let term_history = TermHistory::new(vec![(Term(0), start)]);
+    let (begin, term_history) = match Lsn(request.begin_lsn) {
+        Lsn::INVALID => {
+            let fresh = TermHistory::new(vec![(Term(0), start)]);
+            (start, fresh.map_err(|error| Status::internal(error.to_string()))?)
+        }
+        begin => {
+            let history = wire::history_below(begin, start, &request.history, cluster.segment_bytes);
+            (begin, history.map_err(wire::refused)?)
+        }
+    };
     Ok(Durable {
-        term: Term(0),
-        term_history: term_history.map_err(|error| Status::internal(error.to_string()))?,
+        // Rule 11: what it has of a term's WAL it has under that term's promise.
+        term: term_history.last().0,
+        term_history,
         membership,
-        commit: start,
-        truncate: start,
-        backup: start,
+        commit: begin,
+        truncate: begin,
+        backup: begin,
         timeline_start: start,
         system_id: cluster.system_id,
         pg_version: cluster.pg_version,
@@ -299,8 +349,9 @@ fn new_state(request: &v1::CreateSafekeeperTimelineRequest) -> Result<Durable, S
     })
 }
 
-/// Whether a request to create is the one that made the timeline. Its membership may have moved on since.
-fn check_equal(timeline: &Timeline, asked: &Durable) -> Result<(), Status> {
+/// Whether a request to create is the one that made the timeline; the generation there. Its membership may have moved on
+/// since, also beyond what this safekeeper has heard of, and then another member may have had another begin.
+fn check_equal(timeline: &Timeline, asked: &Durable) -> Result<Generation, Status> {
     let there = timeline.view().borrow().state.clone();
     let Some(there) = there else {
         return Err(crate::propose::stopped_status(timeline));
@@ -311,13 +362,12 @@ fn check_equal(timeline: &Timeline, asked: &Durable) -> Result<(), Status> {
         != (asked.system_id, asked.pg_version, asked.segment_bytes)
     {
         format!("system identifier {} or another version", there.system_id)
-    } else if asked.membership.generation > there.membership.generation
-        || (asked.membership.generation == there.membership.generation
-            && asked.membership != there.membership)
+    } else if asked.membership.generation == there.membership.generation
+        && asked.membership != there.membership
     {
         format!("membership of generation {}", there.membership.generation)
     } else {
-        return Ok(());
+        return Ok(there.membership.generation);
     };
     Err(Status::already_exists(format!(
         "the timeline is here already, with another {different}"

@@ -42,6 +42,17 @@ impl v1::safekeeper_server::Safekeeper for Service {
         Ok(Response::new(timeline.status()))
     }
 
+    async fn change_membership(
+        &self,
+        request: Request<v1::ChangeMembershipRequest>,
+    ) -> Result<Response<v1::SafekeeperTimelineStatus>, Status> {
+        let request = request.into_inner();
+        let membership = wire::membership(request.membership.as_ref()).map_err(wire::refused)?;
+        let timeline = self.0.timeline(name(request.timeline.as_ref())?)?;
+        self.0.change_membership(&timeline, membership).await?;
+        Ok(Response::new(timeline.status()))
+    }
+
     async fn delete_timeline(
         &self,
         request: Request<v1::TimelineRef>,

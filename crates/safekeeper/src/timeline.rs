@@ -26,7 +26,9 @@ use crate::disk::Disk;
 use crate::durable_file::{DurableFileError, sync_directory};
 use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
-use crate::owner::{MAILBOX_MESSAGES, MAX_NOTES, MAX_QUESTIONS, Mail, Note, Owner, Question};
+use crate::owner::{
+    MAILBOX_MESSAGES, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, Mail, Note, Order, Owner, Question,
+};
 use crate::recovery;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
@@ -83,9 +85,9 @@ pub fn wal_format(state: &Durable) -> WalFormat {
     }
 }
 
-/// Puts the files of a new timeline into a directory.
+/// Puts the files of a new timeline into a directory. It has no WAL below `truncate`.
 pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
-    recovery::create(directory, wal_format(state), state.timeline_start)?;
+    recovery::create(directory, wal_format(state), state.truncate)?;
     Ok(control_file::store(directory, state)?)
 }
 
@@ -158,6 +160,8 @@ pub struct Working {
     pub questions: mpsc::Sender<Question>,
     /// To its owner, about WAL elsewhere.
     pub notes: mpsc::Sender<Note>,
+    /// To its owner, from the controller.
+    pub orders: mpsc::Sender<Order>,
     /// Room for WAL in flight, in bytes.
     pub room: Arc<Semaphore>,
     /// Its WAL on disk.
@@ -227,6 +231,7 @@ impl Timeline {
         let (mail, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
         let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         let (notes, noted) = mpsc::channel(MAX_NOTES);
+        let (orders, ordered) = mpsc::channel(MAX_ORDERS);
         let view = Arc::new(watch::Sender::new(View::default()));
         let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
@@ -234,7 +239,7 @@ impl Timeline {
         let owner = Owner::new(
             (acceptor, intake),
             (files.clone(), disk),
-            (mailbox, asked, noted),
+            (mailbox, asked, noted, ordered),
             (view.clone(), shards.clone()),
             metrics.clone(),
         );
@@ -243,6 +248,7 @@ impl Timeline {
             mail,
             questions,
             notes,
+            orders,
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
             decoded: DecodedWal::new(files.clone(), metrics.clone()),
             files,

@@ -97,6 +97,23 @@ fn history(wire: &[v1::TermStart]) -> Result<TermHistory, InvalidMessage> {
     quorum::history(wire)
 }
 
+/// The terms that wrote a timeline's WAL from `start` to `begin`, as another member knows them.
+pub(crate) fn history_below(
+    begin: Lsn,
+    start: Lsn,
+    wire: &[v1::TermStart],
+    segment_bytes: u32,
+) -> Result<TermHistory, InvalidMessage> {
+    check_start(begin, segment_bytes)?;
+    let history = history(wire)?;
+    let first = history.entries().first().map(|(_, at)| *at);
+    if begin < start || first != Some(start) {
+        let reason = format!("it does not lie on a timeline that starts at {start}");
+        return Err(invalid("begin_lsn", reason));
+    }
+    Ok(history.below(begin))
+}
+
 /// A shard that starts a feed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FeedStart {

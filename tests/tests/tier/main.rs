@@ -7,6 +7,7 @@ mod faults;
 mod fencing;
 mod full_page_writes;
 mod load;
+mod membership;
 mod pageserver_loss;
 mod regression_suite;
 mod state;

@@ -22,12 +22,15 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Pause before a stream is opened again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// Which stream, of all that there ever were to a safekeeper: the task that kept it, and its number there; both rise.
+pub(super) type StreamId = (u64, u64);
+
 /// What happened to a stream.
 pub(super) struct LinkEvent {
     /// With whom.
     pub(super) node: NodeId,
-    /// Which stream: rising.
-    pub(super) stream: u64,
+    /// Which stream.
+    pub(super) stream: StreamId,
     /// What.
     pub(super) kind: LinkEventKind,
 }
@@ -76,9 +79,15 @@ impl Broken {
 }
 
 /// Keeps a stream open until the receiver of events is gone.
-pub(super) async fn keep(node: NodeId, address: String, mut wire: WireWal, events: mpsc::Sender<LinkEvent>) {
+pub(super) async fn keep(
+    (node, task): (NodeId, u64),
+    address: String,
+    mut wire: WireWal,
+    events: mpsc::Sender<LinkEvent>,
+) {
     let mut pause = RETRY.0;
-    for stream in 1.. {
+    for number in 1.. {
+        let stream = (task, number);
         let event = |kind| LinkEvent { node, stream, kind };
         let (error, worked) = match follow(&address, wire, &event, &events).await {
             Ok(worked) => ("the safekeeper ended the stream".to_owned(), worked),

@@ -3,8 +3,12 @@
 //! One task owns the core. It is given what happens, one thing at a time, and does what the core says before the
 //! next. A lost election is tried again after a random pause, in a higher term, with new streams. Being fenced and
 //! losing the lease are final: they are told at once, and the owner of Postgres stops it.
+//!
+//! The safekeepers may change meanwhile ([`Members`]): streams to those who join are opened, and the core is told.
 
 mod link;
+mod links;
+mod members;
 mod pack;
 mod read_wal;
 
@@ -15,9 +19,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_quorum::message::{Body, Refusal, Request};
+use lakebed_quorum::membership::Membership;
+use lakebed_quorum::message::{Body, Request};
 use lakebed_quorum::proposer::{Command, Config, Input, Phase, Proposer, Source};
-use lakebed_types::{Lsn, NodeId, Term};
+use lakebed_types::{Generation, Lsn, NodeId, Term};
 use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -28,7 +33,9 @@ use crate::acks::Acks;
 use crate::branch::Branch;
 use crate::config::ComputeConfig;
 use crate::local_wal::LocalWal;
-use link::{LinkEvent, LinkEventKind};
+use link::{LinkEvent, LinkEventKind, StreamId};
+use links::Links;
+pub use members::{Members, Safekeepers};
 use pack::Pack;
 
 /// The core's clock.
@@ -43,6 +50,8 @@ const ELECTION_PAUSE_MS: std::ops::Range<u64> = 50..400;
 const CHUNK_BYTES: u64 = 1 << 20;
 /// WAL on its way to one safekeeper.
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// Pause between two questions to safekeepers that know a later generation.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Events that wait for the task.
 const EVENTS: usize = 1024;
 
@@ -94,6 +103,10 @@ pub struct Standing {
     pub peers: BTreeMap<u64, PeerView>,
     /// Elections lost so far.
     pub elections_lost: u64,
+    /// Generation of the safekeepers that this compute acts under.
+    pub generation: Generation,
+    /// The last generation that came into force.
+    pub settled: Generation,
 }
 
 /// What the driver works with.
@@ -111,6 +124,8 @@ pub struct Driver {
     pub written: watch::Receiver<Lsn>,
     /// Where it tells.
     pub standing: watch::Sender<Standing>,
+    /// Who the safekeepers are.
+    pub members: Members,
     /// Ends it.
     pub stop: CancellationToken,
 }
@@ -123,7 +138,7 @@ enum Attempt {
 }
 
 struct Link {
-    stream: u64,
+    stream: StreamId,
     messages: mpsc::Sender<v1::ProposerMessage>,
     client: SafekeeperClient<Channel>,
     pack: Pack,
@@ -136,8 +151,17 @@ struct DonorRead {
     bytes: Option<Bytes>,
 }
 
+/// A generation that a quorum has, and the commit position then: who joins must reach it.
+#[derive(Clone, Copy)]
+struct Settling {
+    generation: Generation,
+    commit: Lsn,
+}
+
 struct Core {
     proposer: Proposer,
+    /// The tasks that keep streams open.
+    kept: Links,
     links: BTreeMap<NodeId, Link>,
     trouble: BTreeMap<NodeId, String>,
     /// What each safekeeper knows to be committed, as it said last.
@@ -146,6 +170,12 @@ struct Core {
     /// Commit positions that wait for the WAL that will carry them.
     notices: BTreeMap<NodeId, Request>,
     notices_due: Option<tokio::time::Instant>,
+    settling: Option<Settling>,
+    /// A safekeeper has this generation, which is later than ours.
+    later: Option<Generation>,
+    /// What safekeepers say of it.
+    asked: JoinSet<Option<Membership>>,
+    asked_at: Option<Instant>,
     ended: Option<Attempt>,
     won: Option<Won>,
 }
@@ -196,7 +226,7 @@ impl Driver {
     async fn attempt(&mut self, floor: Term, began: Instant) -> Attempt {
         let now = || u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let config = Config {
-            membership: self.branch.membership.clone(),
+            membership: self.members.now().membership.clone(),
             system_id: self.branch.system_id,
             pg_version: self.branch.version,
             segment_bytes: u64::from(self.branch.segment_bytes),
@@ -206,28 +236,25 @@ impl Driver {
             chunk_bytes: CHUNK_BYTES,
             in_flight_bytes: IN_FLIGHT_BYTES,
         };
+        let (sender, mut events) = mpsc::channel(EVENTS);
         let mut core = Core {
             proposer: Proposer::new(config, floor, now()),
+            // Ends with this attempt: a proposer never hears what was said to another.
+            kept: Links::new(self.config.wire_wal, sender),
             links: BTreeMap::new(),
             trouble: BTreeMap::new(),
             told: BTreeMap::new(),
             reads: JoinSet::new(),
             notices: BTreeMap::new(),
             notices_due: None,
+            settling: None,
+            later: None,
+            asked: JoinSet::new(),
+            asked_at: None,
             ended: None,
             won: None,
         };
-        let (sender, mut events) = mpsc::channel(EVENTS);
-        // Ends with this attempt: a proposer never hears what was said to another.
-        let mut links = JoinSet::new();
-        for (node, address) in &self.branch.safekeepers {
-            links.spawn(link::keep(
-                *node,
-                address.clone(),
-                self.config.wire_wal,
-                sender.clone(),
-            ));
-        }
+        core.kept.open(self.members.now());
         let mut clock = tokio::time::interval(TICK);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.written.mark_changed();
@@ -237,7 +264,21 @@ impl Driver {
                 _ = clock.tick() => {
                     let input = Input::Tick { now_ms: now() };
                     self.handle(&mut core, input);
+                    self.settle(&mut core);
+                    self.ask_members(&mut core);
                     self.publish(&core);
+                    None
+                }
+                () = self.members.changed() => {
+                    let changed = self.members.take_told();
+                    self.open_links(&mut core, changed);
+                    None
+                }
+                Some(said) = core.asked.join_next() => {
+                    if let Ok(Some(membership)) = said {
+                        let changed = self.members.adopt(membership);
+                        self.open_links(&mut core, changed);
+                    }
                     None
                 }
                 Some(event) = events.recv() => self.link_event(&mut core, event),
@@ -276,6 +317,10 @@ impl Driver {
 
     fn link_event(&self, core: &mut Core, event: LinkEvent) -> Option<Input> {
         let LinkEvent { node, stream, kind } = event;
+        if !core.kept.keeps(node, stream.0) {
+            // It left, or moved.
+            return None;
+        }
         match kind {
             LinkEventKind::Open {
                 messages,
@@ -381,14 +426,18 @@ impl Driver {
                 let kept = self.local.trim(core.proposer.needed_from(), commit);
                 return kept.map(|start| Input::LocalTrimmed { start });
             }
-            Command::Settled(_) => {}
+            Command::Settled(generation) => {
+                let commit = core.proposer.commit();
+                core.settling = Some(Settling { generation, commit });
+            }
             Command::Rejected { acceptor, refusal } => {
                 tracing::error!(safekeeper = acceptor.0, %refusal, "safekeeper cannot take part");
                 core.trouble.insert(acceptor, refusal.to_string());
             }
             Command::StaleMembership(generation) => {
-                let refusal = Refusal::Generation(generation);
-                tracing::error!(%refusal, "the safekeepers of this branch have changed; start the compute again");
+                tracing::info!(%generation, "the safekeepers of this branch change");
+                core.later = core.later.max(Some(generation));
+                self.ask_members(core);
             }
             Command::ElectionLost(term) => core.ended = Some(Attempt::Again(term)),
             Command::Fenced(term) => core.ended = Some(Attempt::Lost(Lost::Fenced(term))),
@@ -451,11 +500,72 @@ impl Driver {
         }
     }
 
+    /// Opens streams to those who joined or moved, closes those to the ones who left, and tells the core.
+    fn open_links(&self, core: &mut Core, changed: bool) {
+        let now = self.members.now();
+        for node in core.kept.open(now) {
+            core.notices.remove(&node);
+            core.told.remove(&node);
+            core.trouble.remove(&node);
+            if core.links.remove(&node).is_some() {
+                self.handle(core, Input::Disconnected(node));
+            }
+        }
+        if changed {
+            let membership = now.membership.clone();
+            tracing::info!(?membership, "the safekeepers are others");
+            core.settling = None;
+            self.handle(core, Input::Reconfigure { membership });
+        }
+        self.publish(core);
+    }
+
+    /// Asks the controller and the safekeepers for a later generation that is known to exist.
+    fn ask_members(&self, core: &mut Core) {
+        let later = core
+            .later
+            .is_some_and(|later| later > self.members.now().membership.generation);
+        let soon = core.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN);
+        if !later || soon || !core.asked.is_empty() {
+            return;
+        }
+        core.asked_at = Some(Instant::now());
+        self.members.ask();
+        for link in core.links.values() {
+            core.asked
+                .spawn(members::ask(link.client.clone(), self.branch.clone()));
+        }
+    }
+
+    /// Reports a generation that is in force once all who join in it have everything that was committed by then: only
+    /// so is a safekeeper that leaves really replaced.
+    fn settle(&self, core: &mut Core) {
+        let Some(Settling { generation, commit }) = core.settling else {
+            return;
+        };
+        let members = core.proposer.membership();
+        let caught_up = |node: &NodeId| {
+            let flush = core.proposer.progress(*node).and_then(|(_, flush)| flush);
+            members.old.contains(node) || flush >= Some(commit)
+        };
+        if members.new.iter().flatten().all(caught_up) {
+            core.settling = None;
+            tracing::info!(%generation, "the safekeepers of this generation are in force");
+            self.standing
+                .send_modify(|standing| standing.settled = generation);
+            self.members.settled(generation);
+        }
+    }
+
     fn publish(&self, core: &Core) {
-        let view = |(node, address): (&NodeId, &String)| {
+        let Safekeepers {
+            membership,
+            addresses,
+        } = self.members.now();
+        let view = |node: &NodeId| {
             let progress = core.proposer.progress(*node);
             let view = PeerView {
-                address: address.clone(),
+                address: addresses.get(node).cloned().unwrap_or_default(),
                 phase: progress.map(|(phase, _)| phase),
                 flush: progress.and_then(|(_, flush)| flush),
                 commit: core.told.get(node).copied(),
@@ -463,10 +573,12 @@ impl Driver {
             };
             (node.0, view)
         };
-        let peers: BTreeMap<u64, PeerView> = self.branch.safekeepers.iter().map(view).collect();
+        let members = membership.old.iter().chain(membership.new.iter().flatten());
+        let peers: BTreeMap<u64, PeerView> = members.map(view).collect();
         self.standing.send_if_modified(|standing| {
-            let changed = standing.peers != peers;
+            let changed = standing.peers != peers || standing.generation != membership.generation;
             standing.peers = peers;
+            standing.generation = membership.generation;
             changed
         });
     }

@@ -7,7 +7,7 @@ use lakebed_placement::{Call, Command, Intent, NodeRole};
 use lakebed_proto::v1::pageserver_client::PageserverClient;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{convert, v1};
-use lakebed_types::TenantId;
+use lakebed_types::{TenantId, TimelineId};
 
 use super::role_text;
 use crate::nodes::{NodeError, Nodes};
@@ -16,6 +16,8 @@ use crate::wire;
 
 /// How long a safekeeper may take: it creates or removes a few files.
 const SAFEKEEPER_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a safekeeper may take to say how far it is.
+pub(crate) const PEER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a pageserver may take: it may read object storage, and waits until a parent has ingested a branch point.
 const PAGESERVER_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -28,6 +30,9 @@ pub(crate) enum CallError {
     /// The log.
     #[error(transparent)]
     Propose(#[from] ProposeError),
+    /// Nobody can tell where a new member begins.
+    #[error("the timeline is stopped on every safekeeper that has it")]
+    AllStopped,
     /// The plan names a shard that cannot be.
     #[error("there is no shard {} of {}", .0.index, .0.count)]
     NoSuchShard(PlacedShard),
@@ -93,16 +98,34 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
             start_lsn,
             cluster,
             safekeepers,
+            peers,
         } => {
+            let (begin_lsn, history) = where_to_join(nodes, tenant, *timeline, peers).await?;
             let request = v1::CreateSafekeeperTimelineRequest {
                 timeline: Some(convert::timeline_ref(tenant, *timeline)),
                 start_lsn: start_lsn.0,
                 cluster: Some(wire::cluster_to_wire(*cluster)),
                 membership: Some(wire::membership_to_wire(safekeepers)),
+                begin_lsn,
+                history,
             };
             nodes
                 .call(address, SAFEKEEPER_PATIENCE, async |channel| {
                     SafekeeperClient::new(channel).create_timeline(request).await
+                })
+                .await?;
+        }
+        Action::TellSafekeeper {
+            timeline,
+            safekeepers,
+        } => {
+            let request = v1::ChangeMembershipRequest {
+                timeline: Some(convert::timeline_ref(tenant, *timeline)),
+                membership: Some(wire::membership_to_wire(safekeepers)),
+            };
+            nodes
+                .call(address, SAFEKEEPER_PATIENCE, async |channel| {
+                    SafekeeperClient::new(channel).change_membership(request).await
                 })
                 .await?;
         }
@@ -116,6 +139,51 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
         }
     }
     Ok(())
+}
+
+/// Where the WAL of one who joins a running timeline begins: at the highest `truncate` of those who have it, with the
+/// terms that wrote what lies below. Every member has flushed that, every shard has it in layers, and object storage
+/// has it too: what the one who joins would remove at once if it had it. A new timeline begins at its start, which is 0
+/// here.
+async fn where_to_join(
+    nodes: &Nodes,
+    tenant: TenantId,
+    timeline: TimelineId,
+    peers: &[String],
+) -> Result<(u64, Vec<v1::TermStart>), CallError> {
+    let ask = |address: &String| {
+        let (address, request) = (address.clone(), convert::timeline_ref(tenant, timeline));
+        async move {
+            nodes
+                .call(&address, PEER_PATIENCE, async |channel| {
+                    SafekeeperClient::new(channel).get_timeline_status(request).await
+                })
+                .await
+        }
+    };
+    let said = futures::future::join_all(peers.iter().map(ask)).await;
+    let mut best: Option<v1::SafekeeperTimelineStatus> = None;
+    let mut trouble = None;
+    for answer in said {
+        match answer {
+            Ok(status) if !status.stopped_reason.is_empty() => {}
+            Ok(status) => {
+                if best
+                    .as_ref()
+                    .is_none_or(|best| best.truncate_lsn < status.truncate_lsn)
+                {
+                    best = Some(status);
+                }
+            }
+            Err(error) => trouble = Some(error),
+        }
+    }
+    match (best, trouble) {
+        (Some(status), _) => Ok((status.truncate_lsn, status.history)),
+        (None, None) if peers.is_empty() => Ok((0, Vec::new())),
+        (None, None) => Err(CallError::AllStopped),
+        (None, Some(error)) => Err(error.into()),
+    }
 }
 
 /// A step in words, for logs and status.
@@ -144,6 +212,14 @@ pub(super) fn describe(intent: &Intent) -> String {
             timeline, start_lsn, ..
         } => {
             let text = format!("create timeline {timeline} at {start_lsn}");
+            (text, NodeRole::Safekeeper)
+        }
+        Action::TellSafekeeper {
+            timeline,
+            safekeepers,
+        } => {
+            let generation = safekeepers.generation;
+            let text = format!("tell of timeline {timeline}'s members in generation {generation}");
             (text, NodeRole::Safekeeper)
         }
         Action::DeleteOnSafekeeper { timeline } | Action::LeaveSafekeeper { timeline } => {

@@ -9,9 +9,11 @@ use lakebed_admin::Health;
 use lakebed_admin::telemetry::{self, LogFormat};
 use lakebed_compute::branch::ShardAddress;
 use lakebed_compute::pages::Placement;
+use lakebed_compute::quorum::{Members, Safekeepers};
 use lakebed_compute::{Branch, ComputeConfig, Ended, Sidecar};
 use lakebed_proto::v1::controller_client::ControllerClient;
-use lakebed_proto::{connect, v1};
+use lakebed_proto::{connect, convert, v1};
+use lakebed_types::Generation;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,8 @@ const RESOLVE: Duration = Duration::from_secs(60);
 /// How long one controller may take.
 const ONE_CONTROLLER: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(200);
+/// Pause between two looks for changes of a branch's nodes, besides those that have a reason.
+const FOLLOW: Duration = Duration::from_secs(1);
 
 /// Where the preloaded library is. When nobody says: beside this program.
 pub fn shim(told: Option<PathBuf>) -> anyhow::Result<PathBuf> {
@@ -115,11 +119,22 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         shards,
         stale: stale.clone(),
     };
-    tokio::spawn(follow_placement(named, tell, stale, shutdown.clone()));
+    let (tell_members, told) = watch::channel(Safekeepers::from(&branch));
+    let (settle, settled) = watch::channel(Generation::default());
+    let members = Members::new(told, stale.clone(), settle);
+    let follower = Follower {
+        named,
+        shards: tell,
+        safekeepers: tell_members,
+        stale,
+        settled,
+        timeline: convert::timeline_ref(branch.tenant, branch.timeline),
+    };
+    tokio::spawn(follower.run(shutdown.clone()));
     let admin = config.admin_listen;
     let address = format!("{}:{}", config.pg_listen, config.pg_port);
     let sidecar = tokio::select! {
-        sidecar = Sidecar::start(config, branch, placement) => sidecar?,
+        sidecar = Sidecar::start(config, branch, placement, members) => sidecar?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let inspect = sidecar.inspect();
@@ -192,28 +207,88 @@ async fn resolve(branch: &Named) -> Result<Branch, (anyhow::Error, bool)> {
     Err(last)
 }
 
-/// Asks the controllers again when a shard is not where it was.
-async fn follow_placement(
-    branch: Named,
-    tell: watch::Sender<Vec<ShardAddress>>,
+/// Follows what the controllers decide about a branch while its compute runs, and tells them what came of it.
+struct Follower {
+    named: Named,
+    timeline: v1::TimelineRef,
+    shards: watch::Sender<Vec<ShardAddress>>,
+    safekeepers: watch::Sender<Safekeepers>,
+    /// Something is not where it was.
     stale: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = stale.notified() => {}
-        }
-        match resolve(&branch).await {
-            Ok(branch) => {
-                tell.send_if_modified(|shards| {
-                    let changed = *shards != branch.shards;
-                    *shards = branch.shards;
-                    changed
-                });
+    /// Generation of safekeepers that is in force.
+    settled: watch::Receiver<Generation>,
+}
+
+impl Follower {
+    async fn run(mut self, stop: CancellationToken) {
+        let (mut reported, mut trouble) = (Generation::default(), false);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.stale.notified() => {}
+                Ok(()) = self.settled.changed() => {}
+                () = tokio::time::sleep(FOLLOW) => {}
             }
-            Err((error, _)) => tracing::info!(error = format!("{error:#}"), "placement not refreshed"),
+            let settled = *self.settled.borrow_and_update();
+            match self.look(settled, &mut reported).await {
+                Ok(()) => trouble = false,
+                // Nobody needs the controllers while nothing changes: said once.
+                Err(error) if !trouble => {
+                    tracing::info!(
+                        error = format!("{error:#}"),
+                        "the controllers do not tell of changes"
+                    );
+                    trouble = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
         }
-        tokio::time::sleep(RETRY).await;
     }
+
+    async fn look(&self, settled: Generation, reported: &mut Generation) -> anyhow::Result<()> {
+        if settled != *reported {
+            report(&self.named.controllers, &self.timeline, settled).await?;
+            *reported = settled;
+        }
+        let branch = resolve(&self.named).await.map_err(|(error, _)| error)?;
+        let safekeepers = Safekeepers::from(&branch);
+        replace(&self.shards, branch.shards);
+        replace(&self.safekeepers, safekeepers);
+        Ok(())
+    }
+}
+
+fn replace<T: PartialEq>(tell: &watch::Sender<T>, new: T) {
+    tell.send_if_modified(|known| {
+        let changed = *known != new;
+        *known = new;
+        changed
+    });
+}
+
+/// Tells a controller which generation of safekeepers is in force.
+async fn report(
+    controllers: &[String],
+    timeline: &v1::TimelineRef,
+    generation: Generation,
+) -> anyhow::Result<()> {
+    let mut last = anyhow::anyhow!("no controller");
+    for controller in controllers {
+        let tell = async {
+            let request = v1::ReportSettledRequest {
+                timeline: Some(timeline.clone()),
+                generation: generation.0,
+            };
+            let channel = connect(controller).await?;
+            let told = ControllerClient::new(channel).report_settled(request).await;
+            told.map_err(|status| anyhow::anyhow!("{}", status.message()))
+        };
+        match tokio::time::timeout(ONE_CONTROLLER, tell).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => last = error.context(format!("controller {controller}")),
+            Err(_) => last = anyhow::anyhow!("controller {controller} does not answer"),
+        }
+    }
+    Err(last)
 }

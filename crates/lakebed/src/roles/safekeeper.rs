@@ -1,5 +1,7 @@
 //! `lakebed safekeeper`.
 
+use std::path::Path;
+
 use anyhow::Context;
 use lakebed_admin::axum::Router;
 use lakebed_admin::{Health, telemetry};
@@ -11,11 +13,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 
 use super::{any_local_port, read_config, say_ready, serve_admin, shutdown_on_signals};
-use crate::cli::RoleArgs;
 
 /// Runs until a signal.
-pub async fn run(args: RoleArgs) -> anyhow::Result<()> {
-    let (node, config) = read_config::<SafekeeperConfig>(&args.config, "safekeeper")?;
+pub async fn run(config: &Path) -> anyhow::Result<()> {
+    let (node, config) = read_config::<SafekeeperConfig>(config, "safekeeper")?;
     telemetry::init(node.log_format, "info")?;
     let shutdown = shutdown_on_signals()?;
     let safekeeper = Safekeeper::open(config.clone()).await?;

@@ -96,7 +96,7 @@ pub fn read(path: &Path) -> anyhow::Result<Layout> {
 }
 
 impl UpDirectory {
-    /// Takes the directory, and makes it at the first start.
+    /// Takes the directory, and makes it at the first start. Later ones may have more safekeepers, never fewer.
     ///
     /// # Errors
     /// Another process has it, its format is newer, it cannot be written, or a port of it is taken.
@@ -118,7 +118,7 @@ impl UpDirectory {
             );
         }
         let (layout, fresh) = match exists {
-            true => (read(&path)?, false),
+            true => (grow(&path, read(&path)?, usize::from(safekeepers))?, false),
             false => (make(&path, usize::from(safekeepers), usize::from(shards))?, true),
         };
         for (port, whose) in layout.ports() {
@@ -219,9 +219,8 @@ pub fn check_free(port: u16, whose: &str) -> anyhow::Result<()> {
     }
 }
 
-fn make(path: &Path, safekeepers: usize, shards: usize) -> anyhow::Result<Layout> {
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     // All are held until all are known, so that none is drawn twice.
-    let count = 2 + safekeepers + shards + 1 + safekeepers + shards;
     let mut held = Vec::with_capacity(count);
     for _ in 0..count {
         held.push(TcpListener::bind(("127.0.0.1", 0)).context("looking for free ports")?);
@@ -230,6 +229,27 @@ fn make(path: &Path, safekeepers: usize, shards: usize) -> anyhow::Result<Layout
     for listener in &held {
         ports.push(listener.local_addr()?.port());
     }
+    Ok(ports)
+}
+
+/// Adds safekeepers until there are so many. They keep nothing until `lakebed safekeepers change` names them.
+fn grow(path: &Path, mut layout: Layout, safekeepers: usize) -> anyhow::Result<Layout> {
+    let before = layout.safekeeper_ports.len();
+    let Some(more) = safekeepers.checked_sub(before).filter(|more| *more > 0) else {
+        return Ok(layout);
+    };
+    let mut ports = free_ports(2 * more)?;
+    let admin = ports.split_off(more);
+    layout.safekeeper_ports.extend(ports);
+    // Behind the controller's and those of the other safekeepers.
+    let place = (1 + before).min(layout.admin_ports.len());
+    layout.admin_ports.splice(place..place, admin);
+    store(path, &layout)?;
+    Ok(layout)
+}
+
+fn make(path: &Path, safekeepers: usize, shards: usize) -> anyhow::Result<Layout> {
+    let mut ports = free_ports(2 + safekeepers + shards + 1 + safekeepers + shards)?;
     let mut take = |count: usize| ports.drain(..count).collect::<Vec<_>>();
     let single = take(2);
     let layout = Layout {
@@ -240,13 +260,17 @@ fn make(path: &Path, safekeepers: usize, shards: usize) -> anyhow::Result<Layout
         pageserver_ports: take(shards),
         admin_ports: take(1 + safekeepers + shards),
     };
-    let text = serde_json::to_string_pretty(&layout)?;
+    store(path, &layout)?;
+    Ok(layout)
+}
+
+fn store(path: &Path, layout: &Layout) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(layout)?;
     let (beside, file) = (path.join("lakebed.json.new"), path.join("lakebed.json"));
     let mut new = File::create(&beside)?;
     new.write_all(text.as_bytes())?;
     new.sync_all()?;
-    fs::rename(&beside, &file).with_context(|| format!("writing {}", file.display()))?;
-    Ok(layout)
+    fs::rename(&beside, &file).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
@@ -262,9 +286,17 @@ mod tests {
         assert!(error.contains("runs already"), "{error}");
         let layout = first.layout.clone();
         drop(first);
-        let again = UpDirectory::take(home.clone(), 5, 4).unwrap();
+        let again = UpDirectory::take(home.clone(), 1, 4).unwrap();
         assert_eq!((again.fresh, &again.layout), (false, &layout));
         drop(again);
+        let more = UpDirectory::take(home.clone(), 5, 4).unwrap().layout.clone();
+        assert_eq!(more, UpDirectory::take(home.clone(), 3, 2).unwrap().layout);
+        assert_eq!(more.safekeeper_ports.len(), 5);
+        assert_eq!(more.safekeeper_ports[..3], layout.safekeeper_ports);
+        // The services of the others stay where they were.
+        assert_eq!(more.admin_ports[..4], layout.admin_ports[..4]);
+        assert_eq!(more.admin_ports[6..], layout.admin_ports[4..]);
+        assert_eq!(more.pageserver_ports, layout.pageserver_ports);
         let newer = fs::read_to_string(home.join("lakebed.json"))
             .unwrap()
             .replace("\"format\": 1", "\"format\": 9");

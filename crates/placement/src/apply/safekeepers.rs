@@ -12,9 +12,6 @@ use super::{Applied, MAX_SAFEKEEPERS, changed};
 use crate::command::{Outcome, Rejection};
 use crate::state::*;
 
-/// Generation of a timeline whose safekeepers never changed.
-const FIRST: Generation = Generation(1);
-
 fn next(generation: Generation) -> Result<Generation, Rejection> {
     let next = generation.0.checked_add(1).map(Generation);
     next.ok_or(Rejection::Invalid("there is no higher generation of safekeepers"))
@@ -52,7 +49,8 @@ impl State {
         if set.generation != from {
             return Err(Rejection::OtherGeneration(set.generation));
         }
-        let settled = from == FIRST || timeline.settled_generation == from;
+        let settled = timeline.has_settled();
+        let set = &mut timeline.safekeepers;
         if set.next.is_some() || !settled {
             return Err(Rejection::ChangeUnderWay(from));
         }
@@ -132,8 +130,7 @@ impl Timeline {
 
     /// Whether no configuration that may still elect or commit counts on a node that left.
     pub fn may_delete_on_leaving(&self) -> bool {
-        let set = &self.safekeepers;
-        set.next.is_none() && self.settled_generation == set.generation
+        self.safekeepers.next.is_none() && self.has_settled()
     }
 }
 

@@ -51,7 +51,7 @@ pub enum Action {
         /// The timeline.
         timeline: TimelineId,
     },
-    /// An empty timeline on a safekeeper.
+    /// A timeline on a safekeeper, without any WAL.
     CreateOnSafekeeper {
         /// The timeline.
         timeline: TimelineId,
@@ -59,6 +59,15 @@ pub enum Action {
         start_lsn: Lsn,
         /// Its cluster.
         cluster: ClusterIdentity,
+        /// Who must agree.
+        safekeepers: SafekeeperSet,
+        /// Addresses of members that have WAL of it already: it joins a timeline that runs. Empty for a new timeline.
+        peers: Vec<String>,
+    },
+    /// Tell a member who must agree from now on.
+    TellSafekeeper {
+        /// The timeline.
+        timeline: TimelineId,
         /// Who must agree.
         safekeepers: SafekeeperSet,
     },

@@ -13,6 +13,8 @@ use crate::state::{ShardPlacement, State};
 pub struct Observed {
     pub(super) attached: BTreeMap<(TenantId, ShardIndex), Attached>,
     pub(super) deleted: BTreeSet<(TimelineId, Place)>,
+    /// The generation of its members that a safekeeper was told last.
+    pub(super) told: BTreeMap<(TimelineId, NodeId), Generation>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +61,18 @@ impl Observed {
             Action::DeleteOnShard { shard, timeline } => {
                 self.deleted.insert((*timeline, Place::Shard(shard.index)));
             }
-            Action::CreateOnSafekeeper { timeline, .. } => {
+            Action::TellSafekeeper {
+                timeline,
+                safekeepers,
+            } => {
+                self.told.insert((*timeline, call.node), safekeepers.generation);
+            }
+            Action::CreateOnSafekeeper {
+                timeline,
+                safekeepers,
+                ..
+            } => {
+                self.told.insert((*timeline, call.node), safekeepers.generation);
                 return Some(Command::CreatedOnSafekeeper {
                     tenant,
                     timeline: *timeline,
@@ -99,6 +112,7 @@ impl Observed {
                 .any(|tenant| tenant.timelines.contains_key(id))
         };
         self.deleted.retain(|(timeline, _)| exists(timeline));
+        self.told.retain(|(timeline, _), _| exists(timeline));
     }
 
     /// Whether a shard's owner confirmed its present generation.

@@ -38,6 +38,12 @@ fn text(intent: &Intent) -> String {
                 } => {
                     format!("{node}: create {} at {}", timeline.0[0], start_lsn.0)
                 }
+                Action::TellSafekeeper {
+                    timeline,
+                    safekeepers,
+                } => {
+                    format!("{node}: tell {} of {}", timeline.0[0], safekeepers.generation)
+                }
                 Action::DeleteOnSafekeeper { timeline } => format!("{node}: delete {}", timeline.0[0]),
                 Action::LeaveSafekeeper { timeline } => format!("{node}: leave {}", timeline.0[0]),
             }
@@ -215,11 +221,31 @@ fn a_replaced_safekeeper_is_told_to_leave_only_when_the_new_set_has_settled() {
     settle(&mut state, &mut observed, &[]);
     apply(&mut state, change(1, &[2, 3, 4])).unwrap();
     let told = ["11: create 1 on shard 0", "12: create 1 on shard 1"];
-    // The new member exists before anything depends on it; shards hear of it.
+    // The new member gets it, the others hear of it, and so do the shards.
     let steps = settle(&mut state, &mut observed, &[]);
-    assert_eq!(steps, [told[0], told[1], "4: create 1 at 1000"]);
+    let of = |node: u64, generation: u64| format!("{node}: tell 1 of {generation}");
+    let joint = [
+        told[0].to_owned(),
+        told[1].to_owned(),
+        of(1, 2),
+        of(2, 2),
+        of(3, 2),
+    ];
+    assert_eq!(steps, [&joint[..], &["4: create 1 at 1000".to_owned()]].concat());
+    // A controller that has just taken charge does not know who was told.
+    assert_eq!(
+        texts(&state, &Observed::default())[2..],
+        [of(1, 2), of(2, 2), of(3, 2), of(4, 2)]
+    );
     apply(&mut state, settled(2)).unwrap();
-    assert_eq!(settle(&mut state, &mut observed, &[]), told);
+    let alone = [
+        told[0].to_owned(),
+        told[1].to_owned(),
+        of(2, 3),
+        of(3, 3),
+        of(4, 3),
+    ];
+    assert_eq!(settle(&mut state, &mut observed, &[]), alone);
     apply(&mut state, settled(3)).unwrap();
     // It is down, perhaps for ever: nothing waits for it.
     assert_eq!(settle(&mut state, &mut observed, &[1]), [] as [&str; 0]);

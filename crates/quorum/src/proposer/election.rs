@@ -7,6 +7,7 @@ use crate::membership::Membership;
 use crate::message::{Refusal, Request};
 use crate::mutation::Mutation;
 use lakebed_types::{Lsn, NodeId, Term};
+use std::collections::BTreeSet;
 
 impl Proposer {
     /// An acceptor named its term and its log.
@@ -146,7 +147,11 @@ impl Proposer {
         }
         self.config.membership = membership;
         self.settled = false;
+        let known: BTreeSet<_> = self.peers.keys().copied().collect();
         self.add_peers();
+        // Who joins has the length of a lease to be heard of: its silence so far says nothing.
+        let joined = self.peers.iter_mut().filter(|(id, _)| !known.contains(id));
+        joined.for_each(|(_, peer)| peer.heard_ms = Some(self.now_ms));
         if self.won.is_none() {
             self.floor = self.floor.max(self.term.take().unwrap_or_default());
         }

@@ -49,19 +49,25 @@ pub struct Driver {
 impl Driver {
     /// Starts a proposer for safekeepers 1 to `members`, in a term above `floor`.
     pub fn start(addresses: &Addresses, members: u64, floor: u64) -> Driver {
+        let membership = Membership {
+            generation: Generation(1),
+            old: (1..=members).map(NodeId).collect(),
+            new: None,
+        };
+        Driver::start_as(addresses, membership, floor)
+    }
+
+    /// Starts a proposer for these members.
+    pub fn start_as(addresses: &Addresses, membership: Membership, floor: u64) -> Driver {
         let (target, targets) = watch::channel(Lsn::INVALID);
         let (told, progress) = watch::channel(Progress::default());
         let (events, inbox) = mpsc::channel(4096);
         let mut tasks = JoinSet::new();
-        for id in (1..=members).map(NodeId) {
-            tasks.spawn(link(id, addresses.clone(), events.clone()));
+        for id in membership.old.iter().chain(membership.new.iter().flatten()) {
+            tasks.spawn(link(*id, addresses.clone(), events.clone()));
         }
         let config = Config {
-            membership: Membership {
-                generation: Generation(1),
-                old: (1..=members).map(NodeId).collect(),
-                new: None,
-            },
+            membership,
             system_id: sample().system_id,
             pg_version: PgVersion::V15,
             segment_bytes: SEGMENT.into(),

@@ -9,6 +9,7 @@ mod failing_disk;
 mod feeding;
 mod fencing;
 mod hostile;
+mod membership;
 mod node;
 mod removal;
 mod sample;

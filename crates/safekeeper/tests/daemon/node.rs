@@ -210,6 +210,8 @@ pub fn create_request(members: &[u64]) -> v1::CreateSafekeeperTimelineRequest {
             current: members.to_vec(),
             next: Vec::new(),
         }),
+        begin_lsn: 0,
+        history: Vec::new(),
     }
 }
 

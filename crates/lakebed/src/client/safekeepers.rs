@@ -1,0 +1,301 @@
+//! `lakebed safekeepers …` and `lakebed safekeeper decommission`.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use lakebed_proto::v1::controller_client::ControllerClient;
+use lakebed_proto::v1::{self, BranchState};
+use lakebed_types::{Lsn, TimelineId};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use super::{controller, table, told};
+use crate::cli::{SafekeeperCommand, SafekeepersCommand, SafekeepersOf};
+
+/// Pause between two looks at a change.
+const LOOK: Duration = Duration::from_millis(200);
+
+type Client = ControllerClient<Channel>;
+
+/// Runs one of `lakebed safekeepers`.
+pub async fn run(command: SafekeepersCommand, as_json: bool) -> anyhow::Result<()> {
+    let (info, in_time) = match command {
+        SafekeepersCommand::Status(of) => {
+            let (_, mut client) = controller(&of.client).await?;
+            (look(&mut client, &of.tenant, &of.branch).await?, true)
+        }
+        SafekeepersCommand::Change { of, to, wait } => {
+            let (_, mut client) = controller(&of.client).await?;
+            let request = v1::ChangeSafekeepersRequest {
+                tenant: of.tenant.clone(),
+                branch: of.branch.clone(),
+                safekeepers: to,
+                replace: 0,
+            };
+            let recorded = client.change_safekeepers(request).await.map_err(told)?;
+            finished(&mut client, &of, recorded.into_inner(), wait).await?
+        }
+        SafekeepersCommand::Abort { of, wait } => {
+            let (_, mut client) = controller(&of.client).await?;
+            let request = v1::AbortSafekeeperChangeRequest {
+                tenant: of.tenant.clone(),
+                branch: of.branch.clone(),
+            };
+            let recorded = client.abort_safekeeper_change(request).await.map_err(told)?;
+            finished(&mut client, &of, recorded.into_inner(), wait).await?
+        }
+    };
+    show(&info, as_json);
+    if !in_time {
+        bail!("{}; it goes on in the background", unfinished(&info));
+    }
+    Ok(())
+}
+
+/// Runs one of `lakebed safekeeper`.
+pub async fn run_node(command: SafekeeperCommand, as_json: bool) -> anyhow::Result<()> {
+    let SafekeeperCommand::Decommission { node, wait, client } = command;
+    let (_, mut client) = controller(&client).await?;
+    let kept = kept_by(&mut client, node).await?;
+    let count = kept.len();
+    for (number, (tenant, branch)) in (1..).zip(kept) {
+        eprintln!("{number} of {count}: {tenant}/{branch}");
+        let request = v1::ChangeSafekeepersRequest {
+            tenant: tenant.clone(),
+            branch: branch.clone(),
+            safekeepers: Vec::new(),
+            replace: node,
+        };
+        let mut info = client
+            .change_safekeepers(request)
+            .await
+            .map_err(told)?
+            .into_inner();
+        if !wait_until_finished(&mut client, &mut info, wait).await? {
+            bail!(
+                "{tenant}/{branch}: {}; repeat this command later",
+                unfinished(&info)
+            );
+        }
+        if as_json {
+            println!("{}", json_of(&info));
+        } else {
+            eprintln!("    now kept by {}", numbers(&members(&info).current));
+        }
+    }
+    eprintln!("safekeeper {node} keeps no branch any more");
+    Ok(())
+}
+
+/// Tenant and name of every branch that counts on a safekeeper.
+async fn kept_by(client: &mut Client, node: u64) -> anyhow::Result<Vec<(String, String)>> {
+    let tenants = client
+        .list_tenants(v1::ListTenantsRequest {})
+        .await
+        .map_err(told)?;
+    let mut kept = Vec::new();
+    for tenant in tenants.into_inner().tenants {
+        let tenant = tenant.name;
+        let request = v1::ListBranchesRequest {
+            tenant: tenant.clone(),
+        };
+        let branches = client.list_branches(request).await.map_err(told)?;
+        for branch in branches.into_inner().branches {
+            let members = branch.membership.clone().unwrap_or_default();
+            let counts = members.current.contains(&node) || members.next.contains(&node);
+            if counts && branch.state() != BranchState::Active {
+                bail!(
+                    "{tenant}/{} is not ready yet: repeat this command later",
+                    branch.name
+                );
+            }
+            if counts {
+                kept.push((tenant.clone(), branch.name));
+            }
+        }
+    }
+    Ok(kept)
+}
+
+async fn look(client: &mut Client, tenant: &str, branch: &str) -> anyhow::Result<v1::SafekeepersInfo> {
+    let request = v1::GetSafekeepersRequest {
+        tenant: tenant.to_owned(),
+        branch: branch.to_owned(),
+    };
+    Ok(client.get_safekeepers(request).await.map_err(told)?.into_inner())
+}
+
+/// Waits as long as the caller wants to; whether that was enough. Whoever does not wait does not ask.
+async fn finished(
+    client: &mut Client,
+    of: &SafekeepersOf,
+    mut info: v1::SafekeepersInfo,
+    wait: u64,
+) -> anyhow::Result<(v1::SafekeepersInfo, bool)> {
+    if wait == 0 {
+        return Ok((look(client, &of.tenant, &of.branch).await?, true));
+    }
+    let in_time = wait_until_finished(client, &mut info, wait).await?;
+    Ok((info, in_time))
+}
+
+/// Whether a change was finished in time; what happens meanwhile goes to standard error.
+async fn wait_until_finished(
+    client: &mut Client,
+    info: &mut v1::SafekeepersInfo,
+    wait: u64,
+) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(wait);
+    let mut said = String::new();
+    while !is_finished(info) {
+        let now = unfinished(info);
+        if now != said {
+            eprintln!("{now}");
+            said = now;
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
+        let (tenant, branch) = (info.tenant_name.clone(), info.name.clone());
+        match look(client, &tenant, &branch).await {
+            Ok(now) => *info = now,
+            // A controller that starts again goes on where it was.
+            Err(error) => eprintln!("{error:#}"),
+        }
+    }
+    Ok(true)
+}
+
+fn members(info: &v1::SafekeepersInfo) -> v1::Membership {
+    info.membership.clone().unwrap_or_default()
+}
+
+/// Nothing is left to do but what a node that is away would have to do.
+fn is_finished(info: &v1::SafekeepersInfo) -> bool {
+    let still_leaving = |node: &v1::SafekeeperInfo| node.leaving && node.error.is_empty();
+    info.settled && !info.safekeepers.iter().any(still_leaving)
+}
+
+fn numbers(nodes: &[u64]) -> String {
+    let texts: Vec<String> = nodes.iter().map(u64::to_string).collect();
+    texts.join(", ")
+}
+
+/// What is waited for, in words.
+fn unfinished(info: &v1::SafekeepersInfo) -> String {
+    let members = members(info);
+    let generation = members.generation;
+    if !members.next.is_empty() {
+        return format!(
+            "generation {generation}: quorums of {} and of {} must agree until a compute of this branch, which \
+             has to run, has brought those who join up to date",
+            numbers(&members.current),
+            numbers(&members.next)
+        );
+    }
+    if !info.settled {
+        return format!(
+            "generation {generation}: {} are to count alone as soon as a compute of this branch, which has to run, finds \
+             them in force",
+            numbers(&members.current)
+        );
+    }
+    let leaving: Vec<u64> = info
+        .safekeepers
+        .iter()
+        .filter(|node| node.leaving)
+        .map(number)
+        .collect();
+    format!(
+        "generation {generation} is in force; {} still has to delete what it keeps",
+        numbers(&leaving)
+    )
+}
+
+fn number(safekeeper: &v1::SafekeeperInfo) -> u64 {
+    safekeeper.node.as_ref().map_or(0, |node| node.node_id)
+}
+
+/// What a safekeeper is to a branch.
+fn part(members: &v1::Membership, safekeeper: &v1::SafekeeperInfo) -> &'static str {
+    let node = number(safekeeper);
+    let (now, next) = (members.current.contains(&node), members.next.contains(&node));
+    match (now, next, members.next.is_empty()) {
+        (false, false, _) => "former",
+        (false, true, _) => "joins",
+        (true, false, false) => "leaves",
+        _ => "member",
+    }
+}
+
+fn json_of(info: &v1::SafekeepersInfo) -> Value {
+    let members = members(info);
+    let timeline = info
+        .timeline
+        .as_ref()
+        .and_then(|names| TimelineId::from_slice(&names.timeline).ok());
+    let one = |safekeeper: &v1::SafekeeperInfo| {
+        json!({
+            "node_id": number(safekeeper),
+            "address": safekeeper.node.as_ref().map(|node| &node.address),
+            "part": part(&members, safekeeper),
+            "created": safekeeper.created,
+            "generation": safekeeper.generation,
+            "term": safekeeper.term,
+            "commit_lsn": Lsn(safekeeper.commit_lsn).to_string(),
+            "flush_lsn": Lsn(safekeeper.flush_lsn).to_string(),
+            "error": (!safekeeper.error.is_empty()).then_some(&safekeeper.error),
+        })
+    };
+    json!({
+        "tenant": info.tenant_name,
+        "branch": info.name,
+        "timeline": timeline,
+        "generation": members.generation,
+        "current": members.current,
+        "next": members.next,
+        "settled": info.settled,
+        "finished": is_finished(info),
+        "safekeepers": info.safekeepers.iter().map(one).collect::<Vec<_>>(),
+    })
+}
+
+fn show(info: &v1::SafekeepersInfo, as_json: bool) {
+    if as_json {
+        println!("{}", json_of(info));
+        return;
+    }
+    let members = members(info);
+    let mut out = table(&[
+        "NODE",
+        "PART",
+        "GENERATION",
+        "TERM",
+        "COMMIT",
+        "FLUSH",
+        "ADDRESS",
+        "TROUBLE",
+    ]);
+    for safekeeper in &info.safekeepers {
+        out.add_row([
+            number(safekeeper).to_string(),
+            part(&members, safekeeper).to_owned(),
+            safekeeper.generation.to_string(),
+            safekeeper.term.to_string(),
+            Lsn(safekeeper.commit_lsn).to_string(),
+            Lsn(safekeeper.flush_lsn).to_string(),
+            safekeeper
+                .node
+                .as_ref()
+                .map(|node| node.address.clone())
+                .unwrap_or_default(),
+            safekeeper.error.clone(),
+        ]);
+    }
+    println!("{out}");
+    if !is_finished(info) {
+        println!("\n{}", unfinished(info));
+    }
+}

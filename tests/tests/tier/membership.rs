@@ -1,0 +1,215 @@
+//! Safekeepers that are replaced while transactions run: none fails, none is lost, and whoever joined counts.
+
+use lakebed_pgtest::wait_until;
+use lakebed_tests::{Compute, Shape, Tier};
+use serde_json::Value;
+
+use crate::load::{Load, check, content, prepare};
+
+/// What a command about the safekeepers of `test/main` tells.
+fn safekeepers(tier: &Tier, command: &str, more: &[&str]) -> Value {
+    let mut arguments = vec!["--json", "safekeepers", command, "test", "main"];
+    arguments.extend(more);
+    let told = tier.client(&arguments);
+    serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"))
+}
+
+/// Who counts.
+fn members(tier: &Tier) -> Vec<u64> {
+    let status = safekeepers(tier, "status", &[]);
+    let nodes = status["current"].as_array().expect("members").iter();
+    nodes.map(|node| node.as_u64().expect("a number")).collect()
+}
+
+fn change(tier: &Tier, to: &str) -> Value {
+    let told = safekeepers(tier, "change", &["--to", to, "--wait=60"]);
+    assert_eq!(told["finished"], true, "{told}");
+    told
+}
+
+/// Starts one more safekeeper and waits until the controller knows it.
+fn add_safekeeper(tier: &mut Tier, number: usize) {
+    tier.add_safekeeper(number);
+    wait_until("a safekeeper to be registered", || {
+        let status: Value = serde_json::from_str(&tier.client(&["--json", "status"])).expect("a status");
+        let nodes = status["nodes"].as_array().expect("nodes");
+        nodes.iter().any(|node| node["node_id"] == number)
+    });
+}
+
+/// Kills a safekeeper and removes its directory.
+fn lose(tier: &mut Tier, name: &str) {
+    tier.kill_role(name);
+    std::fs::remove_dir_all(tier.home().join(name)).expect("its directory");
+}
+
+/// The generation that the compute acts under.
+fn generation(compute: &Compute) -> u64 {
+    let status = compute.sidecar.status();
+    status["safekeepers_generation"].as_u64().expect("a generation")
+}
+
+#[test]
+fn a_safekeeper_is_replaced_under_load() {
+    let mut tier = Tier::start(&Shape::default());
+    let compute = tier.compute("main", "first");
+    prepare(&compute);
+    let load = Load::start(&compute);
+    add_safekeeper(&mut tier, 4);
+    let told = change(&tier, "2,3,4");
+    assert_eq!(
+        (&told["generation"], &told["current"]),
+        (&3.into(), &serde_json::json!([2, 3, 4]))
+    );
+    assert_eq!(generation(&compute), 3);
+    load.advance(50);
+    // The one that left has nothing any more, and nobody misses it.
+    assert_eq!(tier.status("safekeeper-1")["timelines"], serde_json::json!([]));
+    lose(&mut tier, "safekeeper-1");
+    load.advance(50);
+    // Nothing commits now without the one that joined.
+    tier.kill_role("safekeeper-2");
+    load.advance(50);
+    let records = load.stop(&compute);
+    check(&compute, &records);
+    let before = content(&compute);
+    compute.kill();
+    let compute = tier.compute("main", "second");
+    check(&compute, &records);
+    assert_eq!(content(&compute), before);
+    // A change that is asked for again is done already.
+    assert_eq!(change(&tier, "2,3,4")["generation"], 3);
+    compute.stop();
+}
+
+/// The one who joins is away, so that the change cannot go on; then the controller and a member die in the middle of it.
+#[test]
+fn a_change_may_be_given_up_repeated_and_interrupted() {
+    let mut tier = Tier::start(&Shape::default());
+    let compute = tier.compute("main", "first");
+    prepare(&compute);
+    let load = Load::start(&compute);
+    add_safekeeper(&mut tier, 4);
+    tier.kill_role("safekeeper-4");
+    for _ in 0..2 {
+        let told = safekeepers(&tier, "change", &["--to=2,3,4"]);
+        assert_eq!(
+            (&told["generation"], &told["next"], &told["finished"]),
+            (&2.into(), &serde_json::json!([2, 3, 4]), &false.into())
+        );
+    }
+    wait_until("the compute to hear of both sets", || generation(&compute) == 2);
+    load.advance(50);
+    let refused = tier.refused_client(&["safekeepers", "change", "test", "main", "--to=1,2,4"]);
+    assert!(refused.contains("finish or abort that change first"), "{refused}");
+    let refused = tier.refused_client(&["safekeepers", "change", "test", "main", "--to=2,3,4", "--wait=1"]);
+    assert!(
+        refused.contains("has brought those who join up to date"),
+        "{refused}"
+    );
+    // Given up, twice; the one who should have joined has nothing to delete, but nobody knows.
+    for _ in 0..2 {
+        let told = safekeepers(&tier, "abort", &["--wait=60"]);
+        assert_eq!(
+            (&told["generation"], &told["current"], &told["next"]),
+            (&3.into(), &serde_json::json!([1, 2, 3]), &serde_json::json!([]))
+        );
+    }
+    assert_eq!(generation(&compute), 3);
+    load.advance(20);
+    let refused = tier.refused_client(&["safekeepers", "change", "test", "main", "--to=2,3,4"]);
+    assert!(refused.contains("safekeeper 4 has not yet deleted"), "{refused}");
+    tier.start_role("safekeeper-4");
+    wait_until("the one who left to be free again", || {
+        let told = safekeepers(&tier, "status", &[]);
+        told["safekeepers"]
+            .as_array()
+            .is_some_and(|nodes| nodes.len() == 3)
+    });
+    assert_eq!(tier.status("safekeeper-4")["timelines"], serde_json::json!([]));
+
+    // Once more. Whoever dies comes back; neither the compute nor its clients notice.
+    safekeepers(&tier, "change", &["--to=2,3,4"]);
+    tier.kill_role("controller");
+    tier.kill_role("safekeeper-1");
+    load.advance(50);
+    tier.start_role("controller");
+    tier.start_role("safekeeper-1");
+    tier.kill_role("safekeeper-4");
+    load.advance(20);
+    tier.start_role("safekeeper-4");
+    assert_eq!(change(&tier, "2,3,4")["generation"], 5);
+    assert_eq!(generation(&compute), 5);
+    tier.kill_role("safekeeper-1");
+    tier.kill_role("safekeeper-3");
+    load.advance(50);
+    let records = load.stop(&compute);
+    assert_eq!(compute.sidecar.status()["lost"], Value::Null);
+    compute.kill();
+    let compute = tier.compute("main", "second");
+    check(&compute, &records);
+    compute.stop();
+}
+
+/// Who joins gets only what the others still have, and what was removed everywhere is not missed.
+#[test]
+fn a_safekeeper_joins_where_wal_was_removed_and_all_three_are_exchanged() {
+    let objects = lakebed_pgtest::temp_dir();
+    let mut tier = Tier::start(&Shape {
+        flush_bytes: 1 << 20,
+        store: Some((format!("file://{}", objects.path().display()), 200)),
+        ..Shape::default()
+    });
+    let compute = tier.compute("main", "first");
+    prepare(&compute);
+    let truncated = |tier: &Tier| {
+        let status = tier.status("safekeeper-1");
+        let timeline = &status["timelines"][0];
+        timeline["truncate_lsn"] != timeline["start_lsn"]
+    };
+    wait_until("WAL to be removed", || {
+        compute.sql(&[
+            "create table filler as select repeat(md5(n::text), 50) from generate_series(1, 5000) as n",
+            "drop table filler",
+            "checkpoint",
+            "select pg_switch_wal()",
+        ]);
+        truncated(&tier)
+    });
+    let load = Load::start(&compute);
+    for number in 4..=6 {
+        add_safekeeper(&mut tier, number);
+    }
+    let refused = tier.refused_client(&["safekeepers", "change", "test", "main", "--to=4,5,6"]);
+    assert!(refused.contains("change fewer at a time"), "{refused}");
+    change(&tier, "2,3,4");
+    let status = tier.status("safekeeper-4");
+    let joined = &status["timelines"][0];
+    assert_ne!(joined["truncate_lsn"], joined["start_lsn"], "{joined}");
+    let mut now = members(&tier);
+    assert_eq!(now, [2, 3, 4]);
+    for node in [2, 3] {
+        if node == 3 {
+            // For good: it is replaced all the same.
+            lose(&mut tier, "safekeeper-3");
+        }
+        let said = tier.client(&["safekeeper", "decommission", &node.to_string(), "--wait=60"]);
+        assert_eq!(said, "");
+        now = members(&tier);
+        assert!(now.len() == 3 && !now.contains(&node), "{now:?} without {node}");
+    }
+    load.advance(50);
+    let records = load.stop(&compute);
+    let before = content(&compute);
+    compute.kill();
+    // Those who left, or never joined, are not needed to start again.
+    for number in [1, 2, 5, 6] {
+        if !now.contains(&number) {
+            lose(&mut tier, &format!("safekeeper-{number}"));
+        }
+    }
+    let compute = tier.compute("main", "second");
+    check(&compute, &records);
+    assert_eq!(content(&compute), before);
+    compute.stop();
+}
