@@ -314,9 +314,9 @@ fn rule_13_more_wal_than_was_written_is_not_believed() {
 fn rules_10_and_12_who_joins_is_given_the_length_of_a_lease_to_be_heard_of() {
     let mut b = Bench::won();
     for now_ms in [900, 1800, 2700] {
+        b.core.handle(Input::Tick { now_ms });
         b.applies(1, 100);
         b.applies(2, 200);
-        b.core.handle(Input::Tick { now_ms });
     }
     let membership = members(2, &[1, 2, 3], Some(&[4, 5]));
     b.core.handle(Input::Reconfigure { membership });
