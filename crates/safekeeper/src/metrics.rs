@@ -20,6 +20,8 @@ pub struct Metrics {
     pub control_writes: Counter,
     /// Seconds that a flush of WAL took.
     pub flush_seconds: Histogram,
+    /// Times that a timeline found no room on its disk.
+    pub full_disks: Counter,
     /// Timelines that work.
     pub timelines_running: Gauge,
     /// Timelines that stopped and need an operator.
@@ -57,6 +59,7 @@ impl Default for Metrics {
             disk_batches: Counter::default(),
             control_writes: Counter::default(),
             flush_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            full_disks: Counter::default(),
             timelines_running: Gauge::default(),
             timelines_stopped: Gauge::default(),
             proposers: Gauge::default(),
@@ -124,6 +127,11 @@ impl Metrics {
             "flush_seconds",
             "Duration of WAL flushes",
             self.flush_seconds.clone(),
+        );
+        r.register(
+            "full_disks",
+            "Times that a timeline found no room",
+            self.full_disks.clone(),
         );
         r.register(
             "timelines_running",

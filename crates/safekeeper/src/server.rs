@@ -185,11 +185,12 @@ impl Safekeeper {
         serde_json::json!({ "node_id": self.config.node_id, "timelines": timelines })
     }
 
-    /// A timeline that has stopped, and why; none while all work.
+    /// A timeline that has stopped or takes no WAL, and why; none while all work.
     pub fn stopped(&self) -> Option<String> {
         let timelines = self.read();
         timelines.values().find_map(|timeline| {
-            let reason = timeline.view().borrow().stopped.clone()?;
+            let view = timeline.view().borrow().clone();
+            let reason = view.stopped.or(view.full)?;
             Some(format!(
                 "timeline {}/{}: {reason}",
                 timeline.name.0, timeline.name.1

@@ -91,10 +91,10 @@ pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
 
 /// A timeline's files, read and found in order.
 pub struct Loaded {
-    acceptor: Acceptor,
-    intake: Intake,
-    files: WalFiles,
-    disk: Disk,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) intake: Intake,
+    pub(crate) files: WalFiles,
+    pub(crate) disk: Disk,
 }
 
 /// Reads a timeline from disk. Blocks.
@@ -312,6 +312,7 @@ impl Timeline {
             "tenant": self.name.0,
             "timeline": self.name.1,
             "stopped_reason": view.stopped,
+            "full_reason": view.full,
             "commit_lsn": view.commit,
             "flush_lsn": view.flush,
             "write_lsn": view.write,

@@ -8,6 +8,7 @@ mod durability;
 mod failing_disk;
 mod feeding;
 mod fencing;
+mod full_disk;
 mod hostile;
 mod node;
 mod removal;
