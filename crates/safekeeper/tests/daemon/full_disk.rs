@@ -1,60 +1,21 @@
 //! A full disk, a real one: appends are refused and say why, and go on by themselves when there is room.
 //!
-//! Each safekeeper's directory is a tmpfs of its own. Mounting one needs root, which these tests have wherever Postgres
-//! runs as another user.
+//! Each safekeeper's directory is a file system of its own.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use lakebed_pgtest::run;
+use lakebed_pgtest::SmallDisk;
 use lakebed_types::Lsn;
 
 use crate::driver::Driver;
 use crate::node::{Nodes, eventually};
 use crate::sample::{SEGMENT, sample};
 
-/// A file system of its own, until this is dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: PathBuf, bytes: u64) -> SmallDisk {
-        fs::create_dir_all(&at).unwrap();
-        let size = format!("size={bytes}");
-        run(Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "lakebed-test"])
-            .arg(&at));
-        SmallDisk(at)
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let left = fs::File::create(self.ballast()).unwrap();
-        // To the last byte: it ends with an error.
-        let error = std::io::copy(&mut std::io::repeat(1), &mut &left).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.join("ballast")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a safekeeper under test may still have files open.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 async fn start() -> (Nodes, Vec<SmallDisk>) {
     let mut disks = Vec::new();
     let nodes = Nodes::start_at(3, &mut |directory: &Path| {
-        disks.push(SmallDisk::mount(directory.to_owned(), 64 << 20));
+        disks.push(SmallDisk::mount(directory, 64 << 20));
     })
     .await;
     (nodes, disks)
