@@ -59,6 +59,8 @@ async fn tier() -> Tier {
             listen: "127.0.0.1:0".parse().expect("an address"),
             node_id,
             admin_listen: None,
+            backup: None,
+            scrub: Default::default(),
         };
         let (ready, address) = oneshot::channel();
         tokio::spawn(lakebed_safekeeper::run(config, stop.clone(), ready));

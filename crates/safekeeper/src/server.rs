@@ -24,10 +24,12 @@ use tonic::Status;
 use tonic::transport::server::TcpIncoming;
 
 use crate::backup::archive::Archive;
+use crate::backup::peers::Peers;
 use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
 use crate::metrics::Metrics;
+use crate::scrub;
 use crate::service::Service;
 use crate::timeline::{self, LoadError, Timeline};
 use crate::wire;
@@ -63,6 +65,8 @@ pub struct Safekeeper {
     metrics: Metrics,
     /// Its way to object storage, if it has one.
     backup: Option<Arc<Backup>>,
+    /// Where the other safekeepers are.
+    peers: Arc<Peers>,
     ending: CancellationToken,
     /// Streams that are being served.
     streams: TaskTracker,
@@ -91,6 +95,10 @@ impl Safekeeper {
             timelines: RwLock::new(timelines),
             changing: Mutex::default(),
             metrics,
+            peers: backup
+                .as_ref()
+                .map(|backup| backup.peers.clone())
+                .unwrap_or_default(),
             backup,
             ending: CancellationToken::new(),
             streams: TaskTracker::new(),
@@ -113,6 +121,7 @@ impl Safekeeper {
         if let Some(backup) = self.backup.clone() {
             self.serve_stream(uploader::run(self.clone(), backup));
         }
+        self.serve_stream(scrub::run(self.clone()));
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
         let ending = self.ending.clone();
@@ -163,6 +172,11 @@ impl Safekeeper {
     /// Its way to object storage, if it has one.
     pub fn backup(&self) -> Option<&Arc<Backup>> {
         self.backup.as_ref()
+    }
+
+    /// Where the other safekeepers are, for whoever knows it to say.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     /// A timeline's WAL in object storage, if it has a way there.

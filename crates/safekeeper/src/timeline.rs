@@ -28,6 +28,7 @@ use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
 use crate::owner::{MAILBOX_MESSAGES, MAX_NOTES, MAX_QUESTIONS, Mail, Note, Owner, Question};
 use crate::recovery;
+use crate::scrub::ScrubStatus;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
@@ -179,6 +180,7 @@ pub struct Timeline {
     end: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
     backup: std::sync::Mutex<BackupStatus>,
+    scrub: std::sync::Mutex<ScrubStatus>,
     metrics: Metrics,
     /// In one of the gauges.
     counted: AtomicBool,
@@ -210,6 +212,7 @@ impl Timeline {
             end: CancellationToken::new(),
             owner: Mutex::default(),
             backup: std::sync::Mutex::default(),
+            scrub: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -255,6 +258,7 @@ impl Timeline {
             end,
             owner: Mutex::new(Some(owner)),
             backup: std::sync::Mutex::default(),
+            scrub: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -267,6 +271,10 @@ impl Timeline {
 
     pub(crate) fn change_backup_status(&self, change: impl FnOnce(&mut BackupStatus)) {
         change(&mut self.backup.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn change_scrub_status(&self, change: impl FnOnce(&mut ScrubStatus)) {
+        change(&mut self.scrub.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Ends its owner, and with it every stream; its files are no longer in use when this returns.
@@ -324,6 +332,7 @@ impl Timeline {
             json["start_lsn"] = state.timeline_start.to_string().into();
             json["truncate_lsn"] = state.truncate.to_string().into();
             let backup = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
+            json["scrub"] = serde_json::json!(*self.scrub.lock().unwrap_or_else(PoisonError::into_inner));
             json["backup"] = serde_json::json!(*backup);
             json["backup_lsn"] = state.backup.to_string().into();
         }

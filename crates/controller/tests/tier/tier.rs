@@ -156,6 +156,8 @@ impl Tier {
             listen: self.listen(&name),
             node_id: id,
             admin_listen: None,
+            backup: None,
+            scrub: Default::default(),
         };
         let (stop, (ready, address)) = (CancellationToken::new(), oneshot::channel());
         let safekeeper = unlocked(|| Safekeeper::open(config.clone())).await;

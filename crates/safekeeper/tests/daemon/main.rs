@@ -13,4 +13,5 @@ mod hostile;
 mod node;
 mod removal;
 mod sample;
+mod scrub;
 mod stream;

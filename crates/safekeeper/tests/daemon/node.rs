@@ -124,6 +124,7 @@ impl Nodes {
             "data_dir": self.data_dir(id),
             "listen": "127.0.0.1:0",
             "node_id": id,
+            "scrub": {"interval_ms": 100},
         });
         if let Some(backup) = &self.backup {
             config["backup"] = backup.clone();
@@ -150,9 +151,7 @@ impl Nodes {
         let known: BTreeMap<NodeId, String> =
             addresses.into_iter().map(|(id, at)| (NodeId(id), at)).collect();
         for running in self.running.values() {
-            if let Some(backup) = running.safekeeper.backup() {
-                backup.peers.set(known.clone());
-            }
+            running.safekeeper.peers().set(known.clone());
         }
     }
 
