@@ -214,8 +214,11 @@ impl Campaign {
                 self.tier.resume_role(&name);
             }
             Fault::FailedFsync => {
+                let before = self.tier.faults(&name).failed_fsyncs();
                 self.tier.faults(&name).fail_fsync(true);
-                wait_until("an fsync to fail", || self.tier.faults(&name).failed_fsyncs() > 0);
+                wait_until("an fsync to fail", || {
+                    self.tier.faults(&name).failed_fsyncs() > before
+                });
                 self.advance();
                 self.tier.faults(&name).fail_fsync(false);
                 self.power_cycle(&[name]);

@@ -142,13 +142,16 @@ async fn stretch(
         Err(Finding::Files(error)) => (at, error.to_string()),
     };
     tracing::error!(timeline = %timeline.name.1, at = %after.lsn, reason, "WAL on disk is damaged");
-    match heal::heal(safekeeper, timeline, working, after, commit).await {
-        Ok(source) => {
+    let healed = match heal::heal(safekeeper, timeline, working, after, commit).await {
+        Ok(source) => better(working, after, commit).await.map(|next| (source, next)),
+        Err(why) => Err(why),
+    };
+    match healed {
+        Ok((source, next)) => {
             tracing::info!(timeline = %timeline.name.1, at = %after.lsn, source, "WAL was healed");
             safekeeper.metrics().scrub_healed.inc();
             status.healed += 1;
-            // Again: it is healed when it reads well.
-            after
+            next
         }
         Err(why) => {
             let what = format!(
@@ -158,6 +161,16 @@ async fn stretch(
             found(safekeeper, status, what);
             check::skip(&working.files, after, commit)
         }
+    }
+}
+
+/// WAL is healed when it reads well: a disk may refuse what was written, too. How far it is good now.
+async fn better(working: &Working, after: Boundary, commit: Lsn) -> Result<Boundary, String> {
+    match look(working, after, commit).await {
+        Ok(next) => Ok(next),
+        Err(Finding::Damage { after: next, .. }) if next.lsn > after.lsn => Ok(next),
+        Err(Finding::Damage { reason, .. }) => Err(format!("it reads no better afterwards: {reason}")),
+        Err(Finding::Files(error)) => Err(format!("it reads no better afterwards: {error}")),
     }
 }
 

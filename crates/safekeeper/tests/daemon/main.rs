@@ -10,6 +10,7 @@ mod feeding;
 mod fencing;
 mod full_disk;
 mod hostile;
+mod malformed;
 mod node;
 mod removal;
 mod sample;
