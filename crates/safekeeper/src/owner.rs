@@ -367,7 +367,11 @@ impl Owner {
             from: NodeId(0),
             request: mail.request,
         });
-        self.rooms.extend(mail.room);
+        // Bytes that were refused take up nothing: no disk job will come that gives their room back.
+        let written = commands
+            .iter()
+            .any(|command| matches!(command, Command::WriteWal { .. }));
+        self.rooms.extend(mail.room.filter(|_| written));
         self.execute(commands, Some(mail.reply));
     }
 
