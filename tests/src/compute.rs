@@ -52,7 +52,7 @@ impl Compute {
             .to_string_lossy()
             .into_owned();
         let log = directory.with_extension("log");
-        let sidecar = Process::try_start(&name, &arguments, &log)?;
+        let sidecar = Process::try_start(&name, &arguments, &log, None)?;
         Ok(Compute {
             sidecar,
             port,

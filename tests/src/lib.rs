@@ -9,6 +9,7 @@
 
 pub mod comparison;
 mod compute;
+pub mod faults;
 mod http;
 pub mod pages;
 mod process;
@@ -28,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use lakebed_pgtest::{Installation, run, temp_dir};
+use faults::Faults;
+use lakebed_pgtest::{Installation, SmallDisk, run, temp_dir};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -88,6 +90,8 @@ pub struct Shape {
     /// Object storage of all nodes, with WAL in it at most this many milliseconds later. Without it: a directory, which
     /// gets no WAL.
     pub store: Option<(String, u64)>,
+    /// Safekeepers have [`Faults`], and a file system of this many bytes each.
+    pub faults: Option<u64>,
     /// Programs of the tenant `test` and of its computes.
     pub postgres: Installation,
 }
@@ -99,6 +103,7 @@ impl Default for Shape {
             shards: 2,
             flush_bytes: 8 << 20,
             store: None,
+            faults: None,
             postgres: Installation::default_15(),
         }
     }
@@ -109,17 +114,23 @@ impl Default for Shape {
 struct Role {
     arguments: Vec<String>,
     process: Option<Process>,
+    faults: Option<Faults>,
+    /// Its data directory, when that is a file system of its own.
+    disk: Option<SmallDisk>,
 }
 
 /// A running tier with a tenant `test` and its branch `main`.
 #[derive(Debug)]
 pub struct Tier {
+    /// Dropped first: what runs there, and is mounted there, ends before the directory goes.
+    roles: BTreeMap<String, Role>,
     home: TempDir,
     controller: String,
     postgres: Installation,
     /// What every safekeeper is told about object storage.
     backup: String,
-    roles: BTreeMap<String, Role>,
+    /// File systems and faults of safekeepers, as [`Shape::faults`].
+    small_disks: Option<u64>,
 }
 
 impl Tier {
@@ -148,6 +159,7 @@ impl Tier {
             controller: controller.clone(),
             postgres: shape.postgres.clone(),
             backup,
+            small_disks: shape.faults,
             roles: BTreeMap::new(),
         };
         let path = |name: &str| tier.home.path().join(name).display().to_string();
@@ -201,8 +213,14 @@ impl Tier {
         let config = self.home.path().join(format!("{name}.toml"));
         fs::write(&config, text).expect("a configuration");
         let arguments = vec![role.to_owned(), format!("--config={}", config.display())];
-        let process = None;
-        self.roles.insert(name.to_owned(), Role { arguments, process });
+        let faulty = self.small_disks.filter(|_| role == "safekeeper");
+        let entry = Role {
+            arguments,
+            process: None,
+            faults: faulty.map(|_| Faults::new(&self.home.path().join(format!("{name}.faults")))),
+            disk: faulty.map(|bytes| SmallDisk::mount(&self.home.path().join(name), bytes)),
+        };
+        self.roles.insert(name.to_owned(), entry);
         self.start_role(name);
     }
 
@@ -243,7 +261,12 @@ impl Tier {
             .get_mut(name)
             .unwrap_or_else(|| panic!("no role {name}"));
         assert!(role.process.is_none(), "{name} runs already");
-        role.process = Some(Process::start(name, &role.arguments, &log));
+        role.process = Some(Process::start_with(
+            name,
+            &role.arguments,
+            &log,
+            role.faults.as_ref(),
+        ));
     }
 
     /// Kills a role as `kill -9` does.
@@ -256,6 +279,31 @@ impl Tier {
             .take()
             .unwrap_or_else(|| panic!("{name} does not run"))
             .kill();
+    }
+
+    /// Ends roles with faults as a power cut does, all at the same time.
+    pub fn cut_power(&mut self, names: &[String]) {
+        for name in names {
+            self.faults(name).cut_power();
+        }
+        for name in names {
+            let role = self.roles.get_mut(name).expect("a role");
+            let status = role.process.take().map(|mut process| process.wait());
+            self.faults(name).restore_power();
+            println!("{name}: power cut, {status:?}");
+        }
+    }
+
+    /// The faults of a role that has them.
+    pub fn faults(&self, name: &str) -> &Faults {
+        let faults = self.roles.get(name).and_then(|role| role.faults.as_ref());
+        faults.unwrap_or_else(|| panic!("{name} has no faults"))
+    }
+
+    /// The file system of a role that has its own.
+    pub fn disk(&self, name: &str) -> &SmallDisk {
+        let disk = self.roles.get(name).and_then(|role| role.disk.as_ref());
+        disk.unwrap_or_else(|| panic!("{name} has no file system"))
     }
 
     fn process(&self, name: &str) -> &Process {

@@ -10,6 +10,7 @@ use lakebed_s3test::CREDENTIALS;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::faults::Faults;
 use crate::{build_dir, http};
 
 /// Killed when dropped.
@@ -27,14 +28,24 @@ pub struct Process {
 impl Process {
     /// Starts `lakebed` and waits until it says that it serves.
     pub fn start(name: &str, arguments: &[String], log: &Path) -> Process {
-        match Process::try_start(name, arguments, log) {
+        Process::start_with(name, arguments, log, None)
+    }
+
+    /// As [`Process::start`], with faults.
+    pub fn start_with(name: &str, arguments: &[String], log: &Path, faults: Option<&Faults>) -> Process {
+        match Process::try_start(name, arguments, log, faults) {
             Ok(process) => process,
             Err(why) => panic!("{why}"),
         }
     }
 
     /// As [`Process::start`]; how it ended and its log's end when it does not come to serve.
-    pub fn try_start(name: &str, arguments: &[String], log: &Path) -> Result<Process, String> {
+    pub fn try_start(
+        name: &str,
+        arguments: &[String],
+        log: &Path,
+        faults: Option<&Faults>,
+    ) -> Result<Process, String> {
         let file = File::options()
             .create(true)
             .append(true)
@@ -43,6 +54,7 @@ impl Process {
         let mut command = Command::new(build_dir().join("lakebed"));
         command.args(arguments).arg("--stop-with-parent");
         command.envs(CREDENTIALS);
+        command.envs(faults.into_iter().flat_map(Faults::environment));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = command
             .spawn()

@@ -61,6 +61,7 @@ async fn tier() -> Tier {
             node_id,
             admin_listen: None,
             backup: None,
+            scrub: Default::default(),
         };
         let (ready, address) = oneshot::channel();
         tokio::spawn(lakebed_safekeeper::run(config, stop.clone(), ready));

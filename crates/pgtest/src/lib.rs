@@ -11,6 +11,7 @@
 
 mod cluster;
 mod installation;
+mod small_disk;
 pub mod workloads;
 
 use std::process::Command;
@@ -19,6 +20,7 @@ use std::{fs, thread};
 
 pub use cluster::{Cluster, InitOptions, Stop};
 pub use installation::{Installation, as_postgres, bin_dir, program};
+pub use small_disk::SmallDisk;
 use tempfile::TempDir;
 
 pub mod fuzz;

@@ -34,7 +34,7 @@ pub fn at_or_below(files: &WalFiles, at: Lsn) -> Result<Boundary, WalStoreError>
 }
 
 /// Where decoding can begin on a page, when a record begins there below `at`.
-fn first_record(files: &WalFiles, page: Lsn, at: Lsn) -> Result<Option<Lsn>, WalStoreError> {
+pub(crate) fn first_record(files: &WalFiles, page: Lsn, at: Lsn) -> Result<Option<Lsn>, WalStoreError> {
     let header = header_bytes(page, files.format().segment_bytes);
     if at.0 < page.0 + header as u64 + 4 {
         return Ok(None);

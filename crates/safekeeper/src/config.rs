@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::backup::BackupConfig;
+use crate::scrub::ScrubConfig;
 
 /// Configuration of a safekeeper.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -23,6 +24,9 @@ pub struct SafekeeperConfig {
     /// Where WAL goes in object storage. Without it all WAL stays here, for ever.
     #[serde(default)]
     pub backup: Option<BackupConfig>,
+    /// How WAL on disk is looked through for damage.
+    #[serde(default)]
+    pub scrub: ScrubConfig,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! merges what may be merged: flushes next to each other or behind writes become one, so that one fsync serves all
 //! appends that wait. None moves past a cut or a control write.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use lakebed_types::Lsn;
 use crate::control_file::{self, ControlFileError};
 use crate::wal_store::{WalStore, WalStoreError};
 
-/// Why the disk failed; the timeline stops.
+/// Why the disk failed. The timeline is opened again from disk: by itself when there was [no room](DiskError::is_full),
+/// else by a restart of the process.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// While WAL was written, flushed or cut.
@@ -24,6 +25,18 @@ pub enum DiskError {
     /// While the control file was replaced.
     #[error(transparent)]
     Control(#[from] ControlFileError),
+}
+
+impl DiskError {
+    /// Whether there was no room, and nothing worse.
+    pub fn is_full(&self) -> bool {
+        use crate::durable_file::DurableFileError;
+        matches!(
+            self,
+            DiskError::Wal(WalStoreError::Full { .. })
+                | DiskError::Control(ControlFileError::File(DurableFileError::Full { .. }))
+        )
+    }
 }
 
 /// One thing to do.
@@ -87,6 +100,8 @@ pub enum Completion {
     Flushed(Lsn, Duration),
     /// This control write is on disk, and all before it.
     Persisted(u64),
+    /// A disk that was full has room again.
+    Room,
 }
 
 /// The files of one timeline, in the hands of their one writer.
@@ -100,6 +115,16 @@ impl Disk {
     /// The files of a timeline in `directory`.
     pub fn new(directory: PathBuf, store: WalStore) -> Disk {
         Disk { directory, store }
+    }
+
+    /// The timeline's directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether there is room again on a disk that was full; see [`WalStore::make_room`].
+    pub fn make_room(&mut self) -> Result<(), DiskError> {
+        Ok(self.store.make_room()?)
     }
 
     /// Executes a batch. After an error the disk must not be used again.

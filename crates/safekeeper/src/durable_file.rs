@@ -33,6 +33,14 @@ pub enum DurableFileError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// There is no room for the new content; the old one is still there, untouched. Try again when there is room.
+    #[error("{path}: no room: {source}")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The content fails its check: the disk returned other bytes than were written.
     #[error("{path} is damaged: {reason}; restore it from a copy or rebuild this node")]
     Damaged {
@@ -56,6 +64,12 @@ impl DurableFileError {
         let path = path.to_owned();
         move |source| DurableFileError::Io { path, source }
     }
+}
+
+/// Whether an error says that the disk, or what may be used of it, is full.
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// Makes names in a directory (files created, renamed or removed) durable.
@@ -88,7 +102,14 @@ pub fn replace(path: &Path, version: u32, payload: &[u8]) -> Result<(), DurableF
         file.write_all(payload)?;
         file.sync_all()
     });
-    written.map_err(DurableFileError::io(&beside))?;
+    // Whatever failed, the file itself was not touched, and a next try begins with another file.
+    written.map_err(|source| match is_full(&source) {
+        true => DurableFileError::Full {
+            path: beside.clone(),
+            source,
+        },
+        false => DurableFileError::io(&beside)(source),
+    })?;
     fs::rename(&beside, path).map_err(DurableFileError::io(path))?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }

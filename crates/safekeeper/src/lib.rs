@@ -14,13 +14,16 @@
 //!
 //! [`backup`] brings committed WAL to object storage and lets go of what is safe there.
 //!
+//! [`scrub`] finds bytes on disk that are no longer what was written, and heals them.
+//!
 //! [`recovery`] finds where the WAL ends after a crash. A failed write or fsync is reported once and stops the
-//! timeline: after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
+//! timeline (a full disk does not: [`owner`]): after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
 //! that succeeds proves nothing. The directory has to be opened again, which reads what is really there.
 #![forbid(unsafe_code)]
 
 pub mod backup;
 pub mod boundary;
+pub mod checked_wal;
 pub mod config;
 pub mod control_file;
 pub mod data_dir;
@@ -35,6 +38,7 @@ mod pack;
 pub mod propose;
 pub mod read_wal;
 pub mod recovery;
+pub mod scrub;
 pub mod selection;
 pub mod server;
 mod service;

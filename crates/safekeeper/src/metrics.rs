@@ -20,6 +20,14 @@ pub struct Metrics {
     pub control_writes: Counter,
     /// Seconds that a flush of WAL took.
     pub flush_seconds: Histogram,
+    /// Times that a timeline found no room on its disk.
+    pub full_disks: Counter,
+    /// Bytes of WAL that the scrubber read.
+    pub scrub_bytes: Counter,
+    /// Stretches of WAL that it healed.
+    pub scrub_healed: Counter,
+    /// Damage that it found and could not heal; again in each round.
+    pub scrub_damaged: Counter,
     /// Timelines that work.
     pub timelines_running: Gauge,
     /// Timelines that stopped and need an operator.
@@ -57,6 +65,10 @@ impl Default for Metrics {
             disk_batches: Counter::default(),
             control_writes: Counter::default(),
             flush_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            full_disks: Counter::default(),
+            scrub_bytes: Counter::default(),
+            scrub_healed: Counter::default(),
+            scrub_damaged: Counter::default(),
             timelines_running: Gauge::default(),
             timelines_stopped: Gauge::default(),
             proposers: Gauge::default(),
@@ -100,6 +112,20 @@ impl Metrics {
         );
     }
 
+    fn register_scrub(&self, r: &mut Registry) {
+        for (name, help, counter) in [
+            (
+                "scrub_bytes",
+                "Bytes of WAL read by the scrubber",
+                &self.scrub_bytes,
+            ),
+            ("scrub_healed", "Stretches of WAL healed", &self.scrub_healed),
+            ("scrub_damaged", "Damage that was not healed", &self.scrub_damaged),
+        ] {
+            r.register(name, help, counter.clone());
+        }
+    }
+
     /// Registers all under `safekeeper_…`.
     pub fn register(&self, registry: &mut Registry) {
         let r = registry.sub_registry_with_prefix("safekeeper");
@@ -124,6 +150,11 @@ impl Metrics {
             "flush_seconds",
             "Duration of WAL flushes",
             self.flush_seconds.clone(),
+        );
+        r.register(
+            "full_disks",
+            "Times that a timeline found no room",
+            self.full_disks.clone(),
         );
         r.register(
             "timelines_running",
@@ -153,6 +184,7 @@ impl Metrics {
             self.read_bytes.clone(),
         );
         self.register_backup(r);
+        self.register_scrub(r);
     }
 }
 

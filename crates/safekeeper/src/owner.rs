@@ -12,6 +12,10 @@
 //!
 //! A proposer's history may cut WAL, so it is taken only when the disk is idle, and nothing else is taken before
 //! its consequences are on disk: no flush of bytes that are gone can be mistaken for one of those that replace them.
+//!
+//! A full disk is not a failed one. What waited for it is answered with `RESOURCE_EXHAUSTED`, the timeline is read again
+//! from disk as after a crash ([`Owner::disk_full`]), and goes on without taking WAL: it reads, tells its positions and
+//! keeps a proposer's lease. When there is room again it takes WAL again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +33,7 @@ use crate::boundary;
 use crate::disk::{Batch, Completion, Disk, DiskError};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::timeline::{self, Loaded};
 use crate::view::{Progress, Shards, View};
 use crate::wal_files::WalFiles;
 
@@ -40,6 +45,8 @@ pub const MAX_QUESTIONS: usize = 64;
 pub const MAX_NOTES: usize = 16;
 /// Orders that wait for their owner.
 pub const MAX_ORDERS: usize = 4;
+/// How long a full disk is left alone before it is looked at again.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
 
@@ -142,6 +149,8 @@ pub(crate) struct Owner {
     shards: Arc<Shards>,
     metrics: Metrics,
     stopped: Option<String>,
+    /// Why there is no room, and when to look again. Tokio's clock: nothing but the pause depends on it.
+    full: Option<(String, tokio::time::Instant)>,
 }
 
 impl Owner {
@@ -178,6 +187,7 @@ impl Owner {
             shards,
             metrics,
             stopped: None,
+            full: None,
         };
         owner.publish();
         owner
@@ -197,8 +207,11 @@ impl Owner {
                     continue;
                 } else if ending {
                     break;
+                } else if self.look_is_due() {
+                    job = self.start_look();
                 }
             }
+            let look = self.full.as_ref().filter(|_| job.is_none()).map(|(_, at)| *at);
             let open =
                 !ending && self.held.is_none() && !self.barrier && self.batch.len() < MAX_BATCH_OPERATIONS;
             tokio::select! {
@@ -206,8 +219,9 @@ impl Owner {
                 done = finished(&mut job) => {
                     job = None;
                     self.barrier = false;
-                    self.job_done(done);
+                    self.job_done(done).await;
                 }
+                () = due(look) => {}
                 () = end.cancelled(), if !ending => ending = true,
                 Some(question) = self.questions.recv() => {
                     let _ = question.answer.send(self.acceptor.may_serve(question.term, question.end));
@@ -243,17 +257,50 @@ impl Owner {
         Some((job, std::mem::take(&mut self.rooms)))
     }
 
-    fn job_done(&mut self, done: Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError>) {
+    fn look_is_due(&self) -> bool {
+        self.full
+            .as_ref()
+            .is_some_and(|(_, at)| tokio::time::Instant::now() >= *at)
+    }
+
+    /// Looks whether a full disk has room again.
+    fn start_look(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
+        let mut disk = self.disk.take()?;
+        if let Some((_, at)) = &mut self.full {
+            *at = tokio::time::Instant::now() + FULL_PAUSE;
+        }
+        let job = tokio::task::spawn_blocking(move || {
+            let result = match disk.make_room() {
+                Ok(()) => Ok(vec![Completion::Room]),
+                Err(error) if error.is_full() => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+            (disk, result)
+        });
+        Some((job, Vec::new()))
+    }
+
+    async fn job_done(
+        &mut self,
+        done: Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError>,
+    ) {
         let completions = match done {
             Ok((disk, Ok(completions))) => {
                 self.disk = Some(disk);
                 completions
             }
+            Ok((disk, Err(error))) if error.is_full() => return self.disk_full(disk, &error).await,
             Ok((_, Err(error))) => return self.disk_failed(error.to_string()),
             Err(error) => return self.disk_failed(format!("the disk worker ended: {error}")),
         };
         for completion in completions {
             let input = match completion {
+                Completion::Room => {
+                    tracing::info!("the disk has room again");
+                    self.full = None;
+                    self.publish();
+                    continue;
+                }
                 Completion::Flushed(lsn, time) => {
                     self.metrics
                         .flush_seconds
@@ -276,6 +323,53 @@ impl Owner {
         self.stopped = Some(reason);
     }
 
+    /// There was no room. Nothing is tried a second time: as after a crash, what the disk really holds is read, and a
+    /// new acceptor begins with that. It has all that was ever said to be durable; a disk that does not fails.
+    async fn disk_full(&mut self, disk: Disk, error: &DiskError) {
+        let reason = format!("the disk is full, no WAL is taken until there is room: {error}");
+        tracing::warn!(reason);
+        self.metrics.full_disks.inc();
+        for waiting in self.waiting.drain(..) {
+            waiting
+                .reply
+                .send(Outgoing::End(Status::resource_exhausted(&reason)));
+        }
+        self.batch = Batch::default();
+        self.rooms.clear();
+        let directory = disk.directory().to_owned();
+        drop(disk);
+        let loaded = tokio::task::spawn_blocking(move || timeline::load(&directory)).await;
+        let loaded = match loaded {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(error)) => return self.disk_failed(error.to_string()),
+            Err(error) => return self.disk_failed(error.to_string()),
+        };
+        let (flushed, found) = (self.acceptor.ends().0, loaded.acceptor.ends().0);
+        if found < flushed {
+            return self.disk_failed(format!(
+                "WAL was flushed to {flushed} and is readable to {found} only"
+            ));
+        }
+        let Loaded {
+            acceptor,
+            intake,
+            files,
+            disk,
+        } = loaded;
+        // What was known to be committed still is; readers must not see it go back.
+        let mut state = acceptor.state().clone();
+        state.commit = state.commit.max(self.acceptor.state().commit);
+        let Some(acceptor) = Acceptor::new(state, found) else {
+            return self.disk_failed(format!("the positions do not fit the WAL, which ends at {found}"));
+        };
+        // Readers share the start of the files that they were given.
+        self.files.raise_start(files.start());
+        (self.acceptor, self.intake, self.disk) = (acceptor, intake, Some(disk));
+        self.control = 0;
+        self.full = Some((reason, tokio::time::Instant::now() + FULL_PAUSE));
+        self.publish();
+    }
+
     fn take(&mut self, mail: Mail) {
         self.metrics.requests.inc();
         match mail.request {
@@ -291,7 +385,11 @@ impl Owner {
             from: NodeId(0),
             request: mail.request,
         });
-        self.rooms.extend(mail.room);
+        // Bytes that were refused take up nothing: no disk job will come that gives their room back.
+        let written = commands
+            .iter()
+            .any(|command| matches!(command, Command::WriteWal { .. }));
+        self.rooms.extend(mail.room.filter(|_| written));
         self.execute(commands, Some(mail.reply));
     }
 
@@ -341,6 +439,14 @@ impl Owner {
         let (_, write) = self.acceptor.ends();
         let mut decoded = None;
         let current = generation == state.membership.generation && term == state.term;
+        if current
+            && !bytes.is_empty()
+            && let Some((reason, _)) = &self.full
+        {
+            self.metrics.refusals.inc();
+            reply.send(Outgoing::End(Status::resource_exhausted(reason)));
+            return;
+        }
         if current && (begin == self.intake.expected() || begin == write) {
             let before = self.intake.boundary();
             if begin != self.intake.expected() {
@@ -504,8 +610,20 @@ impl Owner {
 
     fn publish(&self) {
         self.view.send_if_modified(|view| {
-            view.update(self.acceptor.state(), self.acceptor.ends(), self.truncations)
+            let full = self.full.as_ref().map(|(reason, _)| reason);
+            let changed = view.full.as_ref() != full;
+            if changed {
+                view.full = full.cloned();
+            }
+            view.update(self.acceptor.state(), self.acceptor.ends(), self.truncations) || changed
         });
+    }
+}
+
+async fn due(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,9 @@
 //! is asked about its term *after* each read, also for WAL that is committed. Without a proposer only committed WAL is
 //! read, which never changes.
 //!
+//! What leaves was checked: it is decoded on its way, from the boundary before the range to the one behind it, so that a
+//! byte that the disk changed is an error and is never passed on.
+//!
 //! What was removed here is read from object storage: it is committed, and the same for every term.
 
 use std::sync::Arc;
@@ -19,11 +22,13 @@ use tonic::Status;
 use crate::backup::BackupError;
 use crate::backup::archive::{Archive, Reader};
 use crate::boundary;
+use crate::checked_wal::CheckedWal;
 use crate::owner::Question;
 use crate::propose::stopped_status;
 use crate::recovery::Boundary;
 use crate::server::Safekeeper;
 use crate::timeline::{Timeline, Working};
+use crate::wal_store::WalStoreError;
 
 /// Chunks that wait for the reader to take them.
 pub const CHUNKS_AHEAD: usize = 2;
@@ -37,6 +42,8 @@ type Out = mpsc::Sender<Result<v1::WalChunk, Status>>;
 pub struct Range {
     begin: Lsn,
     end: Lsn,
+    /// A boundary at or behind `end`, up to which WAL is read to check the last record.
+    limit: Lsn,
     /// The proposer on whose behalf it is read; 0 when there is none.
     term: Term,
 }
@@ -85,7 +92,13 @@ pub(crate) fn check(
             view.commit
         )));
     }
-    Ok(Range { begin, end, term })
+    let limit = if term > Term(0) { view.flush } else { view.commit };
+    Ok(Range {
+        begin,
+        end,
+        limit,
+        term,
+    })
 }
 
 /// Sends the range in chunks.
@@ -102,6 +115,7 @@ pub(crate) async fn serve(safekeeper: Arc<Safekeeper>, timeline: Arc<Timeline>, 
 async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &Out) {
     let archive = safekeeper.archive(timeline.name);
     let mut reader = Reader::default();
+    let mut checked = None;
     let mut at = range.begin;
     while at < range.end {
         let length = (range.end.0 - at.0).min(CHUNK_BYTES as u64) as usize;
@@ -111,7 +125,7 @@ async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &
             .map_or(Lsn::INVALID, |working| working.files.start());
         let chunk = match &archive {
             Some(archive) if at < local => archived_chunk(archive, &mut reader, at, length).await,
-            _ => chunk(timeline, range.term, at, length).await,
+            _ => chunk(timeline, &range, &mut checked, (at, length)).await,
         };
         let sent = chunk.as_ref().map(|chunk| chunk.wal.len() as u64);
         let sent = sent.unwrap_or_default();
@@ -136,13 +150,27 @@ async fn archived_chunk(
     Ok(v1::WalChunk { begin_lsn: at.0, wal })
 }
 
-async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Result<v1::WalChunk, Status> {
+async fn chunk(
+    timeline: &Timeline,
+    range: &Range,
+    checked: &mut Option<CheckedWal>,
+    (at, length): (Lsn, usize),
+) -> Result<v1::WalChunk, Status> {
     let working = timeline
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    let files = working.files.clone();
-    let read = tokio::task::spawn_blocking(move || files.read(at, length)).await;
+    let (files, term, limit) = (working.files.clone(), range.term, range.limit);
+    let before = checked.take();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut checked = match before {
+            Some(checked) => checked,
+            None => CheckedWal::new(&files, at)?,
+        };
+        let wal = checked.take(&files, at, length, limit)?;
+        Ok::<_, WalStoreError>((checked, wal))
+    });
+    let read = read.await;
     let end = Lsn(at.0 + length as u64);
     if term > Term(0) {
         may_serve(timeline, working, term, end).await?;
@@ -151,9 +179,10 @@ async fn chunk(timeline: &Timeline, term: Term, at: Lsn, length: usize) -> Resul
         let reason = format!("WAL at {at} was removed here meanwhile: read it from object storage");
         return Err(Status::out_of_range(reason));
     }
-    let wal = read
+    let (reader, wal) = read
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|error| Status::data_loss(error.to_string()))?;
+    *checked = Some(reader);
     Ok(v1::WalChunk {
         begin_lsn: at.0,
         wal: wal.into(),

@@ -25,11 +25,13 @@ use tonic::Status;
 use tonic::transport::server::TcpIncoming;
 
 use crate::backup::archive::Archive;
+use crate::backup::peers::Peers;
 use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
 use crate::metrics::Metrics;
 use crate::owner::Order;
+use crate::scrub;
 use crate::service::Service;
 use crate::timeline::{self, LoadError, Timeline};
 use crate::wire;
@@ -65,6 +67,8 @@ pub struct Safekeeper {
     metrics: Metrics,
     /// Its way to object storage, if it has one.
     backup: Option<Arc<Backup>>,
+    /// Where the other safekeepers are.
+    peers: Arc<Peers>,
     ending: CancellationToken,
     /// Streams that are being served.
     streams: TaskTracker,
@@ -93,6 +97,10 @@ impl Safekeeper {
             timelines: RwLock::new(timelines),
             changing: Mutex::default(),
             metrics,
+            peers: backup
+                .as_ref()
+                .map(|backup| backup.peers.clone())
+                .unwrap_or_default(),
             backup,
             ending: CancellationToken::new(),
             streams: TaskTracker::new(),
@@ -115,6 +123,7 @@ impl Safekeeper {
         if let Some(backup) = self.backup.clone() {
             self.serve_stream(uploader::run(self.clone(), backup));
         }
+        self.serve_stream(scrub::run(self.clone()));
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
         let ending = self.ending.clone();
@@ -167,6 +176,11 @@ impl Safekeeper {
         self.backup.as_ref()
     }
 
+    /// Where the other safekeepers are, for whoever knows it to say.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
     /// A timeline's WAL in object storage, if it has a way there.
     pub(crate) fn archive(&self, name: Name) -> Option<Archive> {
         self.backup.as_ref().map(|backup| backup.archive(name))
@@ -187,11 +201,12 @@ impl Safekeeper {
         serde_json::json!({ "node_id": self.config.node_id, "timelines": timelines })
     }
 
-    /// A timeline that has stopped, and why; none while all work.
+    /// A timeline that has stopped or takes no WAL, and why; none while all work.
     pub fn stopped(&self) -> Option<String> {
         let timelines = self.read();
         timelines.values().find_map(|timeline| {
-            let reason = timeline.view().borrow().stopped.clone()?;
+            let view = timeline.view().borrow().clone();
+            let reason = view.stopped.or(view.full)?;
             Some(format!(
                 "timeline {}/{}: {reason}",
                 timeline.name.0, timeline.name.1

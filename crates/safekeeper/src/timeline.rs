@@ -30,6 +30,7 @@ use crate::owner::{
     MAILBOX_MESSAGES, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, Mail, Note, Order, Owner, Question,
 };
 use crate::recovery;
+use crate::scrub::ScrubStatus;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
@@ -93,10 +94,10 @@ pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
 
 /// A timeline's files, read and found in order.
 pub struct Loaded {
-    acceptor: Acceptor,
-    intake: Intake,
-    files: WalFiles,
-    disk: Disk,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) intake: Intake,
+    pub(crate) files: WalFiles,
+    pub(crate) disk: Disk,
 }
 
 /// Reads a timeline from disk. Blocks.
@@ -183,6 +184,7 @@ pub struct Timeline {
     end: CancellationToken,
     owner: Mutex<Option<JoinHandle<()>>>,
     backup: std::sync::Mutex<BackupStatus>,
+    scrub: std::sync::Mutex<ScrubStatus>,
     metrics: Metrics,
     /// In one of the gauges.
     counted: AtomicBool,
@@ -214,6 +216,7 @@ impl Timeline {
             end: CancellationToken::new(),
             owner: Mutex::default(),
             backup: std::sync::Mutex::default(),
+            scrub: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -261,6 +264,7 @@ impl Timeline {
             end,
             owner: Mutex::new(Some(owner)),
             backup: std::sync::Mutex::default(),
+            scrub: std::sync::Mutex::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -273,6 +277,10 @@ impl Timeline {
 
     pub(crate) fn change_backup_status(&self, change: impl FnOnce(&mut BackupStatus)) {
         change(&mut self.backup.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn change_scrub_status(&self, change: impl FnOnce(&mut ScrubStatus)) {
+        change(&mut self.scrub.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Ends its owner, and with it every stream; its files are no longer in use when this returns.
@@ -318,6 +326,7 @@ impl Timeline {
             "tenant": self.name.0,
             "timeline": self.name.1,
             "stopped_reason": view.stopped,
+            "full_reason": view.full,
             "commit_lsn": view.commit,
             "flush_lsn": view.flush,
             "write_lsn": view.write,
@@ -329,6 +338,7 @@ impl Timeline {
             json["start_lsn"] = state.timeline_start.to_string().into();
             json["truncate_lsn"] = state.truncate.to_string().into();
             let backup = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
+            json["scrub"] = serde_json::json!(*self.scrub.lock().unwrap_or_else(PoisonError::into_inner));
             json["backup"] = serde_json::json!(*backup);
             json["backup_lsn"] = state.backup.to_string().into();
         }

@@ -24,6 +24,8 @@ pub struct View {
     pub truncations: u64,
     /// Why the timeline stopped.
     pub stopped: Option<String>,
+    /// Why it takes no WAL for the time being, although it works: there is no room.
+    pub full: Option<String>,
 }
 
 impl View {

@@ -40,6 +40,11 @@ impl WalFiles {
         Lsn(self.start.load(Ordering::Acquire))
     }
 
+    /// The timeline's directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// WAL below is about to be removed.
     pub(crate) fn raise_start(&self, start: Lsn) {
         self.start.fetch_max(start.0, Ordering::AcqRel);

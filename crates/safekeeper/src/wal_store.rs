@@ -1,9 +1,15 @@
 //! WAL of one timeline on disk, in segment files with Postgres's own names and content.
 //!
 //! Two positions: `flush <= write`. Bytes up to `write` were handed to the operating system, bytes up to `flush`
-//! survive a crash. Segments are created at full length, so that appends change no file size and `fdatasync` writes
-//! no inode. Bytes of a segment beyond `write` are zeros, always: a reader of the files (`pg_waldump`, recovery after
-//! a crash) tells the end of WAL by them.
+//! survive a crash. Segments are created at full length, so that appends change no file size, and get their blocks a
+//! mebibyte ahead of what is written, so that few flushes have to make an allocation durable and a full disk is noticed
+//! before a byte of an append is written. Not a whole segment at once: an idle timeline must not take 16 MiB. Bytes of a
+//! segment beyond `write` are zeros, always: a reader of the files (`pg_waldump`, recovery after a crash) tells the end
+//! of WAL by them.
+//!
+//! A full disk is told apart from a failed one ([`WalStoreError::Full`]): what was flushed is whole and stays so. The
+//! store is opened again from disk all the same, as after a crash, and takes appends when there is
+//! [room](WalStore::make_room).
 //!
 //! What is deliberately absent: any opinion on terms, records or commit. The acceptor core decides, this executes.
 
@@ -16,7 +22,10 @@ use std::path::{Path, PathBuf};
 use lakebed_types::Lsn;
 use lakebed_wal::segment::file_name;
 
-use crate::durable_file::{DurableFileError, sync_directory};
+use crate::durable_file::{self, DurableFileError, sync_directory};
+
+/// Blocks are allocated in steps of this many bytes.
+const ALLOCATION_BYTES: u64 = 1 << 20;
 
 /// Why the WAL store did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +33,15 @@ pub enum WalStoreError {
     /// The operating system refused. The store is stopped; open it again to see what is durable.
     #[error("{path}: {source}; the timeline stops here and is read again from disk")]
     Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is no room for what was to be written. Nothing that was flushed suffered. The store is stopped; open it
+    /// again, and append when there is [room](WalStore::make_room).
+    #[error("{path}: no room: {source}")]
+    Full {
         /// File or directory.
         path: PathBuf,
         /// What the operating system said.
@@ -70,9 +88,21 @@ impl WalStoreError {
     }
 }
 
+impl WalStoreError {
+    /// Of a write or an allocation. Never of an fsync: what that one failed to write is lost, whatever the reason.
+    fn writing(path: &Path) -> impl FnOnce(io::Error) -> WalStoreError {
+        let path = path.to_owned();
+        move |source| match durable_file::is_full(&source) {
+            true => WalStoreError::Full { path, source },
+            false => WalStoreError::Io { path, source },
+        }
+    }
+}
+
 impl From<DurableFileError> for WalStoreError {
     fn from(error: DurableFileError) -> Self {
         match error {
+            DurableFileError::Full { path, source } => WalStoreError::Full { path, source },
             DurableFileError::Io { path, source } => WalStoreError::Io { path, source },
             DurableFileError::Damaged { path, reason } => WalStoreError::Damaged { path, reason },
             DurableFileError::TooLarge { path, bytes } => WalStoreError::Damaged {
@@ -98,6 +128,8 @@ pub struct WalStore {
     write: Lsn,
     /// Segments written since the last flush, by number.
     dirty: BTreeMap<u64, File>,
+    /// Blocks up to here were allocated, as far as this process knows.
+    allocated: Lsn,
     /// No segment whose name sorts before is left, as far as this process knows.
     removed_below: Option<PathBuf>,
     stopped: bool,
@@ -129,6 +161,7 @@ impl WalStore {
             flush: end,
             write: end,
             dirty: BTreeMap::new(),
+            allocated: end,
             removed_below: None,
             stopped: false,
         };
@@ -171,6 +204,7 @@ impl WalStore {
             });
         }
         self.stopped = true; // until it is known that everything went well
+        self.allocate(begin, bytes.len() as u64)?;
         self.write_split(begin, bytes)?;
         self.write = Lsn(begin.0 + bytes.len() as u64);
         self.stopped = false;
@@ -323,14 +357,64 @@ impl WalStore {
             return self.open_existing(number);
         }
         let beside = path.with_extension("new");
-        let created = File::create(&beside).and_then(|file| {
-            file.set_len(self.segment_bytes)?;
-            file.sync_all()
-        });
-        created.map_err(WalStoreError::io(&beside))?;
-        fs::rename(&beside, &path).map_err(WalStoreError::io(&path))?;
+        let file = File::create(&beside).map_err(WalStoreError::writing(&beside))?;
+        file.set_len(self.segment_bytes)
+            .map_err(WalStoreError::writing(&beside))?;
+        file.sync_all().map_err(WalStoreError::io(&beside))?;
+        fs::rename(&beside, &path).map_err(WalStoreError::writing(&path))?;
         sync_directory(&self.directory)?;
         self.open_existing(number)
+    }
+
+    /// The segment to write to.
+    fn writable(&mut self, number: u64) -> Result<&File, WalStoreError> {
+        if !self.dirty.contains_key(&number) {
+            let file = self.open_or_create(number)?;
+            self.dirty.insert(number, file);
+        }
+        self.dirty.get(&number).ok_or_else(|| WalStoreError::Stopped {
+            path: self.directory.clone(),
+        })
+    }
+
+    /// Allocates blocks from `begin` on so that `length` bytes have room, and some more.
+    fn allocate(&mut self, begin: Lsn, length: u64) -> Result<(), WalStoreError> {
+        let end = begin.0.saturating_add(length);
+        if end <= self.allocated.0 {
+            return Ok(());
+        }
+        let segment_bytes = self.segment_bytes;
+        let goal = end.next_multiple_of(ALLOCATION_BYTES.min(segment_bytes));
+        let mut at = begin.max(self.allocated);
+        while at.0 < goal {
+            let number = at.segment_number(segment_bytes);
+            let offset = at.segment_offset(segment_bytes);
+            let now = (goal - at.0).min(segment_bytes - offset);
+            let path = self.segment_path(number);
+            let flags = rustix::fs::FallocateFlags::empty();
+            match rustix::fs::fallocate(self.writable(number)?, flags, offset, now) {
+                // Not every file system can: its blocks then come with each write.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(WalStoreError::writing(&path)(error.into())),
+            }
+            at = Lsn(at.0 + now);
+        }
+        self.allocated = Lsn(goal);
+        Ok(())
+    }
+
+    /// Whether there is room again for appends and for a control file; allocates it for the first.
+    ///
+    /// # Errors
+    /// [`WalStoreError::Full`] while there is none: ask again later. All others as of an append.
+    pub fn make_room(&mut self) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        let beside = self.directory.join("room.new");
+        let file = File::create(&beside).map_err(WalStoreError::writing(&beside))?;
+        let written = file.write_all_at(&[1; 1 << 16], 0);
+        fs::remove_file(&beside).map_err(WalStoreError::io(&beside))?;
+        written.map_err(WalStoreError::writing(&beside))?;
+        self.allocate(self.write, ALLOCATION_BYTES)
     }
 
     fn write_split(&mut self, begin: Lsn, mut bytes: &[u8]) -> Result<(), WalStoreError> {
@@ -340,14 +424,10 @@ impl WalStore {
             let room = usize::try_from(self.segment_bytes - offset).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             let number = at.segment_number(self.segment_bytes);
-            if !self.dirty.contains_key(&number) {
-                let file = self.open_or_create(number)?;
-                self.dirty.insert(number, file);
-            }
-            if let Some(file) = self.dirty.get(&number) {
-                file.write_all_at(now, offset)
-                    .map_err(WalStoreError::io(&self.segment_path(number)))?;
-            }
+            let path = self.segment_path(number);
+            self.writable(number)?
+                .write_all_at(now, offset)
+                .map_err(WalStoreError::writing(&path))?;
             at = Lsn(at.0 + now.len() as u64);
             bytes = later;
         }
@@ -375,8 +455,13 @@ impl WalStore {
         for path in later.iter().rev() {
             fs::remove_file(path).map_err(WalStoreError::io(path))?;
         }
+        self.allocated = lsn;
         let path = self.segment_path(keep);
         let offset = lsn.segment_offset(self.segment_bytes);
+        if offset == 0 && !path.exists() {
+            // The next append makes it. Here there may be no room, and nothing to lose.
+            return Ok(sync_directory(&self.directory)?);
+        }
         let file = if path.exists() {
             self.open_at_least(keep, offset)?
         } else {

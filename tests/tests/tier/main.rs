@@ -1,7 +1,9 @@
 //! The tier as its users rely on it: real processes, real Postgres, real disks.
 
 mod branches;
+mod campaign;
 mod comparison;
+mod disk_faults;
 mod durability;
 mod faults;
 mod fencing;

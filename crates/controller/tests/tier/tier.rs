@@ -157,6 +157,7 @@ impl Tier {
             node_id: id,
             admin_listen: None,
             backup: None,
+            scrub: Default::default(),
         };
         let (stop, (ready, address)) = (CancellationToken::new(), oneshot::channel());
         let safekeeper = unlocked(|| Safekeeper::open(config.clone())).await;

@@ -33,7 +33,7 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
     let admin = config.admin_listen.unwrap_or_else(any_local_port);
     let admin = serve_admin(admin, source, registry, Router::new(), shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
-    let safekeeper_backup = safekeeper.backup().cloned();
+    let peers = safekeeper.peers().clone();
     let mut serving = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));
     let Ok(address) = listening.await else {
         return serving.await.context("serving")?;
@@ -42,10 +42,8 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
     if node.controllers.is_empty() {
         return serving.await.context("serving")?;
     }
-    if let Some(backup) = safekeeper_backup {
-        let (controllers, stop) = (node.controllers.clone(), shutdown.clone());
-        tokio::spawn(async move { backup.peers.follow(controllers, stop).await });
-    }
+    let (controllers, stop) = (node.controllers.clone(), shutdown.clone());
+    tokio::spawn(async move { peers.follow(controllers, stop).await });
     let registration = Registration {
         controllers: node.controllers,
         node_id: config.node_id,

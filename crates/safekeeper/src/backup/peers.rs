@@ -61,6 +61,54 @@ impl Peers {
         said
     }
 
+    /// Committed WAL of one of them, as much of the range as it has.
+    ///
+    /// # Errors
+    /// Why there is none, in words. After a silence of a few seconds that is the reason.
+    pub async fn read_committed(
+        &self,
+        node: NodeId,
+        timeline: Name,
+        (begin, end): (Lsn, Lsn),
+    ) -> Result<Vec<u8>, String> {
+        let address = {
+            let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            addresses.get(&node).cloned()
+        };
+        let address = address.ok_or("its address is not known")?;
+        let channel = tokio::time::timeout(PATIENCE, self.channel(&address)).await;
+        let channel = channel.ok().flatten().ok_or("it cannot be reached")?;
+        let request = v1::ReadWalRequest {
+            timeline: Some(convert::timeline_ref(timeline.0, timeline.1)),
+            begin_lsn: begin.0,
+            end_lsn: end.0,
+            committed_only: true,
+            term: 0,
+        };
+        let mut wal = Vec::new();
+        let read = async {
+            let mut chunks = SafekeeperClient::new(channel)
+                .read_wal(request)
+                .await?
+                .into_inner();
+            let wanted = usize::try_from(end.0 - begin.0).unwrap_or(usize::MAX);
+            while wal.len() < wanted {
+                let next = tokio::time::timeout(PATIENCE, chunks.message()).await;
+                let next = next.map_err(|_| tonic::Status::deadline_exceeded("it does not go on"))?;
+                match next? {
+                    Some(chunk) => wal.extend_from_slice(&chunk.wal),
+                    None => break,
+                }
+            }
+            Ok::<(), tonic::Status>(())
+        };
+        match read.await {
+            // What came before damage of its own may be what is asked for.
+            Err(status) if wal.is_empty() => Err(status.to_string()),
+            _ => Ok(wal),
+        }
+    }
+
     async fn channel(&self, address: &str) -> Option<Channel> {
         let known = {
             let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);

@@ -40,7 +40,7 @@ pub struct Backup {
     /// The store.
     pub store: BlobStore,
     /// The other safekeepers.
-    pub peers: Peers,
+    pub peers: Arc<Peers>,
 }
 
 impl Backup {
@@ -51,7 +51,7 @@ impl Backup {
     pub fn open(config: BackupConfig) -> Result<Backup, BlobError> {
         Ok(Backup {
             store: BlobStore::open(&config.store)?,
-            peers: Peers::default(),
+            peers: Arc::default(),
             config,
         })
     }

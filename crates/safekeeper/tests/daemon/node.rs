@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -67,8 +67,17 @@ impl Nodes {
         Nodes::start_with(count, None).await
     }
 
+    /// As [`Nodes::start`], with a data directory that is made so.
+    pub async fn start_at(count: u64, make: &mut dyn FnMut(&Path)) -> Nodes {
+        Nodes::make(count, None, make).await
+    }
+
     /// As [`Nodes::start`], with WAL in the directory `objects` as this table says beside its `store`.
     pub async fn start_with(count: u64, backup: Option<serde_json::Value>) -> Nodes {
+        Nodes::make(count, backup, &mut |_| {}).await
+    }
+
+    async fn make(count: u64, backup: Option<serde_json::Value>, make: &mut dyn FnMut(&Path)) -> Nodes {
         let home = lakebed_pgtest::temp_dir();
         let backup = backup.map(|mut table| {
             table["store"] = store(&home).into();
@@ -82,6 +91,7 @@ impl Nodes {
         };
         let members: Vec<u64> = (1..=count).collect();
         for id in 1..=count {
+            make(&nodes.data_dir(id));
             nodes.up(id).await;
             let created = nodes
                 .client(id)
@@ -114,6 +124,7 @@ impl Nodes {
             "data_dir": self.data_dir(id),
             "listen": "127.0.0.1:0",
             "node_id": id,
+            "scrub": {"interval_ms": 100},
         });
         if let Some(backup) = &self.backup {
             config["backup"] = backup.clone();
@@ -140,9 +151,7 @@ impl Nodes {
         let known: BTreeMap<NodeId, String> =
             addresses.into_iter().map(|(id, at)| (NodeId(id), at)).collect();
         for running in self.running.values() {
-            if let Some(backup) = running.safekeeper.backup() {
-                backup.peers.set(known.clone());
-            }
+            running.safekeeper.peers().set(known.clone());
         }
     }
 

@@ -1,0 +1,241 @@
+//! Messages that are right but for one field, with a value that chance chose: each is refused with a reason, and
+//! nothing is changed by it.
+
+use bytes::Bytes;
+use lakebed_proto::v1;
+use lakebed_proto::v1::acceptor_message::Message as Answer;
+use lakebed_proto::v1::proposer_message::Message;
+use lakebed_types::Lsn;
+
+use crate::node::{Nodes, create_request, timeline_ref};
+use crate::sample::sample;
+use crate::stream::{Stream, append, elected, greeting, vote};
+
+const MEMBERS: [u64; 1] = [1];
+/// Term that the acceptor is in.
+const TERM: u64 = 3;
+const MESSAGES: usize = 400;
+
+/// SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Small, large, or one off what is right; never what is right.
+    fn other(&mut self, right: u64) -> u64 {
+        let choices = [
+            0,
+            1,
+            right.wrapping_sub(1),
+            right.wrapping_add(1),
+            u64::MAX,
+            self.next(),
+        ];
+        let chosen = choices[self.below(choices.len() as u64) as usize];
+        if chosen == right {
+            right.wrapping_add(8)
+        } else {
+            chosen
+        }
+    }
+
+    fn other32(&mut self, right: u32) -> u32 {
+        let chosen = self.other(right.into()) as u32;
+        if chosen == right {
+            right.wrapping_add(8)
+        } else {
+            chosen
+        }
+    }
+
+    fn bytes(&mut self, most: u64) -> Bytes {
+        let length = self.below(most);
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+
+    /// Of a timeline that is not there, or no id at all.
+    fn other_timeline(&mut self) -> Option<v1::TimelineRef> {
+        let mut timeline = timeline_ref();
+        match self.below(3) {
+            0 => return None,
+            1 => timeline.tenant = self.bytes(40),
+            _ => timeline.timeline = self.bytes(40),
+        }
+        Some(timeline)
+    }
+
+    fn other_cluster(&mut self) -> Option<v1::ClusterIdentity> {
+        let mut cluster = create_request(&MEMBERS).cluster.unwrap();
+        match self.below(4) {
+            0 => return None,
+            1 => cluster.system_identifier = self.other(cluster.system_identifier),
+            2 => cluster.postgres_major = self.other32(cluster.postgres_major),
+            _ => cluster.wal_segment_bytes = self.other32(cluster.wal_segment_bytes),
+        }
+        Some(cluster)
+    }
+
+    /// Not a higher generation: that one is adopted.
+    fn other_membership(&mut self) -> Option<v1::Membership> {
+        let mut membership = create_request(&MEMBERS).membership.unwrap();
+        match self.below(4) {
+            0 => return None,
+            1 => membership.generation = 0,
+            2 => membership.current = (0..self.below(100)).map(|_| self.next()).collect(),
+            _ => membership.next = (0..=self.below(100)).map(|_| self.next()).collect(),
+        }
+        Some(membership)
+    }
+
+    fn wrong_greeting(&mut self) -> Message {
+        let Message::Greeting(mut wrong) = greeting(&MEMBERS) else {
+            unreachable!()
+        };
+        match self.below(4) {
+            0 => wrong.protocol_version = self.other32(wrong.protocol_version),
+            1 => wrong.timeline = self.other_timeline(),
+            2 => wrong.cluster = self.other_cluster(),
+            _ => wrong.membership = self.other_membership(),
+        }
+        Message::Greeting(wrong)
+    }
+
+    fn wrong_vote(&mut self) -> Message {
+        let Message::Vote(mut wrong) = vote(self.below(TERM + 1)) else {
+            unreachable!()
+        };
+        if self.below(2) == 0 {
+            (wrong.term, wrong.generation) = (self.next(), self.other(1));
+        }
+        Message::Vote(wrong)
+    }
+
+    fn wrong_history(&mut self, start: Lsn) -> Message {
+        let low = (self.below(TERM), start);
+        let mut message = match self.below(4) {
+            0 => elected(&[(0, start), low], start),
+            1 => elected(&[(0, start), (TERM, Lsn(self.other(start.0)))], start),
+            2 => elected(&[(TERM, start), (TERM, start)], start),
+            _ => elected(&[(0, start), (1, start), (TERM, start)], start),
+        };
+        if let (Message::Elected(wrong), 0) = (&mut message, self.below(4)) {
+            wrong.generation = self.other(1);
+        }
+        message
+    }
+
+    fn wrong_append(&mut self, end: Lsn, next: &Bytes) -> Message {
+        let Message::Append(mut wrong) = append(TERM, end, next.clone(), end) else {
+            unreachable!()
+        };
+        match self.below(3) {
+            0 => wrong.generation = self.other(1),
+            1 => wrong.term = self.other(TERM),
+            _ => wrong.begin_lsn = self.other(end.0),
+        }
+        Message::Append(wrong)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposers_message_with_one_wrong_field_changes_nothing() {
+    let nodes = Nodes::start(1).await;
+    let (start, end, more) = (sample().start, sample().at_percent(1), sample().at_percent(2));
+    let mut stream = Stream::greeted(&nodes, 1, &MEMBERS).await;
+    stream.ask(vote(TERM)).await.unwrap();
+    stream
+        .ask(elected(&[(0, start), (TERM, start)], start))
+        .await
+        .unwrap();
+    stream
+        .ask(append(TERM, start, sample().bytes(start, end), start))
+        .await
+        .unwrap();
+    let before = nodes.status(1).await;
+    let next = sample().bytes(end, more);
+    let mut chance = Chance(0x1abe_bed5);
+    let mut refusals = 0;
+    for _ in 0..MESSAGES {
+        let message = match chance.below(4) {
+            0 => chance.wrong_greeting(),
+            1 => chance.wrong_vote(),
+            2 => chance.wrong_history(start),
+            _ => chance.wrong_append(end, &next),
+        };
+        let what = format!("{message:?}");
+        match stream.ask(message).await {
+            Ok(Answer::Refusal(refusal)) => {
+                assert!(!refusal.reason.is_empty(), "{what}");
+                refusals += 1;
+            }
+            Ok(other) => panic!("{what} was answered with {other:?}"),
+            Err(status) => {
+                assert!(!status.message().is_empty(), "{what}");
+                stream = Stream::greeted(&nodes, 1, &MEMBERS).await;
+            }
+        }
+        assert_eq!(nodes.status(1).await, before, "{what}");
+    }
+    assert!(refusals > 0 && refusals < MESSAGES, "{refusals} refusals");
+    // And who is right is served.
+    stream
+        .ask(elected(&[(0, start), (TERM, start)], start))
+        .await
+        .unwrap();
+    let answer = stream.ask(append(TERM, end, next, end)).await.unwrap();
+    assert!(matches!(answer, Answer::Append(append) if append.flush_lsn == more.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_with_one_wrong_field_change_nothing() {
+    let nodes = Nodes::start(1).await;
+    let before = nodes.status(1).await;
+    let (mut chance, mut client) = (Chance(7), nodes.client(1).await);
+    for _ in 0..MESSAGES {
+        // A valid id of another timeline would make that timeline; an invalid one makes nothing.
+        let mut wrong = create_request(&MEMBERS);
+        match chance.below(4) {
+            0 => {
+                wrong.timeline = Some(v1::TimelineRef {
+                    timeline: chance.bytes(16),
+                    ..timeline_ref()
+                })
+            }
+            1 => wrong.start_lsn = chance.other(wrong.start_lsn),
+            2 => wrong.cluster = chance.other_cluster(),
+            _ => wrong.membership = chance.other_membership().filter(|other| other.generation != 0),
+        }
+        let what = format!("{wrong:?}");
+        let status = client.create_timeline(wrong).await.expect_err(&what);
+        assert!(!status.message().is_empty(), "{what}");
+        let read = v1::ReadWalRequest {
+            timeline: chance.other_timeline(),
+            begin_lsn: chance.next(),
+            end_lsn: chance.next(),
+            committed_only: chance.below(2) == 0,
+            term: chance.below(3),
+        };
+        let what = format!("{read:?}");
+        let boundary = v1::FindBoundaryRequest {
+            timeline: read.timeline.clone(),
+            at_or_below: read.begin_lsn,
+        };
+        assert!(client.read_wal(read).await.is_err(), "{what}");
+        assert!(client.find_boundary(boundary).await.is_err(), "{what}");
+    }
+    assert_eq!(nodes.status(1).await, before);
+    assert_eq!(
+        nodes.status_json(1)["timelines"].as_array().map(Vec::len),
+        Some(1)
+    );
+}
