@@ -69,6 +69,9 @@ pub enum BootstrapError {
     /// The operating system gave no random numbers.
     #[error("random numbers of the operating system: {0}")]
     Random(std::io::Error),
+    /// What sends the files failed.
+    #[error("{0}")]
+    Source(String),
     /// A task of this process failed.
     #[error("reading the data directory failed: {0}")]
     Task(#[from] tokio::task::JoinError),

@@ -4,6 +4,7 @@ pub mod compute;
 pub mod controller;
 pub mod pageserver;
 pub mod safekeeper;
+pub mod wal_client;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -35,12 +35,14 @@ fn what_is_refused_and_why() {
         tenant,
         start_lsn: Lsn(1001),
         start_last_record: Lsn(900),
+        consistent_lsn: Lsn::INVALID,
         cluster: CLUSTER,
     };
     let bad_cluster = Command::FinishImport {
         tenant,
         start_lsn: Lsn(1000),
         start_last_record: Lsn(900),
+        consistent_lsn: Lsn::INVALID,
         cluster: ClusterIdentity {
             wal_segment_bytes: 3 << 20,
             ..CLUSTER
