@@ -35,14 +35,37 @@ pub struct RunningServer {
 
 impl ImportSource for RunningServer {
     async fn import(&self, target: &ImportTarget) -> Result<ImportResponse, BootstrapError> {
-        let answers = self.back_up(target).await;
-        let answers =
-            answers.map_err(|error| BootstrapError::Source(format!("the base backup: {error:#}")))?;
+        let answers = match self.back_up(target).await {
+            Ok(answers) => answers,
+            Err(error) => {
+                let hopeless = error.chain().any(|cause| cause.is::<WrongServer>());
+                if hopeless {
+                    self.forget_slot().await;
+                }
+                return Err(BootstrapError::Source {
+                    reason: format!("the base backup: {error:#}"),
+                    hopeless,
+                });
+            }
+        };
         target.agreed(&answers)
     }
 }
 
 impl RunningServer {
+    /// A slot that nobody will read must not keep WAL on the server for ever.
+    async fn forget_slot(&self) {
+        let dropped = async {
+            let mut connection = Connection::open(&self.target, &self.name).await?;
+            connection
+                .query(&format!("DROP_REPLICATION_SLOT \"{}\" WAIT", self.slot))
+                .await
+        };
+        if let Err(error) = dropped.await {
+            tracing::warn!(slot = self.slot, %error, "the replication slot could not be dropped: drop it by hand");
+        }
+    }
+
     async fn back_up(&self, target: &ImportTarget) -> anyhow::Result<Vec<ImportResponse>> {
         let (mut connection, server) = Server::connect(&self.target, &self.name).await?;
         make_slot(&mut connection, &self.slot).await?;

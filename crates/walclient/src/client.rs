@@ -204,6 +204,7 @@ fn is_final(error: &anyhow::Error) -> bool {
                 tonic::Code::InvalidArgument | tonic::Code::AlreadyExists
             )
         }
+        BootstrapError::Source { hopeless, .. } => *hopeless,
         _ => false,
     };
     error.chain().any(|cause| {

@@ -27,7 +27,7 @@ const MAX_ROWS: usize = 10_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     /// The operating system refused.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// What was done.
         what: &'static str,

@@ -141,11 +141,18 @@ impl Session<'_> {
         let result = self.stream(&mut connection, &mut quorum, follower).await;
         if result.is_ok() {
             connection.close().await;
-            // Nobody else will tell them: branches would not reach the end of this WAL before the next proposer.
-            let told = quorum
-                .standing
-                .wait_for(|standing| standing.lost.is_some() || standing.all_told());
-            if tokio::time::timeout(TELL_PATIENCE, told).await.is_err() {
+        }
+        // Nobody else will tell the safekeepers: if the server is gone for good, a branch has to reach the end of its WAL.
+        let mut standing = quorum.standing.clone();
+        let told = async {
+            let (mut commits, written) = (quorum.commits.clone(), *quorum.written.borrow());
+            let _ = commits.wait_for(|commit| *commit >= written).await;
+            let _ = quorum.standing.wait_for(Standing::all_told).await;
+        };
+        tokio::select! {
+            () = told => {}
+            _ = loss(&mut standing) => {}
+            () = tokio::time::sleep(TELL_PATIENCE) => {
                 tracing::warn!("not every safekeeper answered to be told what is committed");
             }
         }
