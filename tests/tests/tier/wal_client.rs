@@ -414,9 +414,11 @@ fn a_compute_on_the_protected_branch_takes_it_over() {
 #[test]
 fn a_server_with_tablespaces_is_refused_and_no_slot_is_left() {
     let server = Server::start(&Installation::default_15(), false);
-    server
-        .cluster
-        .sql("set allow_in_place_tablespaces = on; create tablespace elsewhere location ''");
+    let space = server.cluster.home().join("space").display().to_string();
+    // By the server, whose user has to own it.
+    server.cluster.sql(&format!(
+        "copy (select 1) to program 'mkdir {space}'; create tablespace elsewhere location '{space}'"
+    ));
     let tier = tier_of_one();
     ends(&tier, &server.url(), "tablespaces");
     let slots = server.cluster.sql("select count(*) from pg_replication_slots");
