@@ -138,7 +138,7 @@ impl Frames {
     ///
     /// # Errors
     /// See [`WireError`]: the connection is of no more use.
-    pub fn next(&mut self) -> Result<Option<Backend>, WireError> {
+    pub fn next_message(&mut self) -> Result<Option<Backend>, WireError> {
         let Some((&[kind, a, b, c, d], _)) = self.buffer.split_first_chunk::<5>() else {
             return Ok(None);
         };

@@ -55,7 +55,7 @@ fn read(choices: &mut Choices<'_>, bytes: &[u8]) -> (Vec<Backend>, bool) {
         frames.buffer().extend_from_slice(piece);
         rest = after;
         loop {
-            match frames.next() {
+            match frames.next_message() {
                 Ok(Some(found)) => {
                     match &found {
                         Backend::CopyData(data) => {

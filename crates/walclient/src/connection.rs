@@ -156,7 +156,7 @@ impl Connection {
     /// See [`ConnectionError`].
     pub async fn receive(&mut self) -> Result<Backend, ConnectionError> {
         loop {
-            match self.frames.next()? {
+            match self.frames.next_message()? {
                 Some(Backend::Parameter { name, value }) => {
                     // What is reported is a fixed list of a dozen settings; another server's list has its bound.
                     if self.parameters.len() < MAX_ROWS {

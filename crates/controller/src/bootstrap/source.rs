@@ -37,7 +37,7 @@ impl ImportTarget {
         if answers.iter().any(|other| other != first) {
             return Err(BootstrapError::ShardsDiffer { tenant });
         }
-        Ok(first.clone())
+        Ok(*first)
     }
 }
 
