@@ -141,6 +141,13 @@ impl Tier {
 
     /// As [`Tier::start`]; imports this data directory, which was shut down in order, instead.
     pub fn start_from(shape: &Shape, data: Option<&Path>) -> Tier {
+        let tier = Tier::without_tenant(shape);
+        tier.create_tenant("test", shape, data);
+        tier
+    }
+
+    /// Starts all roles and creates nothing. What asks for a branch by name means one of a tenant `test`.
+    pub fn without_tenant(shape: &Shape) -> Tier {
         let home = temp_dir();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("a directory for all");
         let controller = format!("127.0.0.1:{}", free_port());
@@ -188,7 +195,6 @@ impl Tier {
         for (name, text) in pageservers {
             tier.add_role(&name, "pageserver", &text);
         }
-        tier.create_tenant("test", shape, data);
         tier
     }
 

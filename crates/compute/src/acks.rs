@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use lakebed_shim_abi::region::Region;
 use lakebed_types::Lsn;
 
+use crate::quorum::Committed;
 use crate::shared_memory::wake;
 
 /// WAL writes in order, with the end of the last record that is complete in them.
@@ -40,8 +41,18 @@ impl Acks {
         }
     }
 
-    /// A quorum has everything below `committed`.
-    pub fn committed(&self, committed: Lsn) {
+    /// Writes that wait.
+    pub fn waiting(&self) -> usize {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting
+            .len()
+    }
+}
+
+impl Committed for Acks {
+    fn committed(&self, committed: Lsn) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.committed = state.committed.max(committed);
         let mut acked = None;
@@ -55,14 +66,5 @@ impl Acks {
         if let Some(sequence) = acked {
             wake(self.region.wal_acked(sequence));
         }
-    }
-
-    /// Writes that wait.
-    pub fn waiting(&self) -> usize {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .waiting
-            .len()
     }
 }

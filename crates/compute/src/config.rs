@@ -41,6 +41,17 @@ impl std::str::FromStr for WireWal {
     }
 }
 
+/// What the proposer of a branch is told, whoever writes the WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProposerConfig {
+    /// Without a quorum for this long the term is given up, in milliseconds.
+    pub lease_ms: u64,
+    /// A safekeeper hears from the proposer at least this often, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// How WAL goes to safekeepers that understand more than plain bytes.
+    pub wire_wal: WireWal,
+}
+
 /// Everything that a compute is told at its start, except the branch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +116,15 @@ fn default_local_wal_bytes() -> usize {
 }
 
 impl ComputeConfig {
+    /// What its proposer is told.
+    pub fn proposer(&self) -> ProposerConfig {
+        ProposerConfig {
+            lease_ms: self.lease_ms,
+            heartbeat_ms: self.heartbeat_ms,
+            wire_wal: self.wire_wal,
+        }
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")

@@ -201,7 +201,7 @@ async fn boot(
     let safekeepers = members.told();
     let driver = Driver {
         branch: branch.clone(),
-        config: config.clone(),
+        config: config.proposer(),
         local: local.clone(),
         acks: acks.clone(),
         written: written_to,
@@ -310,7 +310,10 @@ fn has_slots(data: &std::path::Path) -> bool {
 
 /// Starts the quorum's driver on a thread and a runtime of its own: what a commit waits for goes from one task to the
 /// next without waking another thread, and never queues behind the reading of pages.
-fn start_driver(driver: Driver) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The system gives no thread.
+pub fn start_driver(driver: Driver) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("making a runtime")?;
     let thread = std::thread::Builder::new().name("quorum".to_owned());
@@ -352,7 +355,10 @@ fn memory_name(config: &ComputeConfig) -> String {
 }
 
 /// Waits for the term, and until a quorum has everything below its start.
-async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
+///
+/// # Errors
+/// No quorum in a minute, or the term was lost again.
+pub async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
     let usable = |standing: &Standing| {
         let recovered = standing.won.is_some_and(|won| standing.commit >= won.start);
         recovered || standing.lost.is_some()
@@ -380,7 +386,10 @@ async fn win(standing: &mut watch::Receiver<Standing>) -> anyhow::Result<Won> {
 ///
 /// Only safekeepers whose WAL counts for this term are asked: another one may hold other records below `at`, which
 /// were never committed. All of them at once, because any may have become slow.
-async fn last_record_start(
+///
+/// # Errors
+/// None of them knows it.
+pub async fn last_record_start(
     branch: &Branch,
     standing: &mut watch::Receiver<Standing>,
     at: Lsn,

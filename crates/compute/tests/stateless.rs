@@ -12,7 +12,7 @@ use lakebed_compute::{ComputeConfig, Ended, Sidecar};
 use lakebed_pageserver::config::PageserverConfig;
 use lakebed_pageserver::daemon::{Managers, Pageserver};
 use lakebed_pageserver::manifest::Cluster as ClusterIdentity;
-use lakebed_pageserver::node::{Attachment, TimelineSpec};
+use lakebed_pageserver::node::{Attachment, Taken, TimelineSpec};
 use lakebed_pgtest::{Cluster, program, run, temp_dir};
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{connect, convert, quorum, v1};
@@ -97,13 +97,18 @@ async fn tier() -> Tier {
         tokio::spawn(server.serve());
         let key = (TENANT, shard);
         imported = Some(
-            node.import(key, Generation(1), TIMELINE, &initial.data_dir())
+            node.import(key, Generation(1), TIMELINE, &initial.data_dir(), None)
                 .await
                 .expect("an import"),
         );
         nodes.push((node, shard));
     }
-    let (cluster, start, last_record_start) = imported.expect("two imports");
+    let Taken {
+        cluster,
+        start,
+        last_record_start,
+        ..
+    } = imported.expect("two imports");
     let membership = Membership {
         generation: Generation(1),
         old: safekeepers.keys().copied().collect(),

@@ -11,12 +11,12 @@
 
 mod error;
 mod files;
+mod source;
 mod upload;
 
 use std::path::Path;
 use std::time::Duration;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::{connect, v1};
 use lakebed_types::TenantId;
@@ -25,15 +25,14 @@ use tonic::transport::Channel;
 
 pub use error::BootstrapError;
 use files::DataDirectory;
+pub use source::{ImportSource, ImportTarget};
+pub use upload::{Gone, ShardUpload};
 
 use crate::random;
-use crate::wire::cluster_to_wire;
 
 const LEASE_MS: u32 = 15_000;
 const RENEW_EVERY: Duration = Duration::from_secs(4);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Shards that are sent to at a time.
-const UPLOADS_AT_A_TIME: usize = 4;
 
 /// What is to be created.
 #[derive(Clone, Debug)]
@@ -68,8 +67,21 @@ pub async fn create_tenant(
     data_directory: &Path,
     patience: Duration,
 ) -> Result<Bootstrapped, BootstrapError> {
+    let directory = DataDirectory::open(data_directory)?;
+    create_tenant_from(controller, tenant, &directory, patience).await
+}
+
+/// As [`create_tenant`], of whatever `source` sends.
+///
+/// # Errors
+/// See [`BootstrapError`]. It may be called again after any of them.
+pub async fn create_tenant_from<S: ImportSource>(
+    controller: &str,
+    tenant: &NewTenant,
+    source: &S,
+    patience: Duration,
+) -> Result<Bootstrapped, BootstrapError> {
     let result = tokio::time::timeout(patience, async {
-        let directory = DataDirectory::open(data_directory)?;
         let channel = connect(controller)
             .await
             .map_err(|error| BootstrapError::connect(controller, &error))?;
@@ -77,7 +89,7 @@ pub async fn create_tenant(
         Run {
             client,
             tenant,
-            directory,
+            source,
         }
         .run()
         .await
@@ -88,13 +100,13 @@ pub async fn create_tenant(
     }))
 }
 
-struct Run<'a> {
+struct Run<'a, S> {
     client: ControllerClient<Channel>,
     tenant: &'a NewTenant,
-    directory: DataDirectory,
+    source: &'a S,
 }
 
-impl Run<'_> {
+impl<S: ImportSource> Run<'_, S> {
     async fn run(mut self) -> Result<Bootstrapped, BootstrapError> {
         loop {
             let answer = self.ask_for_tenant().await?;
@@ -128,6 +140,7 @@ impl Run<'_> {
                         start_lsn: branch.start_lsn,
                         last_record_start: branch.last_record_start,
                         cluster: branch.cluster,
+                        consistent_lsn: branch.consistent_lsn,
                     };
                     self.client.finish_import(finish).await?;
                 }
@@ -196,36 +209,24 @@ impl Run<'_> {
         tenant: &v1::TenantInfo,
         branch: &v1::BranchInfo,
     ) -> Result<v1::BranchInfo, BootstrapError> {
-        let timeline = branch.timeline.clone().unwrap_or_default().timeline;
-        // Owned by its upload each: a future that borrows them here would not be `Send`.
-        let uploads: Vec<_> = tenant
-            .shards
-            .iter()
-            .cloned()
-            .map(|shard| upload::import_shard(self.directory.clone(), id, shard, timeline.clone()))
-            .collect();
-        let imported: Vec<v1::ImportResponse> = stream::iter(uploads)
-            .buffer_unordered(UPLOADS_AT_A_TIME)
-            .try_collect()
-            .await?;
-        let first = imported
-            .first()
-            .cloned()
-            .ok_or_else(|| BootstrapError::Answer(format!("tenant {id} has no shards")))?;
-        let cluster = first.cluster.unwrap_or_default();
-        let own = cluster_to_wire(self.directory.cluster());
-        let same = imported.iter().all(|other| *other == first)
-            && cluster == own
-            && self.directory.checkpoint() == first.last_record_start;
-        if !same {
-            return Err(BootstrapError::ShardsDiffer { tenant: id });
-        }
+        let target = ImportTarget {
+            tenant: id,
+            timeline: branch.timeline.clone().unwrap_or_default().timeline,
+            shards: tenant.shards.clone(),
+        };
+        let imported = self.source.import(&target).await?;
+        let consistent = imported.consistent_lsn;
         let mut client = self.client.clone();
         let finish = v1::FinishImportRequest {
             tenant: id.to_string(),
-            start_lsn: first.start_lsn,
-            last_record_start: first.last_record_start,
-            cluster: Some(cluster),
+            start_lsn: imported.start_lsn,
+            last_record_start: imported.last_record_start,
+            cluster: imported.cluster,
+            consistent_lsn: if consistent > imported.start_lsn {
+                consistent
+            } else {
+                0
+            },
         };
         client.finish_import(finish).await?;
         let resolve = v1::ResolveBranchRequest {

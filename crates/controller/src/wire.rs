@@ -218,6 +218,7 @@ pub fn branch_info(
             .collect(),
         shards: shards(state, tenant),
         created_unix_micros: timeline.created_unix_micros,
+        consistent_lsn: timeline.consistent_lsn.0,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use lakebed_compute::config::WireWal;
+use lakebed_pgwire::Target;
 use lakebed_types::{Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
@@ -36,6 +37,8 @@ pub enum Command {
     /// Run a compute on a branch, or manage those of `lakebed up`.
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Compute(ComputeArgs),
+    /// Protect a Postgres that runs elsewhere: its WAL on the quorum, branches of it in the tier.
+    WalClient(WalClientArgs),
     /// Create, list and delete tenants, each a Postgres cluster with its branches.
     Tenant(TenantArgs),
     /// Create, list and delete branches.
@@ -260,6 +263,47 @@ pub struct ComputeRunArgs {
     /// End when the process that started this one ends.
     #[arg(long)]
     pub stop_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WalClientArgs {
+    /// The server: postgresql://user:password@host:port/, a user with the right REPLICATION. Without a password in it,
+    /// PGPASSWORD is taken.
+    #[arg(long, env = "LAKEBED_FROM", hide_env_values = true)]
+    pub from: Target,
+    /// Name of the tenant. If there is none, it is made of a base backup of the server.
+    #[arg(long)]
+    pub tenant: String,
+    /// Name of its first branch, which the server's WAL goes to.
+    #[arg(long, default_value = "main")]
+    pub branch: String,
+    /// What this client calls itself. With this name in the server's `synchronous_standby_names` the server acknowledges
+    /// a commit once a quorum of safekeepers has it; otherwise the quorum follows a moment later.
+    #[arg(long, default_value = "lakebed")]
+    pub synchronous_name: String,
+    /// Name of the replication slot on the server. Default: lakebed_TENANT_BRANCH
+    #[arg(long)]
+    pub slot: Option<String>,
+    /// Number of shards of a new tenant; 0: as the controller is configured.
+    #[arg(long, default_value_t = 0)]
+    pub shards: u32,
+    /// Number of safekeepers of a new tenant; 0: as the controller is configured.
+    #[arg(long, default_value_t = 0)]
+    pub safekeepers: u32,
+    /// Address of the admin HTTP service; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub admin_listen: SocketAddr,
+    /// Milliseconds without a quorum after which the stream begins anew.
+    #[arg(long, default_value_t = 10_000)]
+    pub lease_ms: u64,
+    /// How WAL goes to safekeepers: auto, compact or plain.
+    #[arg(long, default_value = "auto")]
+    pub wire_wal: WireWal,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    pub stop_with_parent: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -86,6 +86,10 @@ async fn command(cli: Cli, managers: Managers) -> anyhow::Result<()> {
                 roles::compute::run(args.run).await
             }
         },
+        Command::WalClient(args) => {
+            tie(args.stop_with_parent)?;
+            roles::wal_client::run(args).await
+        }
         Command::Tenant(args) => client::tenant::run(args.command, cli.json).await,
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,

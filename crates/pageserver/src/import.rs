@@ -2,6 +2,11 @@
 //!
 //! Every page becomes an image at L0, the end of the shutdown checkpoint; a page of zeros needs none. Each shard keeps
 //! its own pages, shard 0 also sizes, files and the control state.
+//!
+//! **A base backup of a running server** ([`Running`]) is made of pages of different moments, some of them torn. Its
+//! pages become images at the LSN where the backup's checkpoint begins to replay, although some are newer: the server
+//! wrote a full image of each page before its first change after that LSN (it does during every backup), so replay to
+//! the backup's end repairs what is newer or torn, as Postgres recovery does. Before that end nothing is read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +14,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use lakebed_ingest::ControlState;
 use lakebed_layer::{Value, ValueKind};
-use lakebed_redo::checksum;
+use lakebed_redo::{checksum, page};
 use lakebed_types::{Lsn, PageKey, ShardIdentity};
+use lakebed_wal::boot::first_record_position;
 use lakebed_wal::control::{ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
@@ -45,6 +51,17 @@ pub enum ImportError {
     Unsuitable(&'static str),
 }
 
+/// Which WAL makes a base backup of a running server consistent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Record boundary at which replay begins. The backup's control file holds the checkpoint whose redo LSN this is.
+    pub start: Lsn,
+    /// Start of the record that ends there.
+    pub last_record_start: Lsn,
+    /// End of the backup.
+    pub consistent: Lsn,
+}
+
 /// What an import found.
 #[derive(Debug)]
 pub struct Imported {
@@ -54,26 +71,37 @@ pub struct Imported {
     pub start: Lsn,
     /// Start of that checkpoint record: `xl_prev` of the next one.
     pub last_record_start: Lsn,
+    /// First LSN that may be read.
+    pub consistent: Lsn,
     /// Images and entries of this shard, all at L0.
     pub changes: Changes,
 }
 
-/// Reads a data directory of a cluster that was shut down.
+/// Reads a data directory: of a cluster that was shut down, or a base backup of a `running` one.
 ///
 /// # Errors
 /// See [`ImportError`].
-pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError> {
+pub fn import(root: &Path, shard: ShardIdentity, running: Option<Running>) -> Result<Imported, ImportError> {
     let control_path = root.join(CONTROL_FILE);
     let read = fs::read(&control_path).map_err(|source| ImportError::Io {
         path: control_path,
         source,
     })?;
     let control = ControlFile::decode(&read)?;
-    if !control.is_shut_down() {
-        return Err(ImportError::Unsuitable("it was not shut down cleanly"));
-    }
     let data_checksums = control.has_data_checksums();
-    let (last_record_start, start) = shutdown_checkpoint(root, &control)?;
+    let (last_record_start, start, consistent) = match running {
+        Some(running) => {
+            check_positions(&control, &running)?;
+            (running.last_record_start, running.start, running.consistent)
+        }
+        None if !control.is_shut_down() => {
+            return Err(ImportError::Unsuitable("it was not shut down cleanly"));
+        }
+        None => {
+            let (last_record_start, start) = shutdown_checkpoint(root, &control)?;
+            (last_record_start, start, start)
+        }
+    };
     let keeps = shard.keeps_catalogue();
     let mut changes = Changes::default();
     let mut sizes = std::collections::BTreeMap::new();
@@ -82,6 +110,8 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
             Item::Page(key, bytes) => {
                 if let (PageKey::Rel { block, .. }, true) = (key, data_checksums)
                     && !checksum::is_right(bytes, block)
+                    // Torn by a write during the backup: the server has logged a full image of it since.
+                    && !(running.is_some() && page::lsn(bytes) > start)
                 {
                     return Err(DataDirectoryError::Checksum { key });
                 }
@@ -142,8 +172,23 @@ pub fn import(root: &Path, shard: ShardIdentity) -> Result<Imported, ImportError
         cluster,
         start,
         last_record_start,
+        consistent,
         changes,
     })
+}
+
+/// Whether what the sender says of a base backup fits its control file.
+fn check_positions(control: &ControlFile, running: &Running) -> Result<(), ImportError> {
+    let redo = control.checkpoint().redo;
+    let fits = running.last_record_start < running.start
+        && first_record_position(running.start, control.segment_bytes()) == redo
+        && running.consistent > redo;
+    match fits {
+        true => Ok(()),
+        false => Err(ImportError::Unsuitable(
+            "the positions of the base backup do not fit the checkpoint in its control file",
+        )),
+    }
 }
 
 /// Start and end of the last checkpoint record, read from the directory's own WAL.

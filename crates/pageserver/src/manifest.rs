@@ -58,6 +58,10 @@ pub struct Manifest {
     pub parent: Option<Parent>,
     /// First LSN of the timeline's own history.
     pub start: Lsn,
+    /// First LSN that may be read, when that is after the start; a manifest from before there was this field is of a
+    /// timeline that can be read from its start.
+    #[serde(default)]
+    pub consistent: Lsn,
     /// Everything up to here is in the layers.
     pub disk_consistent: Lsn,
     /// Layers, oldest first.

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
 use crate::feed;
-use crate::import::{Imported, import};
+use crate::import::{Imported, Running as RunningServer, import};
 use crate::manifest::{self, Cluster, Parent};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
@@ -108,6 +108,19 @@ pub enum NodeError {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+/// What an import found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Whose WAL it is.
+    pub cluster: Cluster,
+    /// First LSN of the timeline.
+    pub start: Lsn,
+    /// Start of the record that ends there.
+    pub last_record_start: Lsn,
+    /// First LSN that may be read.
+    pub consistent: Lsn,
 }
 
 /// A timeline with its running feed.
@@ -302,11 +315,11 @@ impl Node {
         };
         let current = manifest::read_current(&self.store, tenant, shard, spec.timeline, generation).await;
         let current = current.map_err(TimelineError::from)?;
-        let start = current
+        let stored = current
             .as_ref()
-            .map(|(manifest, _)| manifest.start)
-            .or(spec.parent.map(|parent| parent.lsn));
-        let start = start.ok_or(NodeError::NeverStored(spec.timeline))?;
+            .map(|(manifest, _)| (manifest.start, manifest.consistent));
+        let bounds = stored.or(spec.parent.map(|parent| (parent.lsn, parent.lsn)));
+        let (start, consistent) = bounds.ok_or(NodeError::NeverStored(spec.timeline))?;
         let identity = Identity {
             tenant,
             timeline: spec.timeline,
@@ -314,6 +327,7 @@ impl Node {
             generation,
             cluster: spec.cluster,
             start,
+            consistent: consistent.max(start),
         };
         let directory = self.directory(key, spec.timeline);
         let (store, thresholds, managers) = (self.store.clone(), self.thresholds(), self.managers.clone());
@@ -356,6 +370,7 @@ impl Node {
     }
 
     /// Imports a data directory as a timeline of a shard and stores it. An unfinished earlier import is forgotten.
+    /// `running`: the files are a base backup of a server that went on running.
     ///
     /// # Errors
     /// See [`NodeError`].
@@ -365,16 +380,18 @@ impl Node {
         generation: Generation,
         timeline: TimelineId,
         directory: &Path,
-    ) -> Result<(Cluster, Lsn, Lsn), NodeError> {
+        running: Option<RunningServer>,
+    ) -> Result<Taken, NodeError> {
         let _one = self.changing.lock().await;
         self.claim(key, generation).await?;
         let (root, shard) = (directory.to_owned(), key.1);
-        let imported = tokio::task::spawn_blocking(move || import(&root, shard)).await;
+        let imported = tokio::task::spawn_blocking(move || import(&root, shard, running)).await;
         let imported = imported.map_err(|error| TimelineError::Internal(format!("import: {error}")))??;
         let Imported {
             cluster,
             start,
             last_record_start,
+            consistent,
             changes,
         } = imported;
         let current = manifest::read_current(&self.store, key.0, key.1, timeline, generation).await;
@@ -386,6 +403,7 @@ impl Node {
                 generation,
                 cluster,
                 start,
+                consistent,
             };
             let directory = self.directory(key, timeline);
             let (store, thresholds, managers) =
@@ -394,7 +412,12 @@ impl Node {
             new.publish(changes, start);
             new.flush().await?;
         }
-        Ok((cluster, start, last_record_start))
+        Ok(Taken {
+            cluster,
+            start,
+            last_record_start,
+            consistent,
+        })
     }
 
     /// Stops serving a timeline and deletes its local files. Objects stay: other generations may refer to them.

@@ -5,31 +5,43 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use lakebed_proto::v1::{self, import_message};
+use lakebed_types::Lsn;
 use lakebed_types::data_directory::is_inside;
 use tonic::{Status, Streaming};
 
-/// Writes all chunks of an import below `root`, which is emptied first.
+use crate::import::Running;
+
+/// Writes all chunks of an import below `root`, which is emptied first. Returns which WAL makes them consistent, if they
+/// are a base backup of a running server.
 ///
 /// # Errors
 /// A path that leads outside, or a failure of disk or stream.
 pub async fn receive_directory(
     root: &Path,
     mut messages: Streaming<v1::ImportMessage>,
-) -> Result<(), Status> {
+) -> Result<Option<Running>, Status> {
     let failed = |error: std::io::Error| Status::internal(format!("{}: {error}", root.display()));
     let _ = fs::remove_dir_all(root);
     fs::create_dir_all(root).map_err(failed)?;
+    let mut running = None;
     while let Some(message) = messages.message().await? {
         match message.message {
-            Some(import_message::Message::Chunk(chunk)) => write(root, &chunk)?,
+            Some(import_message::Message::Chunk(chunk)) if running.is_none() => write(root, &chunk)?,
+            Some(import_message::Message::Running(wire)) if running.is_none() => {
+                running = Some(Running {
+                    start: Lsn(wire.start_lsn),
+                    last_record_start: Lsn(wire.last_record_start),
+                    consistent: Lsn(wire.consistent_lsn),
+                });
+            }
             _ => {
                 return Err(Status::invalid_argument(
-                    "an import consists of one start message and then chunks",
+                    "an import consists of one start message, chunks, and perhaps what a running server needs",
                 ));
             }
         }
     }
-    Ok(())
+    Ok(running)
 }
 
 /// Refuses a path that leads out of the data directory.

@@ -15,9 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
 use crate::manifest::{Cluster, Parent};
-use crate::node::{Attachment, Node, NodeError, TimelineSpec, wait_for};
+use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{outside, receive_directory};
-use crate::timeline::{Timeline, TimelineError};
+use crate::timeline::{Identity, Timeline, TimelineError};
 
 /// How long a read waits for the WAL that it depends on.
 const READ_WAIT: Duration = Duration::from_secs(10);
@@ -150,17 +150,22 @@ impl Pageserver for PageService {
             .join(format!("import-{}-{timeline}", key.1));
         let received = receive_directory(&directory, messages).await;
         let imported = match received {
-            Ok(()) => self
+            Ok(running) => self
                 .node
-                .import(key, Generation(start.generation), timeline, &directory)
+                .import(key, Generation(start.generation), timeline, &directory, running)
                 .await
                 .map_err(status),
             Err(status) => Err(status),
         };
         let _ = std::fs::remove_dir_all(&directory);
-        let (cluster, start_lsn, last_record_start) = imported?;
+        let Taken {
+            cluster,
+            start,
+            last_record_start,
+            consistent,
+        } = imported?;
         Ok(Response::new(v1::ImportResponse {
-            start_lsn: start_lsn.0,
+            start_lsn: start.0,
             cluster: Some(v1::ClusterIdentity {
                 system_identifier: cluster.system_identifier,
                 postgres_major: cluster.postgres_major.major(),
@@ -168,6 +173,7 @@ impl Pageserver for PageService {
                 data_checksums: cluster.data_checksums,
             }),
             last_record_start: last_record_start.0,
+            consistent_lsn: consistent.0,
         }))
     }
 
@@ -267,6 +273,7 @@ impl Pageserver for PageService {
         let request = request.into_inner();
         let timeline = self.catalogue_of(request.timeline.as_ref())?;
         let lsn = Lsn(request.lsn);
+        check_consistent(&timeline, lsn)?;
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
         compute_term(&timeline, request.term)?;
         let items = basebackup(&timeline, lsn, Lsn(request.last_record_start));
@@ -318,13 +325,27 @@ async fn read_point(timeline: &Timeline, at: Option<v1::ReadPoint>) -> Result<Ls
         })?;
     }
     let lsn = timeline.last_record().min(Lsn(at.lsn));
-    if lsn < timeline.identity.start {
-        let start = timeline.identity.start;
+    check_consistent(timeline, lsn)?;
+    Ok(lsn)
+}
+
+/// Refuses what is before the timeline's history, or in the middle of the base backup that it was made of.
+fn check_consistent(timeline: &Timeline, lsn: Lsn) -> Result<(), Status> {
+    let Identity {
+        start, consistent, ..
+    } = timeline.identity;
+    if lsn < start {
         return Err(Status::out_of_range(format!(
             "{lsn} is before the start of this timeline's history at {start}"
         )));
     }
-    Ok(lsn)
+    if lsn < consistent {
+        return Err(Status::out_of_range(format!(
+            "{lsn} is before {consistent}, the end of the base backup that this timeline was made of: there is no \
+             consistent state before it"
+        )));
+    }
+    Ok(())
 }
 
 async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetPagesResponse, Status> {

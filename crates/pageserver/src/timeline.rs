@@ -45,6 +45,9 @@ pub struct Identity {
     pub cluster: Cluster,
     /// First LSN of its own history.
     pub start: Lsn,
+    /// First LSN that may be read: `start`, but for a timeline that was made of a base backup of a running server,
+    /// which is consistent only once the WAL up to the backup's end is replayed.
+    pub consistent: Lsn,
 }
 
 /// When a page gets an image, and when memory goes to a file.
@@ -624,6 +627,7 @@ impl Timeline {
                 lsn: *lsn,
             }),
             start: self.identity.start,
+            consistent: self.identity.consistent,
             disk_consistent: last,
             layers: layers.clone(),
         };

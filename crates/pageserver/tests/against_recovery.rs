@@ -68,7 +68,7 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
     };
     for index in 0..SHARDS {
         let shard = ShardIdentity::new(index, ShardCount::new(SHARDS).unwrap()).unwrap();
-        let imported = import(cluster, shard).unwrap();
+        let imported = import(cluster, shard, None).unwrap();
         start = imported.start;
         format.system_identifier = imported.cluster.system_identifier;
         let identity = Identity {
@@ -78,6 +78,7 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
             generation: Generation(1),
             cluster: imported.cluster,
             start,
+            consistent: start,
         };
         let local = temp_dir();
         let timeline = Timeline::create(

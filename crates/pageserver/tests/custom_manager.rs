@@ -85,7 +85,7 @@ fn managers() -> Managers {
 /// A new timeline of one shard, stored.
 async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers: Managers) -> Arc<Timeline> {
     let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
-    let imported = import(cluster, shard).unwrap();
+    let imported = import(cluster, shard, None).unwrap();
     let identity = Identity {
         tenant: TenantId([1; 16]),
         timeline: TimelineId([2; 16]),
@@ -93,6 +93,7 @@ async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers:
         generation: Generation(1),
         cluster: imported.cluster,
         start: imported.start,
+        consistent: imported.consistent,
     };
     let (directory, store) = (directory.to_owned(), store.clone());
     let timeline = Timeline::create(identity, None, directory, store, Thresholds::default(), managers);

@@ -65,8 +65,8 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         CancellationToken::new(),
     );
     let files = cluster.data_dir();
-    let imported = node.import((TENANT, shard()), Generation(1), TIMELINE, &files);
-    let (cluster, ..) = imported.await.unwrap();
+    let imported = node.import((TENANT, shard()), Generation(1), TIMELINE, &files, None);
+    let cluster = imported.await.unwrap().cluster;
     (node, cluster)
 }
 

@@ -33,6 +33,8 @@ pub struct Cluster {
     installation: Installation,
     home: TempDir,
     server: Option<Child>,
+    /// Port in the name of its socket.
+    port: u16,
 }
 
 impl Cluster {
@@ -59,6 +61,7 @@ impl Cluster {
             installation: installation.clone(),
             home,
             server: None,
+            port: 5432,
         }
     }
 
@@ -75,6 +78,7 @@ impl Cluster {
             installation: self.installation.clone(),
             home,
             server: None,
+            port: 5432,
         }
     }
 
@@ -88,6 +92,15 @@ impl Cluster {
         self.home.path().join("data")
     }
 
+    /// As [`Cluster::start`], also on this port of 127.0.0.1.
+    pub fn start_on(&mut self, port: u16, settings: &[&str]) {
+        self.port = port;
+        let port = format!("port={port}");
+        let mut all = vec!["listen_addresses=127.0.0.1", &port];
+        all.extend(settings);
+        self.start(&all);
+    }
+
     /// Starts the server with these settings (`name=value`) and waits until it answers.
     pub fn start(&mut self, settings: &[&str]) {
         let mut server = self.spawn(settings);
@@ -97,6 +110,7 @@ impl Cluster {
             }
             let mut ready = self.installation.program("pg_isready");
             ready.arg("-q").arg("-h").arg(self.home.path());
+            ready.env("PGPORT", self.port.to_string());
             ready.status().is_ok_and(|status| status.success())
         });
         self.server = Some(server);
@@ -172,6 +186,7 @@ impl Cluster {
         client
             .current_dir(self.home.path())
             .env("PGHOST", self.home.path());
+        client.env("PGPORT", self.port.to_string());
         client.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
         client
     }

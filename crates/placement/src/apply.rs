@@ -54,7 +54,8 @@ impl State {
                 start_lsn,
                 start_last_record,
                 cluster,
-            } => self.finish_import(tenant, start_lsn, start_last_record, cluster),
+                consistent_lsn,
+            } => self.finish_import(tenant, (start_lsn, start_last_record, consistent_lsn), cluster),
             Command::CreateBranch {
                 tenant,
                 name,
@@ -173,6 +174,7 @@ impl State {
             parent: None,
             start_lsn: Lsn::INVALID,
             start_last_record: Lsn::INVALID,
+            consistent_lsn: Lsn::INVALID,
             safekeepers: SafekeeperSet {
                 generation,
                 current: safekeepers,
@@ -219,8 +221,7 @@ impl State {
     fn finish_import(
         &mut self,
         id: TenantId,
-        start_lsn: Lsn,
-        start_last_record: Lsn,
+        (start_lsn, start_last_record, consistent_lsn): (Lsn, Lsn, Lsn),
         cluster: ClusterIdentity,
     ) -> Applied {
         let tenant = self.tenant_mut(id)?;
@@ -233,6 +234,11 @@ impl State {
         if !start_lsn.is_valid() || !start_last_record.is_valid() || start_last_record >= start_lsn {
             return Err(Rejection::Invalid(
                 "the last record must start before the start LSN, both above zero",
+            ));
+        }
+        if consistent_lsn.is_valid() && consistent_lsn < start_lsn {
+            return Err(Rejection::Invalid(
+                "a timeline is not consistent before it starts",
             ));
         }
         let segment = cluster.wal_segment_bytes;
@@ -253,6 +259,7 @@ impl State {
         if root.state != TimelineState::Importing {
             let same = root.start_lsn == start_lsn
                 && root.start_last_record == start_last_record
+                && root.consistent_lsn == consistent_lsn
                 && tenant.cluster == Some(cluster);
             return if same {
                 Ok(Outcome::Unchanged)
@@ -263,6 +270,7 @@ impl State {
         root.state = TimelineState::Creating;
         root.start_lsn = start_lsn;
         root.start_last_record = start_last_record;
+        root.consistent_lsn = consistent_lsn;
         tenant.cluster = Some(cluster);
         Ok(Outcome::Applied)
     }

@@ -71,6 +71,9 @@ pub enum Command {
         start_last_record: Lsn,
         /// The imported cluster.
         cluster: ClusterIdentity,
+        /// First LSN that may be read, when that is after the start; invalid otherwise.
+        #[serde(default)]
+        consistent_lsn: Lsn,
     },
     /// A branch at a record boundary of its parent.
     CreateBranch {
@@ -290,6 +293,17 @@ pub enum Rejection {
         /// The parent's start.
         start: Lsn,
     },
+    /// A branch point inside a base backup, where pages are of different moments.
+    #[error(
+        "{lsn} is before {consistent}, the end of the base backup that this branch was made of: there is no consistent \
+         state before it"
+    )]
+    NotConsistent {
+        /// The branch point.
+        lsn: Lsn,
+        /// The first LSN that will do.
+        consistent: Lsn,
+    },
     /// The import was finished with other values.
     #[error("the import of tenant '{0}' was already finished with other values")]
     ImportDiffers(Name),
@@ -355,6 +369,7 @@ impl Rejection {
             | TimelineIs { .. }
             | HasChildren { .. }
             | RootBranch(_)
+            | NotConsistent { .. }
             | ImportDiffers(_)
             | NotEmpty
             | ChangeUnderWay(_)

@@ -66,6 +66,7 @@ pub fn finish_import() -> Command {
         tenant: tenant_id(1),
         start_lsn: Lsn(1000),
         start_last_record: Lsn(900),
+        consistent_lsn: Lsn::INVALID,
         cluster: CLUSTER,
     }
 }

@@ -111,6 +111,10 @@ pub struct Timeline {
     pub start_lsn: Lsn,
     /// Start of the record that ends at `start_lsn`: the `xl_prev` of the first record.
     pub start_last_record: Lsn,
+    /// First LSN at which it may be read or branched, when that is after `start_lsn`: the end of the base backup of a
+    /// running server that it was made of. Invalid otherwise.
+    #[serde(default)]
+    pub consistent_lsn: Lsn,
     /// Who must agree on its WAL.
     pub safekeepers: SafekeeperSet,
     /// Safekeepers that confirmed its creation. Never asked again: one that lost its disk must not come back empty.

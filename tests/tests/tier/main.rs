@@ -17,5 +17,6 @@ mod unreplayable;
 mod up;
 mod versions;
 mod wal_chain;
+mod wal_client;
 mod wal_restore;
 mod workload;

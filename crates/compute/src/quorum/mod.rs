@@ -10,7 +10,7 @@ mod link;
 mod links;
 mod members;
 mod pack;
-mod read_wal;
+pub mod read_wal;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -29,9 +29,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::acks::Acks;
 use crate::branch::Branch;
-use crate::config::ComputeConfig;
+use crate::config::ProposerConfig;
 use crate::local_wal::LocalWal;
 use link::{LinkEvent, LinkEventKind, StreamId};
 use links::Links;
@@ -109,17 +108,23 @@ pub struct Standing {
     pub settled: Generation,
 }
 
+/// Who is told each commit position, at once and in order. It is called in the driver's task and must not block.
+pub trait Committed: std::fmt::Debug + Send + Sync {
+    /// A quorum has everything below `lsn`.
+    fn committed(&self, lsn: Lsn);
+}
+
 /// What the driver works with.
 #[derive(Debug)]
 pub struct Driver {
     /// The branch.
     pub branch: Branch,
     /// Lease and heartbeat.
-    pub config: ComputeConfig,
+    pub config: ProposerConfig,
     /// This compute's WAL.
     pub local: Arc<LocalWal>,
-    /// Flushes that wait for it.
-    pub acks: Arc<Acks>,
+    /// Who waits for it to be committed.
+    pub acks: Arc<dyn Committed>,
     /// End of this compute's WAL.
     pub written: watch::Receiver<Lsn>,
     /// Where it tells.

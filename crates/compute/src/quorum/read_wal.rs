@@ -45,7 +45,12 @@ pub(super) async fn read(
     }
 }
 
-async fn read_range(
+/// Bytes of `[begin, end)` as a safekeeper has them, or fewer when it has no more. Those that are not committed it gives
+/// to the proposer of `term` only, and not once it has voted in a later one.
+///
+/// # Errors
+/// It does not answer, does not have `begin`, or sends a chunk that does not follow the one before.
+pub async fn read_range(
     mut client: SafekeeperClient<Channel>,
     branch: &Branch,
     term: Term,

@@ -13,6 +13,7 @@ use lakebed_wal::control::ControlFile;
 use lakebed_wal::segment::file_name;
 
 use super::error::BootstrapError;
+use super::upload::Gone;
 
 const CONTROL_FILE: &str = "global/pg_control";
 /// Bytes of a file in one message.
@@ -134,10 +135,6 @@ impl DataDirectory {
         })
     }
 }
-
-/// The receiver is gone; why, it tells itself.
-#[derive(Debug)]
-pub struct Gone;
 
 fn directory_chunk(path: &str) -> FileChunk {
     FileChunk {

@@ -83,6 +83,7 @@ impl Service {
             start_lsn: Lsn(request.start_lsn),
             start_last_record: Lsn(request.last_record_start),
             cluster,
+            consistent_lsn: Lsn(request.consistent_lsn),
         })
         .await?;
         let what = format!("the import of tenant {tenant}");

@@ -62,6 +62,7 @@ async fn an_import_that_its_client_left_is_thrown_away_and_done_again() {
         start_lsn: made.branch.start_lsn,
         last_record_start: made.branch.last_record_start,
         cluster: made.branch.cluster,
+        consistent_lsn: 0,
     };
     refused(
         controller.finish_import(late).await,

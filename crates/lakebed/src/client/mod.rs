@@ -26,7 +26,7 @@ pub struct Tier {
 }
 
 /// Where the controllers are, and the tenant if one is named.
-fn addresses(args: &ClientArgs) -> anyhow::Result<(Vec<String>, Option<String>)> {
+pub fn addresses(args: &ClientArgs) -> anyhow::Result<(Vec<String>, Option<String>)> {
     match &args.connect {
         Some(text) => {
             let connection: Connection = text.parse()?;

@@ -50,6 +50,12 @@ impl State {
                 start: parent.start_lsn,
             });
         }
+        if lsn < parent.consistent_lsn {
+            return Err(Rejection::NotConsistent {
+                lsn,
+                consistent: parent.consistent_lsn,
+            });
+        }
         if !last_record.is_valid() || last_record >= lsn {
             return Err(Rejection::Invalid(
                 "the last record must start before the branch point",
@@ -60,6 +66,7 @@ impl State {
             parent: Some(parent_id),
             start_lsn: lsn,
             start_last_record: last_record,
+            consistent_lsn: Lsn::INVALID,
             safekeepers: SafekeeperSet {
                 generation: Generation(1),
                 // Half-way through a change, the child starts with the set that is to stay.

@@ -35,12 +35,14 @@ fn what_is_refused_and_why() {
         tenant,
         start_lsn: Lsn(1001),
         start_last_record: Lsn(900),
+        consistent_lsn: Lsn::INVALID,
         cluster: CLUSTER,
     };
     let bad_cluster = Command::FinishImport {
         tenant,
         start_lsn: Lsn(1000),
         start_last_record: Lsn(900),
+        consistent_lsn: Lsn::INVALID,
         cluster: ClusterIdentity {
             wal_segment_bytes: 3 << 20,
             ..CLUSTER
@@ -341,4 +343,30 @@ fn stored_forms_round_trip_and_newer_ones_are_refused() {
             "{bad:?}"
         );
     }
+}
+
+#[test]
+fn a_timeline_of_a_base_backup_has_no_branch_before_it_is_consistent() {
+    let mut state = with_nodes(3, 2);
+    create_tenant(&mut state, 1, "acme", &[11], &[1, 2, 3]);
+    let finish = |consistent_lsn| Command::FinishImport {
+        tenant: tenant_id(1),
+        start_lsn: Lsn(1000),
+        start_last_record: Lsn(900),
+        consistent_lsn,
+        cluster: CLUSTER,
+    };
+    let before_its_start = apply(&mut state, finish(Lsn(999)));
+    assert!(matches!(before_its_start, Err(Rejection::Invalid(_))));
+    apply(&mut state, finish(Lsn(1500))).unwrap();
+    assert_eq!(apply(&mut state, finish(Lsn(1500))), Ok(Outcome::Unchanged));
+    let other = apply(&mut state, finish(Lsn(1501)));
+    assert!(matches!(other, Err(Rejection::ImportDiffers(_))));
+    make_ready(&mut state, 1);
+    let early = apply(&mut state, branch("early", 2, 1, 1499));
+    let (lsn, consistent) = (Lsn(1499), Lsn(1500));
+    assert_eq!(early, Err(Rejection::NotConsistent { lsn, consistent }));
+    apply(&mut state, branch("first", 3, 1, 1500)).unwrap();
+    let stored = State::decode(&state.encode().unwrap()).unwrap();
+    assert_eq!(stored, state);
 }
