@@ -15,6 +15,7 @@ pub mod branch;
 pub mod catalogue;
 pub mod config;
 pub mod config_files;
+pub mod control_plane;
 pub mod data_dir;
 pub mod files;
 pub mod full_page_writes;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use lakebed_compute::Branch;
 use lakebed_compute::config::{ProposerConfig, WireWal};
+use lakebed_compute::control_plane::Named;
 use lakebed_controller::bootstrap::{BootstrapError, NewTenant, create_tenant_from};
 use lakebed_pgwire::Target;
 use lakebed_proto::v1::controller_client::ControllerClient;
@@ -129,6 +130,11 @@ impl WalClient {
             name: &self.config.standby_name,
             slot: &self.slot,
             branch: branch.0,
+            named: Named {
+                controllers: self.config.controllers.clone(),
+                tenant: self.config.tenant.name.clone(),
+                name: self.config.tenant.branch.clone(),
+            },
             proposer: ProposerConfig {
                 lease_ms: self.config.lease_ms,
                 heartbeat_ms: 250,

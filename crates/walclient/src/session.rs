@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use lakebed_compute::Branch;
 use lakebed_compute::config::ProposerConfig;
+use lakebed_compute::control_plane::{self, Named};
 use lakebed_compute::local_wal::LocalWal;
 use lakebed_compute::quorum::read_wal::read_range;
 use lakebed_compute::quorum::{Committed, Driver, Lost, Standing, Won};
@@ -95,6 +96,8 @@ pub struct Session<'a> {
     pub slot: &'a str,
     /// The branch that it feeds.
     pub branch: Branch,
+    /// Its name, and who is asked for changes of its safekeepers.
+    pub named: Named,
     /// Lease and heartbeat.
     pub proposer: ProposerConfig,
     /// Where it is told.
@@ -181,6 +184,8 @@ impl Session<'_> {
         let (written, written_to) = watch::channel(Lsn::INVALID);
         let (tell, mut standing) = watch::channel(Standing::default());
         let (commit, commits) = watch::channel(Lsn::INVALID);
+        let (changes, _, members) = control_plane::Follower::new(self.named.clone(), &self.branch);
+        tokio::spawn(changes.run(stop.clone()));
         start_driver(Driver {
             branch: self.branch.clone(),
             config: self.proposer,
@@ -188,6 +193,7 @@ impl Session<'_> {
             acks: Arc::new(Commits(commit)),
             written: written_to,
             standing: tell,
+            members,
             stop: stop.clone(),
         })?;
         let won = win(&mut standing).await?;

@@ -1,6 +1,7 @@
 //! `lakebed wal-client --from …`.
 
 use lakebed_admin::Health;
+use lakebed_admin::axum::Router;
 use lakebed_admin::telemetry::{self, LogFormat};
 use lakebed_controller::bootstrap::NewTenant;
 use lakebed_walclient::{ClientConfig, Ended, WalClient};
@@ -41,7 +42,14 @@ pub async fn run(args: WalClientArgs) -> anyhow::Result<()> {
     let health = move || inspect.trouble().map_or(Health::Ok, Health::Unavailable);
     let serving = CancellationToken::new();
     let source = (health, move || status.status_json());
-    let admin = serve_admin(args.admin_listen, source, registry, serving.clone()).await?;
+    let admin = serve_admin(
+        args.admin_listen,
+        source,
+        registry,
+        Router::new(),
+        serving.clone(),
+    )
+    .await?;
     say_ready(server, admin);
     let ended = client.run(shutdown).await;
     serving.cancel();
