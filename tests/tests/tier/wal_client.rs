@@ -417,7 +417,7 @@ fn a_server_with_tablespaces_is_refused_and_no_slot_is_left() {
     let space = server.cluster.home().join("space").display().to_string();
     // By the server, whose user has to own it.
     server.cluster.sql(&format!(
-        "copy (select 1) to program 'mkdir {space}'; create tablespace elsewhere location '{space}'"
+        "copy (select 1) to program 'cat > {space}.txt; mkdir {space}'; create tablespace elsewhere location '{space}'"
     ));
     let tier = tier_of_one();
     ends(&tier, &server.url(), "tablespaces");
