@@ -1,6 +1,6 @@
 //! A proposer that ships the sample's WAL: the core of `lakebed-quorum`, driven over gRPC.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -63,7 +63,12 @@ impl Driver {
         let (told, progress) = watch::channel(Progress::default());
         let (events, inbox) = mpsc::channel(4096);
         let mut tasks = JoinSet::new();
-        for id in membership.old.iter().chain(membership.new.iter().flatten()) {
+        let members: BTreeSet<_> = membership
+            .old
+            .iter()
+            .chain(membership.new.iter().flatten())
+            .collect();
+        for id in members {
             tasks.spawn(link(*id, addresses.clone(), events.clone()));
         }
         let config = Config {
