@@ -334,6 +334,8 @@ impl Owner {
                 .reply
                 .send(Outgoing::End(Status::resource_exhausted(&reason)));
         }
+        // Their control writes are lost, and the numbers of control writes begin anew: whoever ordered asks again.
+        self.ordered.clear();
         self.batch = Batch::default();
         self.rooms.clear();
         let directory = disk.directory().to_owned();
