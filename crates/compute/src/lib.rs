@@ -12,6 +12,7 @@
 
 pub mod acks;
 pub mod branch;
+pub mod caretaker;
 pub mod catalogue;
 pub mod config;
 pub mod config_files;

@@ -213,6 +213,18 @@ pub enum SafekeepersCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 0)]
         wait: u64,
     },
+    /// Finish a change without a compute: this command takes the branch for as long as that takes, and must run on a machine
+    /// that reaches the safekeepers. Refused while a compute or a wal-client is connected, which finishes it by itself.
+    Finish {
+        #[command(flatten)]
+        of: SafekeepersOf,
+        /// Wait up to this many seconds until the change is finished.
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        wait: u64,
+        /// Also while something is connected: it is fenced. For a compute that hangs, or whose machine is lost.
+        #[arg(long)]
+        fence: bool,
+    },
     /// Give up a change, while the present set still counts. May be repeated.
     Abort {
         #[command(flatten)]

@@ -58,6 +58,7 @@ async fn take_all(
     let (name, mut request) = unpack.request(first)?;
     let name = name.ok_or_else(|| Status::invalid_argument("the first message must be a greeting"))?;
     let timeline = safekeeper.timeline(name)?;
+    let _live = Live::new(&timeline.proposers);
     let span = tracing::Span::current();
     span.record("tenant", tracing::field::display(name.0));
     span.record("timeline", tracing::field::display(name.1));

@@ -13,6 +13,7 @@ use lakebed_proto::v1;
 use lakebed_quorum::acceptor::{Acceptor, Durable};
 use lakebed_types::Lsn;
 use lakebed_wal::page::{WAL_PAGE_BYTES, WalFormat};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -185,6 +186,8 @@ pub struct Timeline {
     owner: Mutex<Option<JoinHandle<()>>>,
     backup: std::sync::Mutex<BackupStatus>,
     scrub: std::sync::Mutex<ScrubStatus>,
+    /// Open streams of proposers.
+    pub proposers: Gauge,
     metrics: Metrics,
     /// In one of the gauges.
     counted: AtomicBool,
@@ -217,6 +220,7 @@ impl Timeline {
             owner: Mutex::default(),
             backup: std::sync::Mutex::default(),
             scrub: std::sync::Mutex::default(),
+            proposers: Gauge::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -265,6 +269,7 @@ impl Timeline {
             owner: Mutex::new(Some(owner)),
             backup: std::sync::Mutex::default(),
             scrub: std::sync::Mutex::default(),
+            proposers: Gauge::default(),
             metrics: metrics.clone(),
             counted: AtomicBool::new(true),
         })
@@ -307,7 +312,10 @@ impl Timeline {
 
     /// Its status, for the wire.
     pub fn status(&self) -> v1::SafekeeperTimelineStatus {
-        wire::status(self.name, &self.view.borrow(), &self.shards)
+        v1::SafekeeperTimelineStatus {
+            proposers: u32::try_from(self.proposers.get()).unwrap_or_default(),
+            ..wire::status(self.name, &self.view.borrow(), &self.shards)
+        }
     }
 
     /// Its status, for people and scripts.
@@ -326,6 +334,7 @@ impl Timeline {
             "tenant": self.name.0,
             "timeline": self.name.1,
             "stopped_reason": view.stopped,
+            "proposers": self.proposers.get(),
             "full_reason": view.full,
             "commit_lsn": view.commit,
             "flush_lsn": view.flush,

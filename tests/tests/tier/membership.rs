@@ -213,3 +213,39 @@ fn a_safekeeper_joins_where_wal_was_removed_and_all_three_are_exchanged() {
     assert_eq!(content(&compute), before);
     compute.stop();
 }
+
+/// Nobody writes to the branch: a command takes the compute's part, but not from a compute.
+#[test]
+fn a_change_is_finished_without_a_compute() {
+    let mut tier = Tier::start(&Shape::default());
+    let compute = tier.compute("main", "first");
+    prepare(&compute);
+    let load = Load::start(&compute);
+    load.advance(50);
+    let records = load.stop(&compute);
+    let before = content(&compute);
+    add_safekeeper(&mut tier, 4);
+    tier.kill_role("safekeeper-4");
+    safekeepers(&tier, "change", &["--to=2,3,4"]);
+    let refused = tier.refused_client(&["safekeepers", "finish", "test", "main"]);
+    assert!(refused.contains("finishes the change by itself"), "{refused}");
+    compute.stop();
+    tier.start_role("safekeeper-4");
+    wait_until("the streams of the compute to end", || {
+        let status = safekeepers(&tier, "status", &[]);
+        let all = status["safekeepers"].as_array().expect("safekeepers");
+        all.iter().all(|node| node["proposers"] == 0)
+    });
+    assert_eq!(safekeepers(&tier, "status", &[])["finished"], false);
+    for _ in 0..2 {
+        let told = safekeepers(&tier, "finish", &["--wait=60"]);
+        assert_eq!(told["finished"], true, "{told}");
+        assert_eq!(told["current"], serde_json::json!([2, 3, 4]));
+    }
+    lose(&mut tier, "safekeeper-1");
+    tier.kill_role("safekeeper-2");
+    let compute = tier.compute("main", "second");
+    check(&compute, &records);
+    assert_eq!(content(&compute), before);
+    compute.stop();
+}

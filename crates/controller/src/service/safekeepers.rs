@@ -162,6 +162,7 @@ impl Service {
                 term: status.term,
                 commit_lsn: status.commit_lsn,
                 flush_lsn: status.flush_lsn,
+                proposers: status.proposers,
                 ..known
             },
             // Not created there yet, or deleted already.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use lakebed_compute::caretaker::Caretaker;
+use lakebed_compute::control_plane::Named;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::v1::{self, BranchState};
 use lakebed_types::{Lsn, TimelineId};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::{controller, table, told};
+use super::{addresses, controller, table, told};
 use crate::cli::{SafekeeperCommand, SafekeepersCommand, SafekeepersOf};
 
 /// Pause between two looks at a change.
@@ -36,6 +38,7 @@ pub async fn run(command: SafekeepersCommand, as_json: bool) -> anyhow::Result<(
             let recorded = client.change_safekeepers(request).await.map_err(told)?;
             finished(&mut client, &of, recorded.into_inner(), wait).await?
         }
+        SafekeepersCommand::Finish { of, wait, fence } => finish(&of, wait, fence).await?,
         SafekeepersCommand::Abort { of, wait } => {
             let (_, mut client) = controller(&of.client).await?;
             let request = v1::AbortSafekeeperChangeRequest {
@@ -51,6 +54,41 @@ pub async fn run(command: SafekeepersCommand, as_json: bool) -> anyhow::Result<(
         bail!("{}; it goes on in the background", unfinished(&info));
     }
     Ok(())
+}
+
+/// Brings a change into force without a compute.
+async fn finish(of: &SafekeepersOf, wait: u64, fence: bool) -> anyhow::Result<(v1::SafekeepersInfo, bool)> {
+    let (_, mut client) = controller(&of.client).await?;
+    let mut info = look(&mut client, &of.tenant, &of.branch).await?;
+    if is_finished(&info) {
+        return Ok((info, true));
+    }
+    let connected = info.safekeepers.iter().filter(|node| node.proposers > 0);
+    let connected: Vec<u64> = connected.map(number).collect();
+    if !connected.is_empty() && !fence {
+        bail!(
+            "a compute or a wal-client of this branch is connected to safekeepers {}, and finishes the change by itself; \
+             if it hangs, --fence takes the branch from it",
+            numbers(&connected)
+        );
+    }
+    let named = Named {
+        controllers: addresses(&of.client)?.0,
+        tenant: of.tenant.clone(),
+        name: of.branch.clone(),
+    };
+    let deadline = Duration::from_secs(wait);
+    let finished = async {
+        let caretaker = Caretaker::start(named).await?;
+        let done = wait_until_finished(&mut client, &mut info, wait).await?;
+        match caretaker.trouble() {
+            Some(trouble) if !done => bail!("the branch was taken over meanwhile: {trouble}"),
+            _ => Ok(done),
+        }
+    };
+    let done = tokio::time::timeout(deadline, finished).await;
+    let done = done.unwrap_or(Ok(false))?;
+    Ok((info, done))
 }
 
 /// Runs one of `lakebed safekeeper`.
@@ -190,14 +228,14 @@ fn unfinished(info: &v1::SafekeepersInfo) -> String {
     if !members.next.is_empty() {
         return format!(
             "generation {generation}: quorums of {} and of {} must agree until a compute of this branch, which \
-             has to run, has brought those who join up to date",
+             has to run, or `lakebed safekeepers finish`, has brought those who join up to date",
             numbers(&members.current),
             numbers(&members.next)
         );
     }
     if !info.settled {
         return format!(
-            "generation {generation}: {} are to count alone as soon as a compute of this branch, which has to run, finds \
+            "generation {generation}: {} are to count alone as soon as a compute of this branch, which has to run, or `lakebed safekeepers finish`, finds \
              them in force",
             numbers(&members.current)
         );
@@ -246,6 +284,7 @@ fn json_of(info: &v1::SafekeepersInfo) -> Value {
             "term": safekeeper.term,
             "commit_lsn": Lsn(safekeeper.commit_lsn).to_string(),
             "flush_lsn": Lsn(safekeeper.flush_lsn).to_string(),
+            "proposers": safekeeper.proposers,
             "error": (!safekeeper.error.is_empty()).then_some(&safekeeper.error),
         })
     };
