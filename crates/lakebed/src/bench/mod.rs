@@ -10,6 +10,7 @@ mod cold_start;
 mod commit;
 mod compute;
 mod getpage;
+mod idle;
 mod links;
 mod machine;
 mod pgbench;
@@ -47,6 +48,8 @@ pub enum BenchCommand {
     Getpage(getpage::GetpageArgs),
     /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
     WalVolume(wal_volume::WalVolumeArgs),
+    /// Memory and open files of a safekeeper with many timelines on which nobody works.
+    IdleTimelines(idle::IdleArgs),
     /// Time to make a branch, with few and many relations.
     Branch(branch::BranchBenchArgs),
     /// Time to build a page from its base and a chain of records, by kind of page, length of chain and callers.
@@ -61,6 +64,7 @@ impl BenchCommand {
             BenchCommand::Links(args) => &args.tier,
             BenchCommand::Getpage(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
+            BenchCommand::IdleTimelines(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
             BenchCommand::Redo(args) => &args.tier,
         }
@@ -133,6 +137,9 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             }
             BenchCommand::Branch(args) => {
                 branch::run(args, &mut tier, &Report::begin("branch", as_json)).await
+            }
+            BenchCommand::IdleTimelines(args) => {
+                idle::run(args, &mut tier, &Report::begin("idle-timelines", as_json)).await
             }
             BenchCommand::Redo(args) => redo::run(args, &mut tier, &Report::begin("redo", as_json)).await,
         }
