@@ -36,8 +36,9 @@ use crate::service::Service;
 use crate::timeline::{self, LoadError, Timeline};
 use crate::wire;
 
-/// Timelines that are read from disk at the same time at the start.
-const LOADS_AT_A_TIME: usize = 8;
+/// Timelines that are read from disk at the same time at the start: each waits for some fsyncs, which a file system serves
+/// together, and needs a few MiB meanwhile.
+const LOADS_AT_A_TIME: usize = 32;
 /// How long calls may take to end after they were told to.
 const END_GRACE: Duration = Duration::from_secs(5);
 /// A peer that does not answer for this long and as long again is taken for dead.
@@ -81,15 +82,20 @@ impl Safekeeper {
         let metrics = Metrics::default();
         let backup = config.backup.clone().map(Backup::open).transpose()?.map(Arc::new);
         let mut timelines = BTreeMap::new();
-        for names in data_dir.list()?.chunks(LOADS_AT_A_TIME) {
-            let mut opening = tokio::task::JoinSet::new();
-            for &name in names {
-                let (directory, metrics) = (data_dir.path(name), metrics.clone());
-                opening.spawn(async move { Timeline::open(name, directory, &metrics).await });
-            }
-            for timeline in opening.join_all().await {
+        let mut opening = tokio::task::JoinSet::new();
+        for name in data_dir.list()? {
+            if opening.len() >= LOADS_AT_A_TIME
+                && let Some(opened) = opening.join_next().await
+            {
+                let timeline: Arc<Timeline> = opened?;
                 timelines.insert(timeline.name, timeline);
             }
+            let (directory, metrics) = (data_dir.path(name), metrics.clone());
+            opening.spawn(async move { Timeline::open(name, directory, &metrics).await });
+        }
+        while let Some(opened) = opening.join_next().await {
+            let timeline = opened?;
+            timelines.insert(timeline.name, timeline);
         }
         Ok(Arc::new(Safekeeper {
             config,
