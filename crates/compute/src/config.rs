@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WireWal {
-    /// Compressed as far as that does not slow it down.
+    /// Compressed where the link is slow, and in a backlog.
     #[default]
     Auto,
     /// In as few bytes as possible.

@@ -266,7 +266,7 @@ pub struct ComputeRunArgs {
     /// Milliseconds without a quorum after which Postgres is stopped.
     #[arg(long, default_value_t = 10_000)]
     pub lease_ms: u64,
-    /// How WAL goes to safekeepers: auto (compressed as far as that does not slow it down), compact (in as few bytes as
+    /// How WAL goes to safekeepers: auto (compressed where the link is slow, and in a backlog), compact (in as few bytes as
     /// possible) or plain.
     #[arg(long, default_value = "auto")]
     pub wire_wal: WireWal,

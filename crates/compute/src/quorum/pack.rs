@@ -47,6 +47,8 @@ pub(super) struct Pack {
     encoder: Option<Encoder>,
     choice: Choice,
     on_the_way: VecDeque<Sent>,
+    /// Of all of these.
+    bytes_on_the_way: usize,
     last_answer: Option<Instant>,
 }
 
@@ -60,6 +62,7 @@ impl Pack {
             encoder: None,
             choice: Choice::default(),
             on_the_way: VecDeque::new(),
+            bytes_on_the_way: 0,
             last_answer: None,
         }
     }
@@ -133,11 +136,11 @@ impl Pack {
         self.choice
             .encoded(method, wal.len(), batch.len(), nanoseconds(began));
         if self.on_the_way.len() < TIMED {
-            let before: usize = self.on_the_way.iter().map(|sent| sent.bytes).sum();
+            self.bytes_on_the_way += batch.len();
             self.on_the_way.push_back(Sent {
                 end: Lsn(begin.0 + wal.len() as u64),
                 bytes: batch.len(),
-                on_the_way: before + batch.len(),
+                on_the_way: self.bytes_on_the_way,
                 small: wal.len() < LARGE_BYTES,
                 at: Instant::now(),
             });
@@ -150,6 +153,7 @@ impl Pack {
         let mut carried = 0;
         while let Some(sent) = self.on_the_way.front().copied().filter(|sent| sent.end <= flush) {
             self.on_the_way.pop_front();
+            self.bytes_on_the_way -= sent.bytes;
             carried += sent.bytes;
             if sent.small {
                 self.choice.answered(sent.on_the_way, nanoseconds(sent.at));
