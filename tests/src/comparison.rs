@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use lakebed_pageserver::data_directory::{Item, visit};
+use lakebed_pageserver::data_directory::{DataDirectoryError, Item, visit};
 use lakebed_redo::{PageBytes, mask, page};
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag};
 
@@ -106,7 +106,7 @@ pub fn compare(tier: &Pages, lsn: Lsn, directory: &Path, writer: &Writer) -> Com
             }
             Item::File(..) | Item::Directory(_) => {}
         }
-        Ok(())
+        Ok::<(), DataDirectoryError>(())
     })
     .expect("a directory that can be read");
     comparer.fetch();

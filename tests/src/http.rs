@@ -21,6 +21,11 @@ pub fn put(address: &str, path: &str, body: &str) -> (u16, String) {
     request(address, "PUT", path, body)
 }
 
+/// Status code and body of the answer to a POST without a body.
+pub fn post(address: &str, path: &str) -> (u16, String) {
+    request(address, "POST", path, "")
+}
+
 fn request(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
     stream

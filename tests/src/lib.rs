@@ -30,7 +30,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use faults::Faults;
-use lakebed_pgtest::{Installation, SmallDisk, run, temp_dir};
+use lakebed_pgtest::{Installation, SmallDisk, run, temp_dir, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -330,6 +330,17 @@ impl Tier {
     /// What a role's `/v1/status` tells.
     pub fn status(&self, name: &str) -> Value {
         self.process(name).status()
+    }
+
+    /// Has a safekeeper look through all its WAL and control files, and waits until it has; its status then.
+    pub fn scrub(&self, name: &str) -> Value {
+        let pass = self.process(name).scrub();
+        let mut status = Value::Null;
+        wait_until("the scrubber's pass to end", || {
+            status = self.status(name);
+            status["scrub"]["passes_ended"].as_u64() >= Some(pass)
+        });
+        status
     }
 
     /// Code and text of a role's `/healthz`.

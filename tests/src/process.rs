@@ -129,6 +129,14 @@ impl Process {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{}: {error}: {body}", self.name))
     }
 
+    /// Starts a pass of a safekeeper's scrubber; its number.
+    pub fn scrub(&self) -> u64 {
+        let (code, body) = http::post(&self.admin, "/v1/scrub");
+        assert_eq!(code, 202, "{}: {body}", self.name);
+        let answer: Value = serde_json::from_str(&body).expect("JSON");
+        answer["pass"].as_u64().expect("a number")
+    }
+
     /// Status code and text of its `/healthz`.
     pub fn health(&self) -> (u16, String) {
         http::answer(&self.admin, "/healthz")

@@ -1,6 +1,6 @@
 //! What a compute has to know of its branch, checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::{quorum, v1};
@@ -38,10 +38,23 @@ pub struct Branch {
     pub segment_bytes: u32,
     /// Who must agree.
     pub membership: Membership,
-    /// `host:port` of each safekeeper.
+    /// `host:port` of each safekeeper, of those who are to join as well.
     pub safekeepers: BTreeMap<NodeId, String>,
+    /// Who is to join.
+    pub joining: Option<Joining>,
     /// All shards, by index.
     pub shards: Vec<ShardAddress>,
+}
+
+/// Safekeepers that get the WAL and do not count, until they have caught up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joining {
+    /// Rises with every attempt.
+    pub attempt: u64,
+    /// Who.
+    pub learners: BTreeSet<NodeId>,
+    /// So far behind they may be when they become members, in bytes.
+    pub within_bytes: u64,
 }
 
 fn invalid(field: &'static str, reason: impl ToString) -> InvalidMessage {
@@ -69,7 +82,7 @@ impl Branch {
             .map_err(|error| invalid("cluster.postgres_major", error))?;
         let membership = quorum::membership(wire.membership.as_ref())?;
         let located = |location: &v1::NodeLocation| (NodeId(location.node_id), location.address.clone());
-        let safekeepers: BTreeMap<NodeId, String> = wire.safekeepers.iter().map(located).collect();
+        let mut safekeepers: BTreeMap<NodeId, String> = wire.safekeepers.iter().map(located).collect();
         let members = membership.old.iter().chain(membership.new.iter().flatten());
         for member in members {
             if !safekeepers.contains_key(member) {
@@ -79,6 +92,14 @@ impl Branch {
                 ));
             }
         }
+        let joining = wire.joining.as_ref().map(|joining| {
+            safekeepers.extend(joining.learners.iter().map(located));
+            Joining {
+                attempt: joining.attempt,
+                learners: joining.learners.iter().map(|node| NodeId(node.node_id)).collect(),
+                within_bytes: joining.within_bytes,
+            }
+        });
         Ok(Branch {
             tenant,
             timeline,
@@ -90,6 +111,7 @@ impl Branch {
             segment_bytes: cluster.wal_segment_bytes,
             membership,
             safekeepers,
+            joining,
             shards: shards(&wire.shards)?,
         })
     }

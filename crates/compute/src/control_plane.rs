@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::branch::{Branch, ShardAddress};
 use crate::pages::Placement;
-use crate::quorum::{Members, Safekeepers};
+use crate::quorum::{Members, Safekeepers, replace};
 
 /// How long controllers may take at the start.
 const RESOLVE: Duration = Duration::from_secs(60);
@@ -82,6 +82,15 @@ impl Named {
     }
 }
 
+/// What a proposer tells the controllers.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// This generation of safekeepers is in force.
+    Settled(Generation),
+    /// The learners of this attempt have caught up.
+    CaughtUp(u64),
+}
+
 /// Follows what the controllers decide about a branch while its proposer runs, and tells them what came of it.
 #[derive(Debug)]
 pub struct Follower {
@@ -93,6 +102,8 @@ pub struct Follower {
     stale: Arc<Notify>,
     /// Generation of safekeepers that is in force.
     settled: watch::Receiver<Generation>,
+    /// Attempt whose learners have caught up.
+    caught_up: watch::Receiver<Option<u64>>,
 }
 
 impl Follower {
@@ -106,13 +117,15 @@ impl Follower {
         };
         let (tell_members, told) = watch::channel(Safekeepers::from(branch));
         let (settle, settled) = watch::channel(Generation::default());
-        let members = Members::new(told, stale.clone(), settle);
+        let (tell_caught_up, caught_up) = watch::channel(None);
+        let members = Members::new(told, stale.clone(), settle, tell_caught_up);
         let follower = Follower {
             named,
             shards: tell,
             safekeepers: tell_members,
             stale,
             settled,
+            caught_up,
             timeline: convert::timeline_ref(branch.tenant, branch.timeline),
         };
         (follower, placement, members)
@@ -126,9 +139,11 @@ impl Follower {
                 () = stop.cancelled() => return,
                 () = self.stale.notified() => {}
                 Ok(()) = self.settled.changed() => {}
+                Ok(()) = self.caught_up.changed() => {}
                 () = tokio::time::sleep(FOLLOW) => {}
             }
             let settled = *self.settled.borrow_and_update();
+            self.caught_up.mark_unchanged();
             match self.look(settled, &mut reported).await {
                 Ok(()) => trouble = false,
                 // Nobody needs the controllers while nothing changes: said once.
@@ -147,8 +162,13 @@ impl Follower {
 
     async fn look(&self, settled: Generation, reported: &mut Generation) -> anyhow::Result<()> {
         if settled != *reported {
-            report(&self.named.controllers, &self.timeline, settled).await?;
+            self.tell(News::Settled(settled)).await?;
             *reported = settled;
+        }
+        // Each time: it is so now, and says nothing of later.
+        let caught_up = *self.caught_up.borrow();
+        if let Some(attempt) = caught_up {
+            self.tell(News::CaughtUp(attempt)).await?;
         }
         let branch = self.named.resolve().await.map_err(|(error, _)| error)?;
         let safekeepers = Safekeepers::from(&branch);
@@ -156,38 +176,33 @@ impl Follower {
         replace(&self.safekeepers, safekeepers);
         Ok(())
     }
-}
 
-fn replace<T: PartialEq>(tell: &watch::Sender<T>, new: T) {
-    tell.send_if_modified(|known| {
-        let changed = *known != new;
-        *known = new;
-        changed
-    });
-}
-
-/// Tells a controller which generation of safekeepers is in force.
-async fn report(
-    controllers: &[String],
-    timeline: &v1::TimelineRef,
-    generation: Generation,
-) -> anyhow::Result<()> {
-    let mut last = anyhow::anyhow!("no controller");
-    for controller in controllers {
-        let tell = async {
-            let request = v1::ReportSettledRequest {
-                timeline: Some(timeline.clone()),
-                generation: generation.0,
+    /// Tells the first controller that takes it.
+    async fn tell(&self, news: News) -> anyhow::Result<()> {
+        let mut last = anyhow::anyhow!("no controller");
+        for controller in &self.named.controllers {
+            last = match tokio::time::timeout(ONE_CONTROLLER, self.tell_one(controller, news)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error.context(format!("controller {controller}")),
+                Err(_) => anyhow::anyhow!("controller {controller} does not answer"),
             };
-            let channel = connect(controller).await?;
-            let told = ControllerClient::new(channel).report_settled(request).await;
-            told.map_err(|status| anyhow::anyhow!("{}", status.message()))
-        };
-        match tokio::time::timeout(ONE_CONTROLLER, tell).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => last = error.context(format!("controller {controller}")),
-            Err(_) => last = anyhow::anyhow!("controller {controller} does not answer"),
         }
+        Err(last)
     }
-    Err(last)
+
+    async fn tell_one(&self, controller: &str, news: News) -> anyhow::Result<()> {
+        let mut client = ControllerClient::new(connect(controller).await?);
+        let timeline = Some(self.timeline.clone());
+        let told = match news {
+            News::Settled(Generation(generation)) => {
+                let request = v1::ReportSettledRequest { timeline, generation };
+                client.report_settled(request).await.map(drop)
+            }
+            News::CaughtUp(attempt) => {
+                let request = v1::ReportCaughtUpRequest { timeline, attempt };
+                client.report_caught_up(request).await.map(drop)
+            }
+        };
+        told.map_err(|status| anyhow::anyhow!("{}", status.message()))
+    }
 }

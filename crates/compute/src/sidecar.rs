@@ -471,6 +471,7 @@ impl Inspect {
                 json!({
                     "node_id": node,
                     "address": peer.address,
+                    "learner": peer.learner,
                     "phase": peer.phase.map(|phase| format!("{phase:?}")),
                     "flush_lsn": peer.flush.map(|lsn| lsn.to_string()),
                     "commit_lsn": peer.commit.map(|lsn| lsn.to_string()),

@@ -11,6 +11,7 @@ use lakebed_compute::quorum::Members;
 use lakebed_compute::{ComputeConfig, Ended, Sidecar};
 use lakebed_pageserver::config::PageserverConfig;
 use lakebed_pageserver::daemon::{Managers, Pageserver};
+use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::manifest::Cluster as ClusterIdentity;
 use lakebed_pageserver::node::{Attachment, Taken, TimelineSpec};
 use lakebed_pgtest::{Cluster, program, run, temp_dir};
@@ -97,9 +98,15 @@ async fn tier() -> Tier {
         tokio::spawn(server.serve());
         let key = (TENANT, shard);
         imported = Some(
-            node.import(key, Generation(1), TIMELINE, &initial.data_dir(), None)
-                .await
-                .expect("an import"),
+            node.import(
+                key,
+                Generation(1),
+                TIMELINE,
+                &initial.data_dir(),
+                Circumstances::default(),
+            )
+            .await
+            .expect("an import"),
         );
         nodes.push((node, shard));
     }
@@ -128,6 +135,7 @@ async fn tier() -> Tier {
             membership: Some(quorum::membership_to_wire(&membership)),
             begin_lsn: 0,
             history: Vec::new(),
+            learner: false,
         };
         client.create_timeline(request).await.expect("a timeline");
     }
@@ -145,6 +153,7 @@ async fn tier() -> Tier {
         segment_bytes: cluster.wal_segment_bytes,
         membership,
         safekeepers,
+        joining: None,
         shards,
     };
     Tier { home, branch, stop }

@@ -224,7 +224,8 @@ impl Drop for RaftNode {
     }
 }
 
-fn unix_micros() -> i64 {
+/// The clock by which commands are stamped, in microseconds since 1970.
+pub(crate) fn unix_micros() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -15,13 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lakebed_placement::plan::Action;
+use lakebed_placement::plan::{Action, timed_out};
 use lakebed_placement::{Call, Command, Intent, NodeRole, Observed, plan};
 use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::raft_node::unix_micros;
 use crate::server::{Controller, PROPOSE_TIMEOUT};
 pub(crate) use call::{CallError, PEER_PATIENCE};
 
@@ -31,6 +32,8 @@ const MAX_RUNNING: usize = 32;
 const MAX_WAITING_SHOWN: usize = 100;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// While something has a deadline, the clock is looked at so often.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
 
 /// What steps under way must not share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +111,7 @@ pub(crate) async fn run(controller: Arc<Controller>, stop: CancellationToken) {
 impl Reconciler {
     /// Starts what is planned and due; returns when something else becomes due.
     fn start_steps(&mut self) -> Option<Instant> {
-        let planned = self.plan();
+        let (planned, deadline) = self.plan();
         self.failed.retain(|intent, _| planned.contains(intent));
         let now = Instant::now();
         for intent in &planned {
@@ -127,14 +130,12 @@ impl Reconciler {
         }
         self.show_waiting();
         // What is due and has no lane or no room is started when a step ends.
-        self.failed
-            .values()
-            .map(|failed| failed.due)
-            .filter(|due| *due > now)
-            .min()
+        let repeated = self.failed.values().map(|failed| failed.due);
+        repeated.filter(|due| *due > now).chain(deadline).min()
     }
 
-    fn plan(&mut self) -> Vec<Intent> {
+    /// What is planned, and when the time of something that waits is over.
+    fn plan(&mut self) -> (Vec<Intent>, Option<Instant>) {
         let controller = &self.controller;
         let raft = controller.raft_status();
         let state = controller.raft.state();
@@ -158,8 +159,9 @@ impl Reconciler {
             .tenants
             .values()
             .flat_map(|tenant| tenant.timelines.values());
-        let changing =
-            changing.filter(|timeline| timeline.safekeepers.next.is_some() || !timeline.has_settled());
+        let changing = changing.filter(|timeline| {
+            timeline.joining.is_some() || timeline.safekeepers.next.is_some() || !timeline.has_settled()
+        });
         set(&metrics.safekeepers_changing, changing.count());
 
         // Only tells those who wait when something they could wait for went away, which nobody does.
@@ -167,7 +169,14 @@ impl Reconciler {
             observed.prune(&state);
             false
         });
-        plan(&state, &controller.observed.borrow())
+        let now = unix_micros();
+        let (over, next) = timed_out(&state, now);
+        let left = next.map(|at| Duration::from_micros(at.saturating_sub(now).unsigned_abs()));
+        // The clock of the deadline may jump, that of the pause does not.
+        let deadline = left.map(|left| Instant::now() + left.min(LOOK_AT_CLOCK));
+        let mut planned = plan(&state, &controller.observed.borrow());
+        planned.extend(over);
+        (planned, deadline)
     }
 
     fn finish(&mut self, finished: Result<(Intent, Result<(), CallError>), tokio::task::JoinError>) {

@@ -252,6 +252,25 @@ impl v1::controller_server::Controller for Service {
         Ok(Response::new(v1::ReportSettledResponse {}))
     }
 
+    async fn report_caught_up(
+        &self,
+        request: Request<v1::ReportCaughtUpRequest>,
+    ) -> Answer<v1::ReportCaughtUpResponse> {
+        self.report_caught_up(request.into_inner()).await?;
+        Ok(Response::new(v1::ReportCaughtUpResponse {}))
+    }
+
+    async fn drain_safekeeper(
+        &self,
+        request: Request<v1::DrainSafekeeperRequest>,
+    ) -> Answer<v1::DrainSafekeeperResponse> {
+        let v1::DrainSafekeeperRequest { node_id, draining } = request.into_inner();
+        let node = NodeId(node_id);
+        self.propose(Command::DrainSafekeeper { node, draining }).await?;
+        tracing::info!(%node, draining, "what is placed on a safekeeper changed");
+        Ok(Response::new(v1::DrainSafekeeperResponse {}))
+    }
+
     async fn get_status(&self, _: Request<v1::GetControllerStatusRequest>) -> Answer<v1::ControllerStatus> {
         // Also without a leader: this is what one looks at then.
         let raft = self.0.raft_status();
@@ -266,6 +285,7 @@ impl v1::controller_server::Controller for Service {
                 lakebed_placement::NodeRole::Safekeeper => v1::NodeRole::Safekeeper.into(),
                 lakebed_placement::NodeRole::Pageserver => v1::NodeRole::Pageserver.into(),
             },
+            draining: node.draining,
         };
         Ok(Response::new(v1::ControllerStatus {
             node_id: self.0.config.node_id,

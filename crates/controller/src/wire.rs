@@ -3,7 +3,7 @@
 use lakebed_placement::choose::CannotPlace;
 use lakebed_placement::name::InvalidName;
 use lakebed_placement::{
-    ClusterIdentity, Name, NodeRole, Rejection, RejectionKind, State, Tenant, TenantState, Timeline,
+    ClusterIdentity, Joining, Name, NodeRole, Rejection, RejectionKind, State, Tenant, TenantState, Timeline,
     TimelineState,
 };
 use lakebed_proto::{convert, v1};
@@ -108,7 +108,7 @@ pub fn cannot_place(error: CannotPlace) -> Status {
             Status::failed_precondition(format!("{text}; start more nodes, or ask for fewer"))
         }
         CannotPlace::NoReplacement(_) => Status::failed_precondition(format!("{text}; start another one")),
-        CannotPlace::NoMember(_) | CannotPlace::TooManyJoin { .. } => Status::failed_precondition(text),
+        CannotPlace::NoMember(_) => Status::failed_precondition(text),
     }
 }
 
@@ -143,6 +143,18 @@ pub fn membership_to_wire(set: &lakebed_placement::SafekeeperSet) -> v1::Members
         generation: set.generation.0,
         current: set.current.iter().map(|node| node.0).collect(),
         next: set.next.iter().flatten().map(|node| node.0).collect(),
+    }
+}
+
+/// Who is to join, for an answer.
+pub fn joining_to_wire(state: &State, timeline: &Timeline, joining: &Joining) -> v1::Joining {
+    let learners = &joining.safekeepers - &timeline.safekeepers.members();
+    v1::Joining {
+        attempt: joining.attempt,
+        safekeepers: joining.safekeepers.iter().map(|node| node.0).collect(),
+        learners: learners.into_iter().map(|node| location(state, node)).collect(),
+        within_bytes: joining.within_bytes,
+        until_unix_micros: joining.until_unix_micros,
     }
 }
 
@@ -219,6 +231,10 @@ pub fn branch_info(
         shards: shards(state, tenant),
         created_unix_micros: timeline.created_unix_micros,
         consistent_lsn: timeline.consistent_lsn.0,
+        joining: timeline
+            .joining
+            .as_ref()
+            .map(|joining| joining_to_wire(state, timeline, joining)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use lakebed_types::{ForkNumber, Lsn, PAGE_SIZE, PageKey, RelTag, SlruKind};
+use smallvec::SmallVec;
 
 use crate::delta::SlruDelta;
 use crate::slru::SlruCut;
@@ -11,7 +12,7 @@ use crate::slru::SlruCut;
 pub struct Effects {
     /// Every block reference of the record, in its order: fork and block number. A block at or beyond a fork's size
     /// extends the fork.
-    pub touched: Vec<(RelTag, u32)>,
+    pub touched: SmallVec<[(RelTag, u32); 2]>,
     /// Visibility-map bits that the record clears without naming the map's page.
     pub vm_clears: Vec<VmClear>,
     /// Tails of visibility-map pages that a truncation clears.

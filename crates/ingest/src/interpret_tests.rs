@@ -228,7 +228,7 @@ fn page_records_touch_their_pages_and_nothing_else() {
     ] {
         let effects = interpret(&with_blocks(record(rmid, info, []), &blocks)).unwrap();
         let expected = Effects {
-            touched: blocks.to_vec(),
+            touched: blocks.into(),
             ..Effects::default()
         };
         assert_eq!(effects, expected);

@@ -167,10 +167,14 @@ pub struct SafekeeperRunArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum SafekeeperCommand {
-    /// Move every branch that a safekeeper keeps to others, one after the other. May be repeated.
+    /// Move every branch that a safekeeper keeps to others, one after the other. Nothing new is placed on it from the
+    /// beginning on, also when this command is interrupted. May be repeated.
     Decommission {
         /// Number of the safekeeper. It need not run.
         node: u64,
+        /// Let new branches be placed on it again instead. What was moved stays where it is.
+        #[arg(long)]
+        undo: bool,
         /// Seconds that one branch may take.
         #[arg(long, value_name = "SECONDS", default_value_t = 300)]
         wait: u64,
@@ -200,15 +204,21 @@ pub struct SafekeepersOf {
 pub enum SafekeepersCommand {
     /// Show who keeps a branch's WAL, how far each is, and whether a change is under way.
     Status(SafekeepersOf),
-    /// Replace, add or remove safekeepers. Until the change is finished a quorum of the present and of the wanted set must
-    /// agree on each commit. It goes on while a compute runs on the branch, also when this command is interrupted. May be
-    /// repeated.
+    /// Replace, add or remove safekeepers. Who joins gets the WAL first, without counting, so that no commit waits for that;
+    /// then a quorum of the present and of the wanted set must agree on each commit until the change is finished. It goes
+    /// on while a compute runs on the branch, also when this command is interrupted. May be repeated.
     Change {
         #[command(flatten)]
         of: SafekeepersOf,
         /// Numbers of all safekeepers that are to keep it.
         #[arg(long, value_delimiter = ',', required = true, value_name = "NODES")]
         to: Vec<u64>,
+        /// Who joins counts as soon as it lacks at most this of what is committed.
+        #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = clap::value_parser!(u64).range(1..))]
+        within: u64,
+        /// Give the change up when who joins has not caught up after this many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..))]
+        deadline: u32,
         /// Wait up to this many seconds until the change is finished.
         #[arg(long, value_name = "SECONDS", default_value_t = 0)]
         wait: u64,
@@ -296,6 +306,9 @@ pub struct WalClientArgs {
     /// Name of the replication slot on the server. Default: lakebed_TENANT_BRANCH
     #[arg(long)]
     pub slot: Option<String>,
+    /// Most KiB of the base backup that the server sends in a second, 32 to 1048576. Default: as fast as it can.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(32..=1_048_576))]
+    pub backup_rate_kib: Option<u32>,
     /// Number of shards of a new tenant; 0: as the controller is configured.
     #[arg(long, default_value_t = 0)]
     pub shards: u32,

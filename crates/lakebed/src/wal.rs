@@ -4,12 +4,16 @@
 //! store what they took in on their own schedule. Pages from the future would be wrong, so this command looks for them
 //! and says so, or takes the manifests that name them back (`--rewind-layers`). It never restores less than object storage
 //! has into a safekeeper: what it left out would be taken for uploaded.
+//!
+//! A branch that was made of the timeline beyond the end has lost what it was made of, and all branches of it with it:
+//! those are named, to be deleted.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use lakebed_blobstore::BlobStore;
-use lakebed_pageserver::manifest::{self, Manifest};
+use lakebed_pageserver::manifest::{self, Manifest, Parent};
 use lakebed_safekeeper::backup::BackupError;
 use lakebed_safekeeper::backup::archive::Archive;
 use lakebed_safekeeper::backup::restore::{Restored, restore};
@@ -42,12 +46,16 @@ async fn restore_wal(args: WalRestoreArgs, as_json: bool) -> anyhow::Result<()> 
         Some(_) => manifests_beyond(&store, args.tenant, args.timeline, end).await?,
         None => Vec::new(),
     };
+    let lost = match args.safekeeper {
+        Some(_) => lost_branches(&parents(&store, args.tenant).await?, args.timeline, end),
+        None => Vec::new(),
+    };
     if args.rewind_layers {
         store
             .delete_all(ahead.iter().map(|beyond| beyond.path.clone()).collect())
             .await?;
     }
-    report(&args, &restored, &ahead, as_json);
+    report(&args, &restored, (&ahead, &lost), as_json);
     if !ahead.is_empty() && !args.rewind_layers {
         let furthest = ahead.iter().map(|beyond| beyond.reached).max().unwrap_or(end);
         bail!(
@@ -60,7 +68,12 @@ async fn restore_wal(args: WalRestoreArgs, as_json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn report(args: &WalRestoreArgs, restored: &Restored, ahead: &[Beyond], as_json: bool) {
+fn report(
+    args: &WalRestoreArgs,
+    restored: &Restored,
+    (ahead, lost): (&[Beyond], &[TimelineId]),
+    as_json: bool,
+) {
     let state = &restored.state;
     let rewound = if args.rewind_layers { ahead.len() } else { 0 };
     if as_json {
@@ -74,6 +87,7 @@ fn report(args: &WalRestoreArgs, restored: &Restored, ahead: &[Beyond], as_json:
                 "stored_bytes": restored.stored_bytes,
                 "manifests_beyond": ahead.len(),
                 "manifests_rewound": rewound,
+                "lost_branches": lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         );
     } else {
@@ -87,6 +101,12 @@ fn report(args: &WalRestoreArgs, restored: &Restored, ahead: &[Beyond], as_json:
         );
         if rewound > 0 {
             println!("took back {rewound} manifests of layers beyond {}", state.commit);
+        }
+        for timeline in lost {
+            println!(
+                "lost: the branch with timeline {timeline}, which was made of WAL that is not there any more: delete it, \
+                 and do not restore it"
+            );
         }
     }
 }
@@ -179,4 +199,72 @@ async fn manifests_beyond(
         }
     }
     Ok(beyond)
+}
+
+/// Every branch's parent, by what shard 0 has stored last.
+async fn parents(store: &BlobStore, tenant: TenantId) -> Result<BTreeMap<TimelineId, Parent>, BackupError> {
+    let mut newest: BTreeMap<TimelineId, String> = BTreeMap::new();
+    for path in store.list(&format!("tenants/{tenant}/shards")).await? {
+        let parts: Vec<&str> = path.split('/').collect();
+        // Names sort by generation and sequence.
+        if let [_, _, _, shard, "timelines", timeline, "manifests", _] = parts[..]
+            && shard.starts_with("0-")
+            && let Ok(timeline) = timeline.parse()
+            && newest.get(&timeline).is_none_or(|other| *other < path)
+        {
+            newest.insert(timeline, path);
+        }
+    }
+    let mut parents = BTreeMap::new();
+    for (timeline, path) in newest {
+        let bytes = store.get(&path).await?;
+        let manifest =
+            manifest::parse(&path, &bytes).map_err(|error| BackupError::NotWal(error.to_string()))?;
+        parents.extend(manifest.parent.map(|parent| (timeline, parent)));
+    }
+    Ok(parents)
+}
+
+/// Branches of `timeline` from beyond `end`, and all that come from them.
+fn lost_branches(parents: &BTreeMap<TimelineId, Parent>, timeline: TimelineId, end: Lsn) -> Vec<TimelineId> {
+    let made_beyond = |parent: &Parent| parent.timeline == timeline && parent.lsn > end;
+    let mut lost: Vec<TimelineId> = Vec::new();
+    loop {
+        let next = parents.iter().find(|(branch, parent)| {
+            !lost.contains(branch) && (made_beyond(parent) || lost.contains(&parent.timeline))
+        });
+        match next {
+            Some((branch, _)) => lost.push(*branch),
+            None => return lost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branches_of_what_is_gone_are_lost_with_their_branches() {
+        let timeline = |number: u8| TimelineId([number; 16]);
+        let table = [
+            (2, 1, 50),
+            (3, 1, 100),
+            (4, 1, 101),
+            (5, 4, 7),
+            (6, 2, 500),
+            (7, 5, 9),
+        ];
+        let parents = table.map(|(branch, parent, lsn)| {
+            let parent = Parent {
+                timeline: timeline(parent),
+                lsn: Lsn(lsn),
+            };
+            (timeline(branch), parent)
+        });
+        let parents = BTreeMap::from(parents);
+        let expected = [timeline(4), timeline(5), timeline(7)];
+        assert_eq!(lost_branches(&parents, timeline(1), Lsn(100)), expected);
+        assert_eq!(lost_branches(&parents, timeline(2), Lsn(500)), []);
+    }
 }

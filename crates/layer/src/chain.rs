@@ -26,6 +26,11 @@ impl Chain {
         }
     }
 
+    /// The LSN that is read; lower once the chain goes on in a parent timeline.
+    pub fn upto(&self) -> Lsn {
+        self.upto
+    }
+
     /// Whether nothing older can matter.
     pub fn is_complete(&self) -> bool {
         self.complete
@@ -33,17 +38,21 @@ impl Chain {
 
     /// Offers the values of the next older layer, oldest first.
     pub fn offer(&mut self, values: &[(Lsn, Value)]) {
-        for (lsn, value) in values.iter().rev() {
-            if self.complete || *lsn > self.upto {
-                continue;
-            }
-            if *lsn <= self.floor {
-                self.complete = true;
-                return;
-            }
-            self.newest_first.push((*lsn, value.clone()));
+        values
+            .iter()
+            .rev()
+            .all(|(lsn, value)| self.offer_one(*lsn, value));
+    }
+
+    /// Offers the next older value. Whether older ones may matter.
+    pub fn offer_one(&mut self, lsn: Lsn, value: &Value) -> bool {
+        if lsn <= self.floor {
+            self.complete = true;
+        } else if !self.complete && lsn <= self.upto {
+            self.newest_first.push((lsn, value.clone()));
             self.complete = value.kind.stands_alone();
         }
+        !self.complete
     }
 
     /// Tells that every layer down to `lsn` has been offered: below the floor there is nothing to see.

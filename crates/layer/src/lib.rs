@@ -1,21 +1,56 @@
-//! Versions of pages: how they are kept in memory, in files, and put together for a read.
+//! Versions of pages: how they are kept in memory and in files, and put together for a read.
+//!
+//! ```text
+//! ingest ─► Memtable ──flush──► level-0 layer ──merge──► current layer + history, per partition
+//!              ▲ newest              ▲                        ▲ oldest
+//!              └───────────── a read fills a Chain this way ──┘
+//! ```
 //!
 //! - A [`Value`] is one version of one page: a whole image, or what redo needs of one WAL record (a delta).
-//! - A [`MemoryLayer`] takes values as they are ingested.
-//! - A layer *file* holds the values of a range of LSNs, contiguous per page; [`file`] encodes and checks it.
-//! - A [`Chain`] collects values from layers, newest first, until one that stands for itself.
+//! - [`Memtable`] takes values as they are ingested; [`ImagePolicy`] says when a page's chain has become long.
+//! - A layer *file* holds values sorted by page and LSN; [`mod@format`] writes, reads and checks it.
+//! - [`LayerMap`] is which layers there are and which of them a read asks; [`read()`] asks them.
+//! - [`plan()`] decides what to merge, [`Merge`] does it, a page at a time, keeping what [`ReadPoints`] still need.
+//! - [`durable_steps`] says in which order a change becomes durable.
+//! - A [`Chain`] collects values, newest first, until one that stands for itself.
 //!
 //! The crate is pure: it sees bytes and places in files, never a file. What a value does to a page is the business of
-//! `redo` and `ingest`.
+//! `redo` and `ingest`. The pageserver still stores layers of version 1 ([`file`], [`MemoryLayer`]), one for each flush;
+//! both go when it moves to the rest of this crate. What that needs there: the map as JSON in the manifest; the LSNs of
+//! databases copied by file among the read points; a takeover that lists the manifests again after it wrote its own. What is
+//! missing here: small partitions side by side are never joined, an edit copies the whole map, and the random operations of
+//! the tests have no drops and truncations.
 #![forbid(unsafe_code)]
 
 mod chain;
+mod change;
+mod desc;
 pub mod file;
+pub mod format;
+mod image;
+mod key_text;
+mod map;
 mod memory;
+mod memtable;
+mod merge;
+mod plan;
+mod read;
+mod retention;
+mod segments;
 mod value;
 
 pub use chain::Chain;
+pub use change::{Durable, durable_steps};
+pub use desc::{BadLayerId, LayerDesc, LayerId, LayerKind};
+pub use image::{ImagePolicy, SinceImage};
+pub use map::{Edit, LayerMap, MapError, Merged, PageRange, Partition};
 pub use memory::MemoryLayer;
+pub use memtable::{Memtable, MemtableError};
+pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
+pub use plan::{Job, Plan, PlanPolicy, plan};
+pub use read::read;
+pub use retention::ReadPoints;
+pub use segments::MakeImage;
 pub use value::{Value, ValueKind};
 
 #[cfg(test)]

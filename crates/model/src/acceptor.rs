@@ -28,7 +28,9 @@ impl State {
         if let Body::Voted { .. } = answer.body {
             let id = NodeId(n as u64 + 1);
             let wal = self.nodes.get(n).map(|node| node.wal.clone());
-            self.votes.insert((answer.term, id), wal.unwrap_or_default());
+            self.known
+                .votes
+                .insert((answer.term, id), wal.unwrap_or_default());
         }
         Some(answer)
     }
@@ -81,10 +83,10 @@ impl State {
             return;
         };
         let term = node.control.term_history.last_log_term(position(node.wal.len()));
-        let log = self.logs.get(&term).map(Vec::as_slice).unwrap_or_default();
+        let log = self.known.logs.get(&term).map(Vec::as_slice).unwrap_or_default();
         let (matches, known) = (log.starts_with(&node.wal), index(node.control.commit));
         let true_commit =
-            self.committed.len() >= known && node.wal.get(..known) == self.committed.get(..known);
+            self.known.committed.len() >= known && node.wal.get(..known) == self.known.committed.get(..known);
         self.ensure(matches, "a node's WAL is not that of the term it names");
         self.ensure(true_commit, "a node believes committed what is not");
     }

@@ -43,6 +43,11 @@ impl Compute {
     }
 }
 
+/// An append without WAL, which tells the commit position.
+fn is_notice(request: &Request) -> bool {
+    matches!(request, Request::Append { bytes, .. } if bytes.is_empty())
+}
+
 impl State {
     /// Streams to all members that have none yet.
     pub(crate) fn connect_all(&mut self, c: usize) {
@@ -65,8 +70,12 @@ impl State {
             self.old.insert((n, request.clone()));
         }
         // What it would tell is known already.
-        let notice = matches!(&request, Request::Append { bytes, .. } if bytes.is_empty());
-        let msg = self.ask(n, c, request, scenario)?;
+        let notice = is_notice(&request);
+        let mut msg = self.ask(n, c, request, scenario)?;
+        if let Body::Appended { commit, .. } = &mut msg.body {
+            // For status pages: no proposer looks at it.
+            *commit = Lsn::INVALID;
+        }
         if greeting || !scenario.slow_answers {
             // A greeting is always answered at once: that a proposer's picture of an acceptor may be old comes from
             // what happens before its next request arrives.
@@ -78,6 +87,19 @@ impl State {
         Some(())
     }
 
+    /// Delivers the commit notices that are next in a stream; see the module header of `normal`.
+    pub(crate) fn deliver_notices(&mut self, scenario: &Scenario) {
+        for (c, n) in (0..self.computes.len()).flat_map(|c| (0..NODES).map(move |n| (c, n))) {
+            let next = |state: &State| {
+                let requests = state.computes.get(c)?.requests.get(n)?;
+                requests.front().map(is_notice)
+            };
+            while next(self) == Some(true) {
+                self.deliver(c, n, scenario);
+            }
+        }
+    }
+
     /// The attempt ends, what it sent stays on its way, and another begins.
     pub(crate) fn restart(&mut self, c: usize, scenario: &Scenario) {
         self.end_attempt(c, scenario);
@@ -85,11 +107,11 @@ impl State {
             return;
         };
         let floor = compute.floor.max(compute.core.term().unwrap_or_default());
-        *compute = Compute::new(self.config.clone(), compute.attempt + 1, floor, scenario);
+        **compute = Compute::new(self.config.clone(), compute.attempt + 1, floor, scenario);
     }
 
     pub(crate) fn end_attempt(&mut self, c: usize, scenario: &Scenario) {
-        let Some(compute) = self.computes.get_mut(c) else {
+        let Some(compute) = self.computes.get_mut(c).map(|part| &mut **part) else {
             return;
         };
         compute.up = false;
@@ -130,7 +152,7 @@ impl State {
         compute.log.push(u8::try_from(term.0).unwrap_or(u8::MAX));
         compute.written += 1;
         let log = compute.log.clone();
-        self.logs.insert(term, log);
+        self.known.logs.insert(term, log);
     }
 
     /// A donor read is done: what it gives is what the donor has and may serve now.
@@ -183,7 +205,11 @@ impl State {
             return;
         };
         match command {
-            Command::Send { to, msg } => {
+            Command::Send { to, mut msg } => {
+                if let Request::Append { truncate, .. } = &mut msg {
+                    // Nothing is in object storage, so nothing is removed.
+                    *truncate = Lsn::INVALID;
+                }
                 if let Some(requests) = compute.requests.get_mut(slot(to)) {
                     requests.push_back(msg);
                 }
@@ -249,6 +275,7 @@ impl State {
 
     fn won(&mut self, c: usize, term: Term, start: Lsn, donor: NodeId) {
         let voted = self
+            .known
             .votes
             .get(&(term, donor))
             .map(Vec::as_slice)
@@ -258,12 +285,18 @@ impl State {
             log.is_some(),
             "a term starts where its donor's WAL does not reach",
         );
-        self.ensure(!self.logs.contains_key(&term), "a term is won twice");
-        let before = self.commits.range(..term).map(|(_, end)| *end).max().unwrap_or(0);
+        self.ensure(!self.known.logs.contains_key(&term), "a term is won twice");
+        let before = self
+            .known
+            .commits
+            .range(..term)
+            .map(|(_, end)| *end)
+            .max()
+            .unwrap_or(0);
         let log = log.unwrap_or_default();
-        let complete = log.starts_with(self.committed.get(..before).unwrap_or_default());
+        let complete = log.starts_with(self.known.committed.get(..before).unwrap_or_default());
         self.ensure(complete, "a winner lacks what an earlier term committed");
-        self.logs.insert(term, log.clone());
+        self.known.logs.insert(term, log.clone());
         if let Some(compute) = self.computes.get_mut(c) {
             compute.log = log;
         }
@@ -287,18 +320,19 @@ impl State {
                 .is_some_and(|node| node.wal.starts_with(&log))
         };
         let on_quorum = members.is_quorum(has);
-        let both = self.committed.len().min(end);
-        let one = log.get(..both) == self.committed.get(..both);
+        let both = self.known.committed.len().min(end);
+        let one = log.get(..both) == self.known.committed.get(..both);
         let later = self
+            .known
             .logs
             .range(Term(term.0 + 1)..)
             .all(|(_, later)| later.starts_with(&log));
         self.ensure(on_quorum, "committed WAL is not on a quorum");
         self.ensure(one, "two terms commit different WAL at a position");
         self.ensure(later, "a later winner lacks what is committed");
-        if end > self.committed.len() {
-            self.committed = log;
+        if end > self.known.committed.len() {
+            self.known.committed = log;
         }
-        self.commits.insert(term, end);
+        self.known.commits.insert(term, end);
     }
 }

@@ -12,6 +12,9 @@
 //!   proposer begins, and never twice. Appends without WAL are not answered.
 //! * Time passes once for a proposer: it then asks again where it waits.
 //!
+//! `normal` says which states count as one, and why nothing is lost by it; `part` how little of a state a step copies and
+//! hashes anew.
+//!
 //! The [`Scenario`] says which safekeepers, how many attempts at a term, how many records, and which changes of
 //! membership. Safekeepers may also recover from each other, without a compute.
 #![forbid(unsafe_code)]
@@ -21,6 +24,7 @@ mod compute;
 mod control;
 mod model;
 mod normal;
+mod part;
 mod scenario;
 mod state;
 

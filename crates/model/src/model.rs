@@ -1,7 +1,8 @@
 //! What can happen next, for the checker, and what must hold.
 
+use crate::part::Part;
 use crate::scenario::{COMPUTES, Change, NODES, Scenario};
-use crate::state::{Read, State};
+use crate::state::{Compute, Read, State};
 use lakebed_quorum::message::Request;
 use lakebed_quorum::proposer::Input;
 use lakebed_types::NodeId;
@@ -151,8 +152,13 @@ impl Model for Scenario {
             Step::Tell(c) => state.tell(c),
             Step::Exchange(n, peer) => state.exchange(n, peer, self),
         }
+        if !self.exchange {
+            state.deliver_notices(self);
+        }
         for c in 0..COMPUTES {
-            if state.computes.get(c).is_some_and(|compute| !compute.up) {
+            // One that was over before has nothing left.
+            let over = |compute: &Part<Compute>| !compute.up && compute.hash_of().is_none();
+            if state.computes.get(c).is_some_and(over) {
                 state.end_attempt(c, self);
             }
         }
@@ -163,13 +169,15 @@ impl Model for Scenario {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::<Self>::always(Scenario::SAFETY, |_, state| state.violation.is_none()),
-            Property::<Self>::sometimes(Scenario::PROGRESS, |_, state| !state.committed.is_empty()),
-            Property::<Self>::sometimes(Scenario::TWO_TERMS, |_, state| state.logs.len() > 1),
+            Property::<Self>::sometimes(Scenario::PROGRESS, |_, state| !state.known.committed.is_empty()),
+            Property::<Self>::sometimes(Scenario::TWO_TERMS, |_, state| state.known.logs.len() > 1),
         ];
         if self.change != Change::None {
             properties.push(Property::<Self>::sometimes(Scenario::CHANGED, |model, state| {
                 let target = model.target().map(|set| set.into_iter().collect());
-                state.settled && Some(&state.config.old) == target.as_ref() && !state.committed.is_empty()
+                state.settled
+                    && Some(&state.config.old) == target.as_ref()
+                    && !state.known.committed.is_empty()
             }));
         }
         properties

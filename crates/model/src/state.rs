@@ -1,5 +1,6 @@
 //! The checked state: cores, disks, messages under way, and what only an onlooker knows.
 
+use crate::part::Part;
 use crate::scenario::{NODES, Scenario};
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
@@ -56,14 +57,22 @@ pub struct Compute {
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) computes: Vec<Compute>,
+    pub(crate) nodes: Vec<Part<Node>>,
+    pub(crate) computes: Vec<Part<Compute>>,
     /// Requests that may arrive again, with their receiver.
-    pub(crate) old: BTreeSet<(usize, Request)>,
+    pub(crate) old: Part<BTreeSet<(usize, Request)>>,
     /// The configuration that was decided last, and whether it has settled.
     pub(crate) config: Membership,
     pub(crate) settled: bool,
     pub(crate) aborted: bool,
+    pub(crate) known: Part<Known>,
+    /// What must never be.
+    pub violation: Option<&'static str>,
+}
+
+/// What only an onlooker knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Known {
     /// For each term that was won, its winner's log.
     pub(crate) logs: BTreeMap<Term, Vec<u8>>,
     /// The donor's WAL when it voted: by term and node.
@@ -71,8 +80,6 @@ pub struct State {
     pub(crate) committed: Vec<u8>,
     /// How far each term has committed, in records.
     pub(crate) commits: BTreeMap<Term, usize>,
-    /// What must never be.
-    pub violation: Option<&'static str>,
 }
 
 /// Index of a position in a log.
@@ -117,22 +124,19 @@ impl State {
     pub(crate) fn first(scenario: &Scenario) -> State {
         let config = scenario.first();
         let mut state = State {
-            nodes: vec![Node::new(config.clone()); NODES],
+            nodes: vec![Part::new(Node::new(config.clone())); NODES],
             computes: Vec::new(),
-            old: BTreeSet::new(),
+            old: Part::new(BTreeSet::new()),
             config: config.clone(),
             settled: true,
             aborted: false,
-            logs: BTreeMap::new(),
-            votes: BTreeMap::new(),
-            committed: Vec::new(),
-            commits: BTreeMap::new(),
+            known: Part::new(Known::default()),
             violation: None,
         };
         for attempts in scenario.attempts {
             let mut compute = Compute::new(config.clone(), 1, Term(0), scenario);
             compute.up = attempts > 0;
-            state.computes.push(compute);
+            state.computes.push(Part::new(compute));
         }
         state
     }

@@ -18,6 +18,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::config::PageserverConfig;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::receive::remove_spools;
 use crate::service::PageService;
 
 /// Format of the data directory.
@@ -122,6 +123,7 @@ fn open_directory(config: &PageserverConfig) -> anyhow::Result<File> {
         ),
         Err(_) => fs::write(&path, FORMAT).with_context(|| format!("writing {}", path.display()))?,
     }
+    remove_spools(directory).with_context(|| format!("removing old imports from {}", directory.display()))?;
     Ok(lock)
 }
 

@@ -1,11 +1,15 @@
 //! Reading a Postgres data directory, as an import does. What a file is, its name says
 //! ([`lakebed_types::data_directory`]).
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, SLRU_SEGMENT_PAGES, classify};
 use lakebed_types::{PAGE_SIZE, PageKey, RelTag};
+
+/// Pages of a file that are in memory at a time.
+const PIECE_PAGES: usize = 128;
 
 /// Why a data directory could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -61,18 +65,21 @@ pub enum Item<'a> {
 }
 
 /// Visits everything below `root` that an import stores. WAL and transient files are left out.
-pub fn visit(
+///
+/// # Errors
+/// What cannot be read, or what the visitor says.
+pub fn visit<E: From<DataDirectoryError>>(
     root: &Path,
-    visitor: &mut impl FnMut(Item<'_>) -> Result<(), DataDirectoryError>,
-) -> Result<(), DataDirectoryError> {
+    visitor: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     visit_below(root, "", visitor)
 }
 
-fn visit_below(
+fn visit_below<E: From<DataDirectoryError>>(
     root: &Path,
     prefix: &str,
-    visitor: &mut impl FnMut(Item<'_>) -> Result<(), DataDirectoryError>,
-) -> Result<(), DataDirectoryError> {
+    visitor: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let directory = root.join(prefix);
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -107,62 +114,101 @@ fn visit_below(
             visit_file(&full, &path, visitor)?;
         } else {
             let reason = "it is neither a file nor a directory";
-            return Err(DataDirectoryError::Unexpected { path: full, reason });
+            return Err(DataDirectoryError::Unexpected { path: full, reason }.into());
         }
     }
     Ok(())
 }
 
-fn visit_file(
+fn visit_file<E: From<DataDirectoryError>>(
     full: &Path,
     path: &str,
-    visitor: &mut impl FnMut(Item<'_>) -> Result<(), DataDirectoryError>,
-) -> Result<(), DataDirectoryError> {
-    let kind = classify(path);
-    if matches!(kind, FileKind::Wal | FileKind::Transient) {
-        return Ok(());
-    }
-    let content = fs::read(full).map_err(|source| DataDirectoryError::Io {
-        path: full.to_owned(),
-        source,
-    })?;
-    let torn = || DataDirectoryError::TornFile {
-        path: full.to_owned(),
-        bytes: content.len() as u64,
-    };
-    let (pages, rest) = content.as_chunks::<PAGE_SIZE>();
-    match kind {
+    visitor: &mut impl FnMut(Item<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    match classify(path) {
+        FileKind::Wal | FileKind::Transient => Ok(()),
         FileKind::Relation { rel, segment } => {
+            let pages = Pages::open(full)?;
             let first = u64::from(segment) * u64::from(RELATION_SEGMENT_BLOCKS);
-            let blocks = u32::try_from(first + pages.len() as u64).map_err(|_| torn())?;
-            if !rest.is_empty() {
-                return Err(torn());
-            }
+            let blocks = u32::try_from(first + pages.count).map_err(|_| pages.torn())?;
             visitor(Item::Fork { rel, blocks })?;
-            for (block, page) in (first..).zip(pages) {
+            pages.visit(&mut |page, bytes| {
                 // `blocks` fits, so each block does.
-                visitor(Item::Page(
-                    PageKey::Rel {
-                        rel,
-                        block: block as u32,
-                    },
-                    page,
-                ))?;
-            }
+                let block = (first + page) as u32;
+                visitor(Item::Page(PageKey::Rel { rel, block }, bytes))
+            })
         }
-        FileKind::Slru { kind, segment } => {
-            if !rest.is_empty() {
-                return Err(torn());
-            }
-            for (page, bytes) in (segment * SLRU_SEGMENT_PAGES..).zip(pages) {
-                visitor(Item::Page(PageKey::Slru { kind, page }, bytes))?;
-            }
-        }
-        FileKind::Control | FileKind::Carried | FileKind::Wal | FileKind::Transient => {
-            visitor(Item::File(path, &content))?;
+        FileKind::Slru { kind, segment } => Pages::open(full)?.visit(&mut |page, bytes| {
+            let page = segment * SLRU_SEGMENT_PAGES + page;
+            visitor(Item::Page(PageKey::Slru { kind, page }, bytes))
+        }),
+        FileKind::Control | FileKind::Carried => {
+            let content = fs::read(full).map_err(|source| DataDirectoryError::Io {
+                path: full.to_owned(),
+                source,
+            })?;
+            visitor(Item::File(path, &content))
         }
     }
-    Ok(())
+}
+
+/// A file of pages, read in pieces: a segment of a relation has a gibibyte.
+struct Pages<'a> {
+    path: &'a Path,
+    file: fs::File,
+    bytes: u64,
+    count: u64,
+}
+
+impl Pages<'_> {
+    fn open(path: &Path) -> Result<Pages<'_>, DataDirectoryError> {
+        let failed = |source| DataDirectoryError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = fs::File::open(path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        let count = bytes / PAGE_SIZE as u64;
+        let pages = Pages {
+            path,
+            file,
+            bytes,
+            count,
+        };
+        match bytes.is_multiple_of(PAGE_SIZE as u64) {
+            true => Ok(pages),
+            false => Err(pages.torn()),
+        }
+    }
+
+    fn torn(&self) -> DataDirectoryError {
+        DataDirectoryError::TornFile {
+            path: self.path.to_owned(),
+            bytes: self.bytes,
+        }
+    }
+
+    fn visit<E: From<DataDirectoryError>>(
+        mut self,
+        visitor: &mut impl FnMut(u64, &[u8; PAGE_SIZE]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut buffer = vec![0; PIECE_PAGES * PAGE_SIZE];
+        let mut page = 0;
+        while page < self.count {
+            let pages = (self.count - page).min(PIECE_PAGES as u64) as usize;
+            let piece = &mut buffer[..pages * PAGE_SIZE];
+            let read = self.file.read_exact(piece);
+            read.map_err(|source| DataDirectoryError::Io {
+                path: self.path.to_owned(),
+                source,
+            })?;
+            for bytes in piece.as_chunks::<PAGE_SIZE>().0 {
+                visitor(page, bytes)?;
+                page += 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -183,7 +229,7 @@ mod tests {
         write("pg_wal/junk", b"x");
         write("PG_VERSION", b"15\n");
         let mut seen = Vec::new();
-        visit(dir.path(), &mut |item| {
+        visit::<DataDirectoryError>(dir.path(), &mut |item| {
             seen.push(match item {
                 Item::Page(key, page) => format!("page {key} {}", page[0]),
                 Item::Fork { rel, blocks } => format!("fork {rel} {blocks}"),
@@ -208,7 +254,7 @@ mod tests {
         assert_eq!(seen, expected);
 
         write("base/5/102", &[0; PAGE_SIZE + 1]);
-        let error = visit(dir.path(), &mut |_| Ok(())).unwrap_err();
+        let error = visit::<DataDirectoryError>(dir.path(), &mut |_| Ok(())).unwrap_err();
         assert!(
             matches!(error, DataDirectoryError::TornFile { bytes: 8193, .. }),
             "{error}"

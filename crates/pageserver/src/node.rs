@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
 use crate::feed;
-use crate::import::{Imported, Running as RunningServer, import};
+use crate::import::{Circumstances, Import};
 use crate::manifest::{self, Cluster, Parent};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
@@ -370,7 +370,7 @@ impl Node {
     }
 
     /// Imports a data directory as a timeline of a shard and stores it. An unfinished earlier import is forgotten.
-    /// `running`: the files are a base backup of a server that went on running.
+    /// Memory: twice [`PageserverConfig::flush_bytes`], pages and the layer that is made of them.
     ///
     /// # Errors
     /// See [`NodeError`].
@@ -380,44 +380,48 @@ impl Node {
         generation: Generation,
         timeline: TimelineId,
         directory: &Path,
-        running: Option<RunningServer>,
+        circumstances: Circumstances,
     ) -> Result<Taken, NodeError> {
-        let _one = self.changing.lock().await;
-        self.claim(key, generation).await?;
-        let (root, shard) = (directory.to_owned(), key.1);
-        let imported = tokio::task::spawn_blocking(move || import(&root, shard, running)).await;
-        let imported = imported.map_err(|error| TimelineError::Internal(format!("import: {error}")))??;
-        let Imported {
-            cluster,
-            start,
-            last_record_start,
-            consistent,
-            changes,
-        } = imported;
-        let current = manifest::read_current(&self.store, key.0, key.1, timeline, generation).await;
-        if current.map_err(TimelineError::from)?.is_none() {
-            let identity = Identity {
-                tenant: key.0,
-                timeline,
-                shard,
-                generation,
-                cluster,
-                start,
-                consistent,
-            };
-            let directory = self.directory(key, timeline);
-            let (store, thresholds, managers) =
-                (self.store.clone(), self.thresholds(), self.managers.clone());
-            let new = Timeline::create(identity, None, directory, store, thresholds, managers);
-            new.publish(changes, start);
-            new.flush().await?;
+        {
+            // Only for this: an import may take hours, in which other shards come and go.
+            let _one = self.changing.lock().await;
+            self.claim(key, generation).await?;
         }
-        Ok(Taken {
-            cluster,
-            start,
-            last_record_start,
-            consistent,
+        let (root, shard) = (directory.to_owned(), key.1);
+        let import = blocking(move || Import::open(&root, shard, circumstances)).await??;
+        let taken = Taken {
+            cluster: import.cluster,
+            start: import.start,
+            last_record_start: import.last_record_start,
+            consistent: import.consistent,
+        };
+        let current = manifest::read_current(&self.store, key.0, key.1, timeline, generation).await;
+        if current.map_err(TimelineError::from)?.is_some() {
+            return Ok(taken);
+        }
+        let identity = Identity {
+            tenant: key.0,
+            timeline,
+            shard,
+            generation,
+            cluster: import.cluster,
+            start: import.start,
+            consistent: import.consistent,
+        };
+        let directory = self.directory(key, timeline);
+        let (store, thresholds, managers) = (self.store.clone(), self.thresholds(), self.managers.clone());
+        let new = Timeline::create(identity, None, directory, store, thresholds, managers);
+        let (portions, portion_bytes) = (new.clone(), self.config.flush_bytes);
+        let runtime = tokio::runtime::Handle::current();
+        let rest = blocking(move || {
+            import.read(portion_bytes, &mut |portion| {
+                runtime.block_on(portions.store_portion(portion))
+            })
         })
+        .await??;
+        new.publish(rest, taken.start);
+        new.flush().await?;
+        Ok(taken)
     }
 
     /// Stops serving a timeline and deletes its local files. Objects stay: other generations may refer to them.
@@ -498,6 +502,12 @@ impl Node {
             }
         }
     }
+}
+
+/// Runs what reads files where it may take its time.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TimelineError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| TimelineError::Internal(format!("import: {error}")))
 }
 
 /// Parents before their branches.

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::basebackup::{BackupItem, basebackup};
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
-use crate::receive::{outside, receive_directory};
+use crate::receive::{Spool, outside, receive_directory};
 use crate::timeline::{Identity, Timeline, TimelineError};
 
 /// How long a read waits for the WAL that it depends on.
@@ -143,27 +143,18 @@ impl Pageserver for PageService {
         };
         let key = convert::shard(start.shard.as_ref()).map_err(invalid)?;
         let timeline = timeline_id(&start.timeline)?;
-        let directory = self
+        let spool = Spool::new(&self.node.config.data_dir, &format!("{}-{timeline}", key.1))?;
+        let circumstances = receive_directory(&spool, messages).await?;
+        let generation = Generation(start.generation);
+        let imported = self
             .node
-            .config
-            .data_dir
-            .join(format!("import-{}-{timeline}", key.1));
-        let received = receive_directory(&directory, messages).await;
-        let imported = match received {
-            Ok(running) => self
-                .node
-                .import(key, Generation(start.generation), timeline, &directory, running)
-                .await
-                .map_err(status),
-            Err(status) => Err(status),
-        };
-        let _ = std::fs::remove_dir_all(&directory);
+            .import(key, generation, timeline, spool.path(), circumstances);
         let Taken {
             cluster,
             start,
             last_record_start,
             consistent,
-        } = imported?;
+        } = imported.await.map_err(status)?;
         Ok(Response::new(v1::ImportResponse {
             start_lsn: start.0,
             cluster: Some(v1::ClusterIdentity {

@@ -596,27 +596,13 @@ impl Timeline {
             self.write(|state| state.frozen = None);
             return Ok(());
         }
-        let sequence = flushing.0 + 1;
-        let name = paths::layer_name(first, last, self.identity.generation, sequence);
+        let sequence = next_sequence(&flushing);
         let mut layers = flushing.1.clone();
         let mut new_layer = None;
         if !memory.is_empty() || !entries.is_empty() {
-            let timeline = self.clone();
-            let path = self.directory.join(&name);
             let count = entries.len();
-            let build = move || timeline.write_layer(&memory, &entries, first, last, &path);
-            let (layer, bytes) = tokio::task::spawn_blocking(build)
-                .await
-                .map_err(|error| TimelineError::Internal(format!("writing a layer: {error}")))??;
-            let remote = paths::timeline(self.identity.tenant, self.identity.shard, self.identity.timeline);
-            let size = bytes.len() as u64;
-            self.store.put(&format!("{remote}/layers/{name}"), bytes).await?;
-            layers.push(LayerEntry {
-                name,
-                first,
-                last,
-                bytes: size,
-            });
+            let (layer, entry) = self.store_layer(memory, entries, (first, last), sequence).await?;
+            layers.push(entry);
             new_layer = Some((layer, count));
         }
         let manifest = Manifest {
@@ -631,7 +617,6 @@ impl Timeline {
             disk_consistent: last,
             layers: layers.clone(),
         };
-        let sequence = flushing.0 + 1;
         let Identity {
             tenant,
             shard,
@@ -658,6 +643,54 @@ impl Timeline {
         });
         self.disk_consistent.send_replace(last);
         Ok(())
+    }
+
+    /// Stores images of an import, all at the start, as a layer of its own. Nobody sees it before the first
+    /// [`Timeline::flush`] has stored the manifest that names it.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub async fn store_portion(self: &Arc<Self>, portion: Changes) -> Result<(), TimelineError> {
+        let mut flushing = self.flushing.lock().await;
+        let mut memory = MemoryLayer::default();
+        for (key, lsn, value) in portion.values {
+            memory.push(key, lsn, value);
+        }
+        let start = self.identity.start;
+        let sequence = next_sequence(&flushing);
+        let (layer, entry) = self
+            .store_layer(Arc::new(memory), portion.entries, (start, start), sequence)
+            .await?;
+        flushing.1.push(entry);
+        self.write(|state| state.layers.push(Arc::new(layer)));
+        Ok(())
+    }
+
+    /// Writes a layer to local disk and to object storage.
+    async fn store_layer(
+        self: &Arc<Self>,
+        memory: Arc<MemoryLayer>,
+        entries: Vec<(Lsn, Entry)>,
+        (first, last): (Lsn, Lsn),
+        sequence: u64,
+    ) -> Result<(LayerFile, LayerEntry), TimelineError> {
+        let name = paths::layer_name(first, last, self.identity.generation, sequence);
+        let timeline = self.clone();
+        let path = self.directory.join(&name);
+        let build = move || timeline.write_layer(&memory, &entries, first, last, &path);
+        let (layer, object) = tokio::task::spawn_blocking(build)
+            .await
+            .map_err(|error| TimelineError::Internal(format!("writing a layer: {error}")))??;
+        let remote = paths::timeline(self.identity.tenant, self.identity.shard, self.identity.timeline);
+        let bytes = object.len() as u64;
+        self.store.put(&format!("{remote}/layers/{name}"), object).await?;
+        let entry = LayerEntry {
+            name,
+            first,
+            last,
+            bytes,
+        };
+        Ok((layer, entry))
     }
 
     fn write_layer(
@@ -707,6 +740,12 @@ impl Timeline {
             },
         )))
     }
+}
+
+/// Of the next manifest and a layer that it names. An import stores layers before its first manifest; none of them may
+/// have the name of another.
+fn next_sequence((manifest, layers): &(u64, Vec<LayerEntry>)) -> u64 {
+    (*manifest).max(layers.len() as u64) + 1
 }
 
 fn make_directory(directory: &std::path::Path) -> Result<(), TimelineError> {

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lakebed_blobstore::BlobStore;
-use lakebed_pageserver::data_directory::{Item, visit};
-use lakebed_pageserver::import::import;
+use lakebed_pageserver::data_directory::{DataDirectoryError, Item, visit};
+use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest;
 use lakebed_pageserver::page_cache::PageCache;
@@ -68,7 +68,7 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
     };
     for index in 0..SHARDS {
         let shard = ShardIdentity::new(index, ShardCount::new(SHARDS).unwrap()).unwrap();
-        let imported = import(cluster, shard, None).unwrap();
+        let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
         start = imported.start;
         format.system_identifier = imported.cluster.system_identifier;
         let identity = Identity {
@@ -89,11 +89,30 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
             SMALL,
             Managers::default(),
         );
-        timeline.publish(imported.changes, start);
+        // Most of it in layers of one LSN.
+        let portions = store_portions(&timeline, imported).await;
+        assert!(portions > 5, "{portions} portions");
         timeline.flush().await.unwrap();
         shards.push(Shard { timeline, local });
     }
     (shards, start, format)
+}
+
+/// Everything that an import finds, in portions; how many there were before the last.
+async fn store_portions(timeline: &Arc<Timeline>, import: Import) -> usize {
+    let (portions, runtime) = (timeline.clone(), tokio::runtime::Handle::current());
+    let start = import.start;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut count = 0;
+        let rest = import.read(1 << 20, &mut |portion| {
+            count += 1;
+            runtime.block_on(portions.store_portion(portion))
+        });
+        (rest.unwrap(), count)
+    });
+    let (rest, count) = read.await.unwrap();
+    timeline.publish(rest, start);
+    count
 }
 
 /// A shard that lost its local disk, taken over by the next generation.
@@ -165,7 +184,7 @@ fn compare(shards: &[Shard], recovered: &Path, lsn: Lsn) -> Comparison {
             .page(key, lsn)
             .unwrap()
     };
-    visit(recovered, &mut |item| {
+    visit::<DataDirectoryError>(recovered, &mut |item| {
         match item {
             Item::Fork { rel, .. } | Item::Page(PageKey::Rel { rel, .. }, _) if unlogged(rel) => {}
             Item::Fork { rel, blocks } if rel.fork != ForkNumber::Fsm => {
@@ -255,7 +274,7 @@ fn recover(base: &mut Cluster, pg_wal: &Path) {
 /// All relation pages of a data directory.
 fn pages_of(directory: &Path) -> Vec<PageKey> {
     let mut keys = Vec::new();
-    visit(directory, &mut |item| {
+    visit::<DataDirectoryError>(directory, &mut |item| {
         if let Item::Page(key @ PageKey::Rel { .. }, _) = item {
             keys.push(key);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lakebed_blobstore::BlobStore;
 use lakebed_ingest::ControlState;
-use lakebed_pageserver::import::import;
+use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest;
 use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
@@ -85,7 +85,7 @@ fn managers() -> Managers {
 /// A new timeline of one shard, stored.
 async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers: Managers) -> Arc<Timeline> {
     let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
-    let imported = import(cluster, shard, None).unwrap();
+    let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
     let identity = Identity {
         tenant: TenantId([1; 16]),
         timeline: TimelineId([2; 16]),
@@ -97,7 +97,8 @@ async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers:
     };
     let (directory, store) = (directory.to_owned(), store.clone());
     let timeline = Timeline::create(identity, None, directory, store, Thresholds::default(), managers);
-    timeline.publish(imported.changes, imported.start);
+    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
+    timeline.publish(changes, imported.start);
     timeline.flush().await.unwrap();
     timeline
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lakebed_blobstore::BlobStore;
 use lakebed_pageserver::config::PageserverConfig;
+use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, TimelineSpec, wait_for};
@@ -65,7 +66,13 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         CancellationToken::new(),
     );
     let files = cluster.data_dir();
-    let imported = node.import((TENANT, shard()), Generation(1), TIMELINE, &files, None);
+    let imported = node.import(
+        (TENANT, shard()),
+        Generation(1),
+        TIMELINE,
+        &files,
+        Circumstances::default(),
+    );
     let cluster = imported.await.unwrap().cluster;
     (node, cluster)
 }

@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod backup;
+pub mod channel_binding;
 pub mod frontend;
 pub mod message;
 pub mod replication;
@@ -20,4 +21,4 @@ pub mod tar;
 pub mod target;
 
 pub use message::{Backend, Frames, ServerError, WireError};
-pub use target::{SslMode, Target};
+pub use target::{Binding, SslMode, Target};

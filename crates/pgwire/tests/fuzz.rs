@@ -6,7 +6,7 @@ use lakebed_pgwire::auth::Login;
 use lakebed_pgwire::backup::BackupLabel;
 use lakebed_pgwire::message::MAX_MESSAGE_BYTES;
 use lakebed_pgwire::tar::{TarItem, TarReader};
-use lakebed_pgwire::{Backend, Frames, Target, backup, replication};
+use lakebed_pgwire::{Backend, Binding, Frames, Target, backup, replication};
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
@@ -44,7 +44,7 @@ fn session() -> Vec<u8> {
 /// Every message, read as whatever it may be.
 fn read(choices: &mut Choices<'_>, bytes: &[u8]) -> (Vec<Backend>, bool) {
     let (mut frames, mut rest, mut messages) = (Frames::default(), bytes, Vec::new());
-    let mut login = Login::new("user", Some("password"));
+    let mut login = Login::new("user", Some("password"), Binding::Prefer, Some(vec![7; 32]));
     while !rest.is_empty() {
         let most = choices.of(&[1, 5, 64, 1 << 20]);
         let size = match choices.is_empty() {

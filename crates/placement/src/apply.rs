@@ -39,8 +39,10 @@ impl State {
                     role,
                     address,
                     incarnation,
+                    draining: false,
                 },
             ),
+            Command::DrainSafekeeper { node, draining } => self.drain_safekeeper(node, draining),
             Command::CreateTenant {
                 tenant,
                 name,
@@ -63,7 +65,29 @@ impl State {
                 parent,
                 lsn,
                 last_record,
-            } => self.create_branch(tenant, name, timeline, parent, lsn, last_record),
+                safekeepers,
+            } => self.create_branch(tenant, name, timeline, (parent, lsn, last_record), safekeepers),
+            Command::LetJoin {
+                tenant,
+                timeline,
+                generation,
+                safekeepers,
+                within_bytes,
+                until_unix_micros,
+            } => {
+                let limits = (within_bytes, until_unix_micros);
+                self.let_join(tenant, timeline, generation, safekeepers, limits)
+            }
+            Command::CaughtUp {
+                tenant,
+                timeline,
+                attempt,
+            } => self.caught_up(tenant, timeline, attempt),
+            Command::JoinTimedOut {
+                tenant,
+                timeline,
+                attempt,
+            } => self.join_timed_out(tenant, timeline, attempt),
             Command::ChangeSafekeepers {
                 tenant,
                 timeline,
@@ -101,7 +125,7 @@ impl State {
         }
     }
 
-    fn register_node(&mut self, id: NodeId, node: Node) -> Applied {
+    fn register_node(&mut self, id: NodeId, mut node: Node) -> Applied {
         if node.address.is_empty() || node.address.len() > MAX_TEXT_BYTES {
             return Err(Rejection::Invalid(
                 "a node's address must have 1 to 255 characters",
@@ -111,6 +135,8 @@ impl State {
             self.nodes.insert(id, node);
             return Ok(Outcome::Applied);
         };
+        // A daemon does not know of it.
+        node.draining = known.draining;
         if *known == node {
             return Ok(Outcome::Unchanged);
         }
@@ -130,6 +156,23 @@ impl State {
         }
         self.nodes.insert(id, node);
         Ok(Outcome::Applied)
+    }
+
+    fn drain_safekeeper(&mut self, id: NodeId, draining: bool) -> Applied {
+        let role = NodeRole::Safekeeper;
+        let node = self.nodes.get_mut(&id).filter(|node| node.role == role);
+        let node = node.ok_or(Rejection::NoNode { node: id, role })?;
+        let before = std::mem::replace(&mut node.draining, draining);
+        Ok(changed(before != draining))
+    }
+
+    /// Whether something new may be placed on these.
+    fn none_draining<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeId>) -> Result<(), Rejection> {
+        let draining = |node: &&NodeId| self.nodes.get(node).is_some_and(|known| known.draining);
+        match nodes.into_iter().find(draining) {
+            Some(&node) => Err(Rejection::Draining(node)),
+            None => Ok(()),
+        }
     }
 
     fn shards_of(&mut self, node: NodeId) -> impl Iterator<Item = &mut ShardPlacement> {
@@ -167,6 +210,7 @@ impl State {
         }
         self.all_registered(shards, NodeRole::Pageserver)?;
         self.all_registered(&safekeepers, NodeRole::Safekeeper)?;
+        self.none_draining(&safekeepers)?;
 
         let generation = Generation(1);
         let root = Timeline {
@@ -183,6 +227,9 @@ impl State {
             created_on: BTreeSet::new(),
             settled_generation: Generation::default(),
             leaving: BTreeSet::new(),
+            joining: None,
+            attempts: 0,
+            timed_out: None,
             created_unix_micros: self.clock_unix_micros,
         };
         let tenant = Tenant {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lakebed_types::{NodeId, ShardCount};
 
-use crate::state::{NodeRole, SafekeeperSet, State, Timeline};
+use crate::state::{NodeRole, State, Timeline};
 
 /// Too few nodes are registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CannotPlace {
-    /// Fewer safekeepers than wanted.
-    #[error("{wanted} safekeepers are needed, {registered} registered")]
+    /// Fewer safekeepers than wanted, those not counted that are being emptied.
+    #[error("{wanted} safekeepers are needed, {registered} registered that are not being emptied")]
     TooFewSafekeepers {
         /// Needed.
         wanted: usize,
@@ -18,19 +18,11 @@ pub enum CannotPlace {
         registered: usize,
     },
     /// Every safekeeper that runs keeps the timeline already, or is still leaving it.
-    #[error("no other safekeeper runs that could take the place of {0}")]
+    #[error("no other safekeeper runs, and is not being emptied, that could take the place of {0}")]
     NoReplacement(NodeId),
     /// It has nothing of the timeline.
     #[error("safekeeper {0} is none of this timeline's")]
     NoMember(NodeId),
-    /// Commits would wait until safekeepers without any WAL had caught up.
-    #[error(
-        "{joining} safekeepers join at once and would outweigh those that have the WAL: change fewer at a time"
-    )]
-    TooManyJoin {
-        /// How many join.
-        joining: usize,
-    },
     /// No pageserver at all.
     #[error("no pageserver is registered")]
     NoPageserver,
@@ -60,7 +52,7 @@ pub fn replacement(
     there: impl Fn(NodeId) -> bool,
 ) -> Result<BTreeSet<NodeId>, CannotPlace> {
     let set = &timeline.safekeepers;
-    let taken = &set.members() | &timeline.leaving;
+    let taken = &timeline.keepers() | &timeline.leaving;
     let mut wanted = set.current.clone();
     if !wanted.remove(&node) {
         return Err(CannotPlace::NoMember(node));
@@ -73,26 +65,38 @@ pub fn replacement(
     Ok(wanted)
 }
 
-/// Whether a change keeps commits going: until those who join have caught up, a majority of the wanted set must be
-/// safekeepers that have the WAL already. A single one may join any set: where all must agree, commits wait for it.
-pub fn check_change(set: &SafekeeperSet, wanted: &BTreeSet<NodeId>) -> Result<(), CannotPlace> {
-    let staying = wanted.intersection(&set.current).count();
-    let joining = wanted.len() - staying;
-    if joining > 1 && staying * 2 <= wanted.len() {
-        return Err(CannotPlace::TooManyJoin { joining });
+/// Who keeps a branch of a timeline: those who keep the timeline, with others in the place of those that are being
+/// emptied; one that is `there` and has the fewest timelines for each. None: nobody is being emptied.
+pub fn branch_safekeepers(
+    state: &State,
+    parent: &Timeline,
+    there: impl Fn(NodeId) -> bool,
+) -> Result<Option<BTreeSet<NodeId>>, CannotPlace> {
+    let draining = |node: &NodeId| state.nodes.get(node).is_some_and(|node| node.draining);
+    let set = parent.safekeepers.to_stay();
+    let (emptied, mut kept): (BTreeSet<_>, BTreeSet<_>) = set.iter().partition(|node| draining(node));
+    let load = safekeeper_load(state).into_iter();
+    let others = load.filter(|(other, _)| !set.contains(other) && there(*other));
+    let mut others: Vec<_> = others.map(|(node, timelines)| (timelines, node)).collect();
+    others.sort();
+    let mut others = others.into_iter();
+    for node in &emptied {
+        let (_, other) = others.next().ok_or(CannotPlace::NoReplacement(*node))?;
+        kept.insert(other);
     }
-    Ok(())
+    Ok((!emptied.is_empty()).then_some(kept))
 }
 
-/// Timelines of each safekeeper.
+/// Timelines of each safekeeper that something may be placed on.
 fn safekeeper_load(state: &State) -> BTreeMap<NodeId, usize> {
     let mut load = load(state, NodeRole::Safekeeper);
+    load.retain(|node, _| state.nodes.get(node).is_some_and(|node| !node.draining));
     let timelines = state
         .tenants
         .values()
         .flat_map(|tenant| tenant.timelines.values());
-    for member in timelines.flat_map(|timeline| timeline.safekeepers.members()) {
-        load.entry(member).and_modify(|n| *n += 1);
+    for keeper in timelines.flat_map(Timeline::keepers) {
+        load.entry(keeper).and_modify(|n| *n += 1);
     }
     load
 }
@@ -123,6 +127,7 @@ fn load(state: &State, role: NodeRole) -> BTreeMap<NodeId, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::{Command, Outcome};
     use crate::fixture::{self, with_nodes};
 
     #[test]
@@ -137,7 +142,6 @@ mod tests {
         fixture::create_tenant(&mut state, 1, "a", &[11], &[1, 2, 3]);
         let timelines = &state.tenants[&fixture::tenant_id(1)].timelines;
         let mut timeline = timelines[&fixture::timeline_id(1)].clone();
-        let set = timeline.safekeepers.clone();
         let (two, five, none) = (NodeId(2), NodeId(5), Err(CannotPlace::NoReplacement(NodeId(2))));
         let instead = |timeline: &Timeline, node| replacement(&state, timeline, node, |_| true);
         assert_eq!(instead(&timeline, two).unwrap(), [1, 3, 4].map(NodeId).into());
@@ -148,20 +152,26 @@ mod tests {
         );
         timeline.leaving.insert(NodeId(4));
         assert_eq!(instead(&timeline, two), none);
-        let table = [
-            (&[1, 2, 4][..], Ok(())),
-            (&[1, 2, 3, 4, 5], Ok(())),
-            (&[3], Ok(())),
-            (&[4], Ok(())),
-            (&[1, 4, 5], Err(CannotPlace::TooManyJoin { joining: 2 })),
-            (&[4, 5, 6], Err(CannotPlace::TooManyJoin { joining: 3 })),
-        ];
-        for (wanted, allowed) in table {
-            let wanted = wanted.iter().copied().map(NodeId).collect();
-            assert_eq!(check_change(&set, &wanted), allowed, "{wanted:?}");
-        }
         assert_eq!(safekeepers(&state, 3).unwrap(), [1, 2, 4].map(NodeId).into());
         assert_eq!(shards(&state, ShardCount::new(1).unwrap()).unwrap(), [NodeId(12)]);
+
+        let drain = |state: &mut State, node: u64, draining| {
+            let node = NodeId(node);
+            fixture::apply(state, Command::DrainSafekeeper { node, draining }).unwrap()
+        };
+        assert_eq!(drain(&mut state, 1, true), Outcome::Applied);
+        assert_eq!(drain(&mut state, 1, true), Outcome::Unchanged);
+        assert_eq!(safekeepers(&state, 3).unwrap(), [2, 3, 4].map(NodeId).into());
+        timeline.leaving.clear();
+        drain(&mut state, 4, true);
+        // The only one left is being emptied.
+        assert_eq!(replacement(&state, &timeline, two, |_| true), none);
+        let branch = |state: &State| branch_safekeepers(state, &timeline, |_| true);
+        assert_eq!(branch(&state), Err(CannotPlace::NoReplacement(NodeId(1))));
+        drain(&mut state, 4, false);
+        assert_eq!(branch(&state), Ok(Some([2, 3, 4].map(NodeId).into())));
+        drain(&mut state, 1, false);
+        assert_eq!(branch(&state), Ok(None));
 
         let few = CannotPlace::TooFewSafekeepers {
             wanted: 5,

@@ -46,6 +46,14 @@ pub enum Command {
         /// See [`Node::incarnation`](crate::Node::incarnation).
         incarnation: u64,
     },
+    /// A safekeeper is to be emptied, or no longer: nothing new is placed on it meanwhile. What it keeps stays until it
+    /// is moved.
+    DrainSafekeeper {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to be emptied.
+        draining: bool,
+    },
     /// A tenant whose first branch is to be imported.
     CreateTenant {
         /// A fresh id.
@@ -89,8 +97,44 @@ pub enum Command {
         lsn: Lsn,
         /// Start of the record that ends there.
         last_record: Lsn,
+        /// Who keeps it; none: those of the parent.
+        #[serde(default)]
+        safekeepers: Option<BTreeSet<NodeId>>,
     },
-    /// Begins a change of a timeline's safekeepers: from now on both sets must agree.
+    /// Begins a change in which somebody joins: who does gets the WAL first, without counting.
+    LetJoin {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The generation that the change starts from.
+        generation: Generation,
+        /// The set that is to follow.
+        safekeepers: BTreeSet<NodeId>,
+        /// See [`Joining::within_bytes`](crate::Joining::within_bytes).
+        within_bytes: u64,
+        /// See [`Joining::until_unix_micros`](crate::Joining::until_unix_micros).
+        until_unix_micros: i64,
+    },
+    /// A proposer reports that those who join have caught up: from now on both sets must agree.
+    CaughtUp {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// The time of an attempt is over. Without effect before that.
+    JoinTimedOut {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// Begins a change in which nobody has to catch up first: from now on both sets must agree.
     ChangeSafekeepers {
         /// The tenant.
         tenant: TenantId,
@@ -117,7 +161,7 @@ pub enum Command {
         tenant: TenantId,
         /// The timeline.
         timeline: TimelineId,
-        /// The joint generation.
+        /// The joint generation; while somebody catches up, the present one.
         generation: Generation,
     },
     /// A safekeeper that left confirmed that it has deleted the timeline.
@@ -233,6 +277,11 @@ pub enum Rejection {
         /// The role it should have.
         role: NodeRole,
     },
+    /// Something new would be placed on a safekeeper that is being emptied.
+    #[error(
+        "safekeeper {0} is being emptied: nothing new is placed on it; `lakebed safekeeper decommission {0} --undo` ends that"
+    )]
+    Draining(NodeId),
     /// A node changed its role.
     #[error("node id {node} belongs to the {} at {address}; give this node another id", role_name(*.role))]
     NodeIdTaken {
@@ -318,6 +367,15 @@ pub enum Rejection {
     /// A command about a generation that is no longer, or not yet, the present one.
     #[error("the safekeepers are those of generation {0}")]
     OtherGeneration(Generation),
+    /// Somebody catches up in order to join.
+    #[error("safekeepers {} are to join and catch up: finish or abort that change first", numbers(.0))]
+    Joining(BTreeSet<NodeId>),
+    /// The attempt to let somebody join is over, or another one was begun since.
+    #[error("this attempt to let safekeepers join is over")]
+    OtherAttempt,
+    /// The time of an attempt is not over.
+    #[error("there is time left for those who join")]
+    TimeLeft,
     /// A former member still has the timeline.
     #[error("safekeeper {0} has not yet deleted what it holds of this timeline from before")]
     StillLeaving(NodeId),
@@ -332,6 +390,11 @@ pub enum Rejection {
     /// A value outside its range.
     #[error("{0}")]
     Invalid(&'static str),
+}
+
+fn numbers(nodes: &BTreeSet<NodeId>) -> String {
+    let texts: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+    texts.join(", ")
 }
 
 fn role_name(role: NodeRole) -> &'static str {
@@ -363,6 +426,7 @@ impl Rejection {
             TenantExists(_) | BranchExists(_) | IdTaken => RejectionKind::AlreadyExists,
             Invalid(_) | BeforeParent { .. } => RejectionKind::Invalid,
             NoNode { .. }
+            | Draining(_)
             | NodeIdTaken { .. }
             | SafekeeperLostItsDisk(_)
             | TenantIs { .. }
@@ -374,6 +438,9 @@ impl Rejection {
             | NotEmpty
             | ChangeUnderWay(_)
             | OtherGeneration(_)
+            | Joining(_)
+            | OtherAttempt
+            | TimeLeft
             | StillLeaving(_)
             | LeaseHeld { .. } => RejectionKind::Precondition,
         }

@@ -104,6 +104,7 @@ pub fn branch(name: &str, timeline: u8, parent: u8, lsn: u64) -> Command {
         parent: timeline_id(parent),
         lsn: Lsn(lsn),
         last_record: Lsn(lsn - 50),
+        safekeepers: None,
     }
 }
 

@@ -32,6 +32,6 @@ pub use command::{Command, Outcome, Rejection, RejectionKind, Stamped};
 pub use name::Name;
 pub use plan::{Call, Intent, Observed, plan};
 pub use state::{
-    ClusterIdentity, Node, NodeRole, SafekeeperSet, ShardPlacement, State, Tenant, TenantState, Timeline,
-    TimelineState,
+    ClusterIdentity, Joining, Node, NodeRole, SafekeeperSet, ShardPlacement, State, Tenant, TenantState,
+    Timeline, TimelineState,
 };

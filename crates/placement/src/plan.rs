@@ -37,6 +37,31 @@ pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
     intents
 }
 
+/// Attempts to let safekeepers join whose time is over at `now_unix_micros`, and when the next one's is.
+pub fn timed_out(state: &State, now_unix_micros: i64) -> (Vec<Intent>, Option<i64>) {
+    let (mut over, mut next) = (Vec::new(), None);
+    for (&tenant, found) in &state.tenants {
+        for (&timeline, joining) in joinings(found) {
+            let (attempt, until) = (joining.attempt, joining.until_unix_micros);
+            if until <= now_unix_micros {
+                over.push(Intent::Propose(Command::JoinTimedOut {
+                    tenant,
+                    timeline,
+                    attempt,
+                }));
+            } else {
+                next = Some(next.map_or(until, |next: i64| next.min(until)));
+            }
+        }
+    }
+    (over, next)
+}
+
+fn joinings(tenant: &Tenant) -> impl Iterator<Item = (&TimelineId, &Joining)> {
+    let timelines = tenant.timelines.iter();
+    timelines.filter_map(|(id, timeline)| Some((id, timeline.joining.as_ref()?)))
+}
+
 struct Planner<'a> {
     state: &'a State,
     observed: &'a Observed,
@@ -126,7 +151,7 @@ impl Planner<'_> {
         let Some(cluster) = self.tenant.cluster else {
             return;
         };
-        for node in timeline.safekeepers.members() {
+        for node in timeline.keepers() {
             if !timeline.created_on.contains(&node) {
                 let safekeepers = timeline.safekeepers.clone();
                 let start_lsn = timeline.start_lsn;
@@ -136,6 +161,7 @@ impl Planner<'_> {
                         timeline: id,
                         start_lsn,
                         cluster,
+                        learner: !safekeepers.members().contains(&node),
                         safekeepers,
                         peers: self.peers(timeline),
                     },
@@ -195,7 +221,7 @@ impl Planner<'_> {
         let gone = |place| self.observed.deleted.contains(&(id, place));
         let mut all_gone = true;
         // Also where creation was never confirmed: the call may have had its effect.
-        let members = &timeline.safekeepers.members() | &timeline.created_on;
+        let members = &timeline.keepers() | &timeline.created_on;
         for node in &members | &timeline.leaving {
             if !gone(Place::Safekeeper(node)) {
                 all_gone = false;

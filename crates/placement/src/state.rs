@@ -36,6 +36,9 @@ pub struct Node {
     /// Safekeeper: drawn once, when its data directory was made; another one means that its WAL is lost.
     /// Pageserver: drawn at each start; another one fences what the former process still does.
     pub incarnation: u64,
+    /// Safekeeper: it is being emptied, and nothing new is placed on it.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// What a node does.
@@ -126,8 +129,31 @@ pub struct Timeline {
     /// to delete the timeline; until they confirmed it they cannot come back, which they may only do empty.
     #[serde(default)]
     pub leaving: BTreeSet<NodeId>,
+    /// Who is to join, and has not caught up yet: the change has not begun.
+    #[serde(default)]
+    pub joining: Option<Joining>,
+    /// Number of the last attempt to let somebody join; 0 before the first.
+    #[serde(default)]
+    pub attempts: u64,
+    /// The attempt that was given up because its time was over, until another is made. For people.
+    #[serde(default)]
+    pub timed_out: Option<Joining>,
     /// When it was created, in microseconds since 1970.
     pub created_unix_micros: i64,
+}
+
+/// A change of safekeepers that waits until those who join have caught up. They are *learners* meanwhile: they get the WAL
+/// and count for nothing, so no commit waits for them, and no generation is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joining {
+    /// Rises with every attempt, so that what is reported of an earlier one is known as such.
+    pub attempt: u64,
+    /// The set that is to follow.
+    pub safekeepers: BTreeSet<NodeId>,
+    /// A learner has caught up when it lacks at most this of what is committed, in bytes.
+    pub within_bytes: u64,
+    /// When the attempt is given up, on [`State::clock_unix_micros`].
+    pub until_unix_micros: i64,
 }
 
 /// Generation of the safekeepers of a timeline that never changed.
@@ -139,6 +165,19 @@ impl Timeline {
     pub fn has_settled(&self) -> bool {
         let generation = self.safekeepers.generation;
         generation == FIRST_GENERATION || self.settled_generation == generation
+    }
+
+    /// Who is to join and does not count yet.
+    pub fn learners(&self) -> BTreeSet<NodeId> {
+        let joining = self.joining.as_ref();
+        joining.map_or_else(BTreeSet::new, |joining| {
+            &joining.safekeepers - &self.safekeepers.members()
+        })
+    }
+
+    /// Every safekeeper that is to have it: members and learners.
+    pub fn keepers(&self) -> BTreeSet<NodeId> {
+        &self.safekeepers.members() | &self.learners()
     }
 }
 
@@ -172,6 +211,11 @@ impl SafekeeperSet {
     pub fn is_quorum(&self, agrees: impl Fn(NodeId) -> bool) -> bool {
         let majority = |set: &BTreeSet<NodeId>| set.iter().filter(|n| agrees(**n)).count() * 2 > set.len();
         majority(&self.current) && self.next.as_ref().is_none_or(majority)
+    }
+
+    /// Half-way through a change the set that is to follow, else the one in force.
+    pub fn to_stay(&self) -> &BTreeSet<NodeId> {
+        self.next.as_ref().unwrap_or(&self.current)
     }
 
     /// The nodes of both sets, each once.

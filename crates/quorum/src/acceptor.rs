@@ -9,6 +9,7 @@
 //! its history alone that it applied the last term's, and a repeated one changes nothing.
 //! After a failed write or fsync the acceptor stops: what the disk holds is then unknown.
 
+pub mod mend;
 mod recover;
 mod rules;
 

@@ -28,7 +28,8 @@
 //!    the stream that the request came by. When that stream is gone the reply is dropped, never sent on a newer one.
 //! 5. A failed or short write, a failed fsync, a full disk: `IoFailed`, never a second try. After `StopTimeline` all
 //!    waiting replies are dropped; the timeline is opened again from disk, after its WAL was read to find its end and
-//!    that end was fsynced, as a new [`Acceptor`](acceptor::Acceptor).
+//!    that end was fsynced, as a new [`Acceptor`](acceptor::Acceptor). An end below what is known to have been durable
+//!    is damage, not an end: there is no acceptor before [`mend`](acceptor::mend) says that all is there again.
 //! 6. WAL below `truncate` of a control write is removed after that write is on disk. The queue holds writes of
 //!    commit rarely; what readers of committed WAL may see is `state().commit` in memory.
 //! 7. Bytes read for another proposer's `ReadWal` are sent only if [`may_serve`](acceptor::Acceptor::may_serve) says
@@ -48,6 +49,8 @@
 //!    anything else happens. A next attempt waits a random time and starts above the term that was named.
 //! 5. A membership change goes one generation at a time: old, joint, new. The next is proposed only after `Settled`
 //!    of the one before. Giving up a joint configuration is a further generation with the old set.
+//! 6. So that no commit waits for who joins to catch up, the joint generation is decided when those who join, as
+//!    learners, [are close](proposer::Proposer::caught_up). Safety needs nothing of the kind.
 #![forbid(unsafe_code)]
 
 pub mod acceptor;

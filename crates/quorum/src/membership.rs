@@ -1,4 +1,7 @@
 //! Who counts: one set of acceptors, or two while membership changes.
+//!
+//! Who is to join is a *learner* first: a proposer sends it WAL, and it is in no set. No quorum counts on a learner, so
+//! nobody has to agree on who is one, and no generation says it; see `Learners` among the proposer's inputs.
 
 use lakebed_types::{Generation, NodeId};
 use std::collections::BTreeSet;

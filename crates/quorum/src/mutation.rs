@@ -53,6 +53,8 @@ pub enum Mutation {
     OfferUncommitted,
     /// Driver contract: after a crash the WAL's end is taken from its length, torn record and all.
     KeepTornTail,
+    /// Driver contract: after a crash WAL ends where it does not decode, also below what is known to have been durable.
+    CutDamage,
     /// Driver contract: WAL is served without a look at its checksums.
     ServeUnverified,
     /// A safekeeper that lost its disk comes back empty, as the member that it was.
@@ -65,11 +67,17 @@ pub enum Mutation {
     NewSetBeforeSettled,
     /// Rule 10: a leaving safekeeper's timeline is deleted when the change begins.
     DecommissionEarly,
+    /// Rule 10: a learner counts as if it were a member.
+    LearnerCounts,
+    /// Rule 10: a commit waits until learners have it.
+    WaitForLearners,
+    /// Rule 10: the controller lets learners join before they have caught up.
+    JoinBeforeCaughtUp,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 29] = [
+    pub const ALL: [Mutation; 33] = [
         Mutation::VoteWithoutDurableTerm,
         Mutation::VoteWithoutWalFlush,
         Mutation::VoteTwice,
@@ -93,12 +101,16 @@ impl Mutation {
         Mutation::RecoverBeforeHistory,
         Mutation::OfferUncommitted,
         Mutation::KeepTornTail,
+        Mutation::CutDamage,
         Mutation::ServeUnverified,
         Mutation::EmptyDiskKeepsIdentity,
         Mutation::UploadUncommitted,
         Mutation::SkipJoint,
         Mutation::NewSetBeforeSettled,
         Mutation::DecommissionEarly,
+        Mutation::LearnerCounts,
+        Mutation::WaitForLearners,
+        Mutation::JoinBeforeCaughtUp,
     ];
 }
 

@@ -11,6 +11,8 @@
 //! The term is one above the highest that a quorum named in its greetings. An acceptor that comes after the election
 //! is told the history at once: `Elected` promises the term as well. The core decides which bytes an acceptor gets
 //! next and from where; the driver reads them ([`Command::ReadWal`]) and hands them back ([`Input::WalRead`]).
+//! [Learners](Input::Learners) are told the history and get WAL as well; they are not asked for votes, and nothing counts
+//! on them or waits for them.
 //! Deliberately absent: a retry of a lost election, because the pause before it must be random.
 
 mod election;
@@ -25,7 +27,7 @@ use bytes::Bytes;
 use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 pub use peer::Phase;
 use peer::{Link, Peer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the proposer is told once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,6 +98,15 @@ pub enum Input {
     Reconfigure {
         /// The new configuration.
         membership: Membership,
+    },
+    /// Who receives WAL although it does not count: who is to join, until it has caught up. Replaces those told before;
+    /// nobody has to agree on them. A member among them is a member. The driver keeps streams to them as to members.
+    Learners {
+        /// Rises with every attempt to let somebody join: what a learner said under an earlier one, when it may have had
+        /// another disk, is forgotten.
+        attempt: u64,
+        /// All of them.
+        learners: BTreeSet<NodeId>,
     },
     /// Time passed; the clock is the driver's and is never taken backwards.
     Tick {
@@ -188,7 +199,12 @@ pub struct Proposer {
     term: Option<Term>,
     /// The new term is above this one.
     floor: Term,
+    attempt: u64,
+    learners: BTreeSet<NodeId>,
+    /// Members and learners.
     peers: BTreeMap<NodeId, Peer>,
+    /// Nodes with an open stream. Who leaves may become a learner before its stream has ended, and is heard of on that.
+    open: BTreeSet<NodeId>,
     won: Option<Won>,
     commit: Lsn,
     /// Local WAL: `[local_start, local_end)`, empty at the term's start.
@@ -209,7 +225,10 @@ impl Proposer {
             config,
             term: None,
             floor,
+            attempt: 0,
+            learners: BTreeSet::new(),
             peers: BTreeMap::new(),
+            open: BTreeSet::new(),
             won: None,
             commit: Lsn::INVALID,
             local_start: Lsn::INVALID,
@@ -232,6 +251,23 @@ impl Proposer {
         self.broken = Broken(rule);
     }
 
+    /// Drops what a proposer that has won will not look at again, so that states of a model that differ in nothing else are
+    /// one: the floor and who voted, the logs of peers that would name them again before they are announced to.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn forget(&mut self) {
+        if self.won.is_none() {
+            return;
+        }
+        self.floor = Term(0);
+        for peer in self.peers.values_mut() {
+            (peer.vote, peer.term) = (None, Term(0));
+            if !matches!(peer.link, Link::Greeted | Link::Voting | Link::Waiting) {
+                peer.log = None;
+            }
+        }
+    }
+
     /// Takes one input. A proposer that is over says nothing.
     pub fn handle(&mut self, input: Input) -> Vec<Command> {
         if self.stopped {
@@ -240,6 +276,7 @@ impl Proposer {
         match input {
             Input::Connected(id) => self.connected(id),
             Input::Disconnected(id) => {
+                self.open.remove(&id);
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.link = Link::Down;
                 }
@@ -267,6 +304,7 @@ impl Proposer {
                 Vec::new()
             }
             Input::Reconfigure { membership } => self.reconfigure(membership),
+            Input::Learners { attempt, learners } => self.learn(attempt, learners),
             Input::Tick { now_ms } => self.tick(now_ms),
         }
     }
@@ -302,6 +340,18 @@ impl Proposer {
         self.peers.get(&acceptor).map(|p| (p.phase(start), p.flush))
     }
 
+    /// The attempt to let learners join, when there are some and each, in this term, has flushed all but at most `within`
+    /// bytes of what is committed: in a joint configuration commits would not wait for their catching up. True at this
+    /// moment only.
+    pub fn caught_up(&self, within: u64) -> Option<u64> {
+        let close = |learner: &NodeId| {
+            let flush = self.peers.get(learner).and_then(|peer| peer.flush);
+            flush.is_some_and(|flush| self.commit.0.saturating_sub(flush.0) <= within)
+        };
+        let all = !self.learners.is_empty() && self.learners.iter().all(close);
+        (all && self.commit.is_valid()).then_some(self.attempt)
+    }
+
     /// The lowest position from which local WAL may still be wanted: local WAL below may be trimmed.
     pub fn needed_from(&self) -> Lsn {
         let counted = self.peers.values().map(|p| p.flush.unwrap_or(Lsn::INVALID));
@@ -310,10 +360,19 @@ impl Proposer {
 
     fn add_peers(&mut self) {
         let members = &self.config.membership;
-        for id in members.old.iter().chain(members.new.iter().flatten()) {
-            self.peers.entry(*id).or_default();
+        let all = members.old.iter().chain(members.new.iter().flatten());
+        for id in all.chain(&self.learners) {
+            self.peers.entry(*id).or_insert_with(|| Peer {
+                link: if self.open.contains(id) {
+                    Link::Stale
+                } else {
+                    Link::Down
+                },
+                ..Peer::default()
+            });
         }
-        self.peers.retain(|id, _| members.contains(*id));
+        self.peers
+            .retain(|id, _| members.contains(*id) || self.learners.contains(id));
     }
 
     fn is_quorum(&self, agrees: impl Fn(&Peer) -> bool) -> bool {
@@ -322,6 +381,10 @@ impl Proposer {
         match &members.new {
             Some(new) if self.broken.is(Mutation::NewSetAlone) => {
                 new.iter().filter(|id| agrees(**id)).count() * 2 > new.len()
+            }
+            _ if self.broken.is(Mutation::LearnerCounts) => {
+                let all = &members.old | &self.learners;
+                all.iter().filter(|id| agrees(**id)).count() * 2 > members.old.len()
             }
             _ => members.is_quorum(agrees),
         }
@@ -342,6 +405,7 @@ impl Proposer {
     }
 
     fn connected(&mut self, id: NodeId) -> Vec<Command> {
+        self.open.insert(id);
         self.greet(id).into_iter().collect()
     }
 

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use crate::history::TermHistory;
 use crate::membership::Membership;
 use crate::message::{Body, Refusal, Request, Response};
@@ -385,4 +387,93 @@ fn rule_10_flushes_count_again_under_a_new_generation() {
     // An acceptor that is further along: the membership is old.
     let refusal = Body::Refused(Refusal::Generation(Generation(3)));
     assert_eq!(b.says(1, 5, refusal), [Command::StaleMembership(Generation(3))]);
+}
+
+#[test]
+fn rule_10_a_learner_gets_wal_and_nothing_counts_on_it_or_waits_for_it() {
+    let mut b = Bench::new();
+    let (log, now) = ([(0, 50)], [(0, 50), (5, 200)]);
+    let learners = [NodeId(4)].into();
+    b.core.handle(Input::Learners { attempt: 1, learners });
+    // Its log would be the longest; it is not asked for a vote.
+    b.joins(4, 0, &log, 300);
+    b.joins(1, 4, &log, 200);
+    let asked = sent(&b.joins(2, 4, &log, 200));
+    assert_eq!(asked.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [1, 2]);
+    b.votes(1, 5, &log, 200);
+    let told = sent(&b.votes(2, 5, &log, 200));
+    assert!(
+        told.iter()
+            .any(|(to, msg)| *to == 4 && matches!(msg, Request::Elected { common: Lsn(200), .. }))
+    );
+    b.applies(1, 200);
+    // Of three members one has it; the learner does not make two of them.
+    b.applies(4, 200);
+    assert!(!b.core.commit().is_valid() && b.core.caught_up(u64::MAX).is_none());
+    b.applies(2, 200);
+    b.core.handle(Input::LocalWal { end: Lsn(230) });
+    assert_eq!(appended(&b.read(4, 200, 30)), [(4, 200, 30, 200)]);
+    b.appends(1, 230);
+    b.appends(2, 230);
+    assert_eq!(b.core.commit(), Lsn(230), "nobody waits for the learner");
+    assert_eq!((b.core.caught_up(29), b.core.caught_up(30)), (None, Some(1)));
+    b.appends(4, 230);
+    assert_eq!(b.core.caught_up(0), Some(1));
+    // In another attempt it may have another disk: what it said is forgotten.
+    let learners = [NodeId(4)].into();
+    let greeted = sent(&b.core.handle(Input::Learners { attempt: 2, learners }));
+    assert!(matches!(greeted[..], [(4, Request::Greeting { .. })]));
+    b.appends(4, 230);
+    assert_eq!(b.core.caught_up(u64::MAX), None);
+    b.greets(4, 5, &now, 230);
+    b.applies(4, 230);
+    assert_eq!(b.core.caught_up(0), Some(2));
+    // It becomes a member on the stream that it has.
+    let membership = members(2, &[1, 2, 3], Some(&[1, 2, 4]));
+    let greeted = sent(&b.core.handle(Input::Reconfigure { membership }));
+    assert!(greeted.iter().any(|(to, _)| *to == 4), "{greeted:?}");
+    b.generation = 2;
+    b.greets(4, 5, &now, 230);
+    b.applies(4, 230);
+    b.greets(1, 5, &now, 230);
+    b.applies(1, 230);
+    b.core.handle(Input::LocalWal { end: Lsn(240) });
+    b.greets(2, 5, &now, 230);
+    assert!(b.applies(2, 230).contains(&Command::Settled(Generation(2))));
+    // One that is neither is forgotten.
+    let learners = [NodeId(6)].into();
+    b.core.handle(Input::Learners { attempt: 3, learners });
+    assert!(b.core.progress(NodeId(6)).is_some());
+    let learners = [].into();
+    b.core.handle(Input::Learners { attempt: 3, learners });
+    assert_eq!(b.core.progress(NodeId(6)), None);
+    assert_eq!(b.core.caught_up(u64::MAX), None, "there is none");
+}
+
+#[test]
+fn rule_10_who_leaves_and_comes_back_as_a_learner_is_greeted_on_the_stream_that_it_has() {
+    let mut b = Bench::new();
+    let log = [(0, 50)];
+    b.joins(3, 0, &log, 50);
+    let membership = members(2, &[1, 2, 4], None);
+    b.core.handle(Input::Reconfigure { membership });
+    assert_eq!(b.core.progress(NodeId(3)), None);
+    let learners: BTreeSet<NodeId> = [NodeId(3)].into();
+    let greeted = sent(&b.core.handle(Input::Learners {
+        attempt: 1,
+        learners: learners.clone(),
+    }));
+    assert!(
+        matches!(greeted[..], [(3, Request::Greeting { .. })]),
+        "{greeted:?}"
+    );
+    // Not on one that ended meanwhile.
+    b.core.handle(Input::Learners {
+        attempt: 1,
+        learners: BTreeSet::new(),
+    });
+    b.core.handle(Input::Disconnected(NodeId(3)));
+    let greeted = sent(&b.core.handle(Input::Learners { attempt: 2, learners }));
+    assert!(greeted.is_empty(), "{greeted:?}");
+    assert!(!sent(&b.core.handle(Input::Connected(NodeId(3)))).is_empty());
 }

@@ -82,7 +82,7 @@ fn common(page: &mut PageBytes) {
 
 fn hints(page: &mut PageBytes) {
     put_u32(page, 20, 0);
-    page::clear_flags(page, page::HAS_FREE_LINES | page::PAGE_FULL | page::ALL_VISIBLE);
+    page::clear_flags(page, page::HINTS);
 }
 
 fn free_space(page: &mut PageBytes) {
@@ -109,21 +109,126 @@ fn heap_item(page: &mut PageBytes, number: u16, id: page::ItemId, block: u32) {
     };
     let start = place.start;
     if id.state == ItemState::Normal && usize::from(id.length) >= tuple::HEADER {
-        // Only hint bits (xmin and xmax committed or invalid) and the combo flag: stricter than Postgres, which
-        // also blanks the lock bits.
         let infomask = get_u16(page, start + tuple::INFOMASK);
-        let frozen = infomask & 0x0300 == 0x0300;
-        let hints = if frozen { 0x0C00 } else { 0x0F00 } | tuple::COMBOCID;
-        put_u16(page, start + tuple::INFOMASK, infomask & !hints);
+        put_u16(page, start + tuple::INFOMASK, infomask & !heap_hints(infomask));
         put_u32(page, start + tuple::FIELD3, 0);
         // A speculative insertion's token is not in WAL.
-        if get_u16(page, start + tuple::CTID + 4) == 0xFFFE {
+        if get_u16(page, start + tuple::CTID + 4) == SPECULATIVE {
             put_u16(page, start + tuple::CTID, (block >> 16) as u16);
             put_u16(page, start + tuple::CTID + 2, block as u16);
             put_u16(page, start + tuple::CTID + 4, number);
         }
     }
     page[start + usize::from(id.length)..place.end].fill(0);
+}
+
+/// Whether a heap page is surely equal to an image under [`for_record`], told without copying or changing either.
+/// `before` and `after` are the image's bytes before and after its hole, which must be all of its free space. False says
+/// that only the masks themselves can tell.
+///
+/// The pages have the same line pointers, whose items cover everything behind the free space without overlapping, and
+/// items differ in nothing but what [`heap_item`] blanks.
+pub fn heap_surely_equal(ours: &PageBytes, before: &[u8], after: &[u8]) -> bool {
+    let (lower, upper) = (page::lower(ours), page::upper(ours));
+    let stored_ends = PAGE_SIZE.checked_sub(after.len()) == Some(upper);
+    if lower < page::HEADER_BYTES || lower > upper || lower != before.len() || !stored_ends {
+        return false;
+    }
+    let flags = |page: &[u8]| u16::from_le_bytes([page[10], page[11]]) & !page::HINTS;
+    if flags(ours) != flags(before) || ours[12..20] != before[12..20] || ours[24..lower] != before[24..] {
+        return false;
+    }
+    let stored = &ours[upper..];
+    if stored == after {
+        return true;
+    }
+    let (pieces, rest) = stored.as_chunks::<PIECE>();
+    // What is left over behind the last whole piece is looked at in any case.
+    let mut differing = if rest.is_empty() {
+        0
+    } else {
+        1_u128 << pieces.len()
+    };
+    for (number, (ours, theirs)) in pieces.iter().zip(after.as_chunks::<PIECE>().0).enumerate() {
+        differing |= u128::from(differs(ours, theirs)) << number;
+    }
+    let mut covered = Coverage::default();
+    for number in 1..=page::item_count(ours) {
+        let at = page::HEADER_BYTES + 4 * usize::from(number - 1);
+        let id = page::ItemId::from_bits(get_u32(ours, at));
+        if id.length == 0 {
+            continue;
+        }
+        let Some(place) = place_of(id).filter(|place| place.start >= upper && place.start.is_multiple_of(8))
+        else {
+            return false;
+        };
+        let (start, end) = (place.start - upper, place.end - upper);
+        covered.add(place);
+        let (first, last) = (start / PIECE, (end - 1) / PIECE);
+        let touched = u128::MAX << first & u128::MAX >> (PIECES - 1 - last);
+        if differing & touched != 0 && !heap_items_surely_equal(id, &stored[start..end], &after[start..end]) {
+            return false;
+        }
+    }
+    covered.bytes() == PAGE_SIZE - upper
+}
+
+/// As [`heap_item`] masks, for two items under the same line pointer with their padding.
+fn heap_items_surely_equal(id: page::ItemId, ours: &[u8], theirs: &[u8]) -> bool {
+    let length = usize::from(id.length);
+    if id.state != ItemState::Normal || length < tuple::HEADER {
+        return ours[..length] == theirs[..length];
+    }
+    let u16_at = |item: &[u8], at: usize| u16::from_le_bytes([item[at], item[at + 1]]);
+    let infomask = |item: &[u8]| {
+        let infomask = u16_at(item, tuple::INFOMASK);
+        infomask & !heap_hints(infomask)
+    };
+    ours[..tuple::FIELD3] == theirs[..tuple::FIELD3]
+        && ours[tuple::CTID..tuple::INFOMASK] == theirs[tuple::CTID..tuple::INFOMASK]
+        && infomask(ours) == infomask(theirs)
+        && ours[tuple::INFOMASK + 2..length] == theirs[tuple::INFOMASK + 2..length]
+        && u16_at(ours, tuple::CTID + 4) != SPECULATIVE
+}
+
+/// Offset number in the place of a tuple's successor while its insertion is speculative.
+const SPECULATIVE: u16 = 0xFFFE;
+
+/// Hint bits of a tuple's infomask (xmin and xmax committed or invalid) and the combo flag: stricter than Postgres, which
+/// also blanks the lock bits.
+fn heap_hints(infomask: u16) -> u16 {
+    let frozen = infomask & 0x0300 == 0x0300;
+    (if frozen { 0x0C00 } else { 0x0F00 }) | tuple::COMBOCID
+}
+
+/// Which eight bytes of a page belong to an item.
+#[derive(Default)]
+struct Coverage([u64; PAGE_SIZE / 8 / 64]);
+
+impl Coverage {
+    /// Adds a place of whole eight bytes, which is not empty.
+    fn add(&mut self, place: Range<usize>) {
+        let (first, last) = (place.start / 8, place.end / 8 - 1);
+        for word in first / 64..=last / 64 {
+            let from = if word == first / 64 {
+                u64::MAX << (first % 64)
+            } else {
+                u64::MAX
+            };
+            let to = if word == last / 64 {
+                u64::MAX >> (63 - last % 64)
+            } else {
+                u64::MAX
+            };
+            self.0[word] |= from & to;
+        }
+    }
+
+    /// How many bytes were added, those that were added twice counted once.
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|bits| bits.count_ones() as usize * 8).sum()
+    }
 }
 
 /// Where an item lies, padding included, if it has storage on the page.

@@ -48,6 +48,8 @@ pub const HAS_FREE_LINES: u16 = 1;
 pub const PAGE_FULL: u16 = 2;
 /// `PD_ALL_VISIBLE`.
 pub const ALL_VISIBLE: u16 = 4;
+/// The flags that differ between a page and its replayed copy.
+pub(crate) const HINTS: u16 = HAS_FREE_LINES | PAGE_FULL | ALL_VISIBLE;
 
 /// State of a line pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,22 +465,21 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
 pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
     check(page)?;
     let count = item_count(page);
-    let mut last_used = 0;
-    let mut unused = 0;
-    for number in 1..=count {
-        let id = item_id(page, number)?;
+    let stored = upper(page)..special(page);
+    let (mut last_used, mut unused, mut outside) = (0, 0, false);
+    let pointers = &mut page[HEADER_BYTES..][..usize::from(count) * ITEM_ID_BYTES];
+    for (number, pointer) in (1..).zip(pointers.as_chunks_mut::<ITEM_ID_BYTES>().0) {
+        let id = ItemId::from_bits(u32::from_le_bytes(*pointer));
         if id.state == ItemState::Unused {
-            set_item_id(page, number, ItemId::UNUSED)?;
+            *pointer = ItemId::UNUSED.to_bits().to_le_bytes();
             unused += 1;
             continue;
         }
         last_used = number;
-        if id.length != 0 {
-            let start = usize::from(id.offset);
-            if start < upper(page) || start >= special(page) {
-                return Err("a line pointer leads outside the page's items");
-            }
-        }
+        outside |= id.length != 0 && !stored.contains(&usize::from(id.offset));
+    }
+    if outside {
+        return Err("a line pointer leads outside the page's items");
     }
     compact(page)?;
     let dropped = count - last_used;

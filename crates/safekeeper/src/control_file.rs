@@ -1,6 +1,8 @@
 //! The control file: the acceptor's durable state on disk.
 //!
-//! The payload of the checked envelope of [`durable_file`], format version 1, little-endian:
+//! It is there twice ([`ControlFile`]). The payload of the checked envelope of [`durable_file`](crate::durable_file),
+//! format version 2, little-endian, is the number of the write (8 bytes; the higher one is the newer) and the state, which
+//! was the whole payload of version 1:
 //!
 //! | bytes | field |
 //! |---|---|
@@ -20,19 +22,23 @@ use lakebed_quorum::history::TermHistory;
 use lakebed_quorum::membership::Membership;
 use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
 
-use crate::durable_file::{self, DurableFileError};
+use crate::durable_file::{DurableFileError, MAX_PAYLOAD_BYTES};
+
+pub use copies::{ControlFile, damage};
+
+mod copies;
 
 /// Version of the format in the module header.
-pub const FORMAT_VERSION: u32 = 1;
-/// Name of the file in the timeline's directory.
-pub const FILE_NAME: &str = "control";
+pub const FORMAT_VERSION: u32 = 2;
+/// Names of the two copies in the timeline's directory.
+pub const FILE_NAMES: [&str; 2] = ["control", "control-copy"];
 /// Most members of one set; more is a mistake.
 pub const MAX_MEMBERS: usize = 64;
 /// Most entries of a term history, so that the file stays far below its bound.
 pub const MAX_HISTORY_ENTRIES: usize = 16_384;
 
 const NO_SET: u32 = u32::MAX;
-const _: () = assert!(MAX_HISTORY_ENTRIES * 16 + MAX_MEMBERS * 16 + 128 < durable_file::MAX_PAYLOAD_BYTES);
+const _: () = assert!(MAX_HISTORY_ENTRIES * 16 + MAX_MEMBERS * 16 + 128 < MAX_PAYLOAD_BYTES);
 
 /// Why there is no acceptor state to work with.
 #[derive(Debug, thiserror::Error)]
@@ -59,29 +65,15 @@ pub enum ControlFileError {
     Damaged(&'static str),
 }
 
-/// Writes the state; durable when this returns.
-pub fn store(directory: &Path, state: &Durable) -> Result<(), ControlFileError> {
-    Ok(durable_file::replace(
-        &directory.join(FILE_NAME),
-        FORMAT_VERSION,
-        &encode(state),
-    )?)
-}
-
-/// Reads the state.
+/// Reads the state: the newest copy that is intact.
+///
+/// # Errors
+/// There is none: see [`ControlFileError`].
 pub fn load(directory: &Path) -> Result<Durable, ControlFileError> {
-    let missing = || ControlFileError::Missing(directory.display().to_string());
-    let (version, payload) = durable_file::read(&directory.join(FILE_NAME))?.ok_or_else(missing)?;
-    match version {
-        FORMAT_VERSION => {
-            decode(&payload).ok_or(ControlFileError::Damaged("a field is missing or out of range"))
-        }
-        0 => Err(ControlFileError::Damaged("its format version is 0")),
-        found => Err(ControlFileError::Newer { found }),
-    }
+    copies::newest(directory).map(|(_, state)| state)
 }
 
-/// The payload, as it is also kept with WAL in object storage.
+/// The state, as it is also kept with WAL in object storage.
 pub fn encode(state: &Durable) -> Vec<u8> {
     let mut out = Vec::new();
     for word in [
@@ -142,7 +134,7 @@ impl Cursor<'_> {
     }
 }
 
-/// Reads a payload of [`FORMAT_VERSION`]; `None` when it is none.
+/// Reads a state; `None` when it is none.
 pub fn decode(payload: &[u8]) -> Option<Durable> {
     let mut from = Cursor(payload);
     let term = Term(from.u64()?);
@@ -176,64 +168,4 @@ pub fn decode(payload: &[u8]) -> Option<Durable> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state() -> Durable {
-        Durable {
-            term: Term(9),
-            term_history: TermHistory::new(vec![(Term(0), Lsn(80)), (Term(7), Lsn(160))]).unwrap(),
-            membership: Membership {
-                generation: Generation(4),
-                old: [NodeId(1), NodeId(2)].into(),
-                new: Some([NodeId(3)].into()),
-            },
-            commit: Lsn(200),
-            truncate: Lsn(80),
-            backup: Lsn(120),
-            timeline_start: Lsn(80),
-            system_id: 0x1234,
-            pg_version: PgVersion::V15,
-            segment_bytes: 1 << 24,
-        }
-    }
-
-    #[test]
-    fn state_round_trips_and_no_cut_is_taken_for_a_state() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(load(dir.path()), Err(ControlFileError::Missing(_))));
-        store(dir.path(), &state()).unwrap();
-        assert_eq!(load(dir.path()).unwrap(), state());
-        let without_next = Durable {
-            membership: Membership {
-                new: None,
-                ..state().membership
-            },
-            ..state()
-        };
-        assert_eq!(decode(&encode(&without_next)), Some(without_next));
-        let good = encode(&state());
-        assert!((0..good.len()).all(|length| decode(&good[..length]).is_none()));
-        assert_eq!(decode(&[good.as_slice(), &[0]].concat()), None);
-    }
-
-    #[test]
-    fn version_1_stays_readable_and_a_newer_one_is_refused() {
-        let golden = "09000000000000005000000000000000500000000000000078000000000000\
-            00c80000000000000034120000000000000f00000000000001000000000400000000000000\
-            020000000100000000000000020000000000000001000000030000000000000002000000\
-            0000000000000000500000000000000007000000000000 00a000000000000000";
-        let digits: Vec<u8> = golden.bytes().filter(u8::is_ascii_hexdigit).collect();
-        let bytes: Vec<u8> = digits
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect();
-        assert_eq!(decode(&bytes), Some(state()));
-        let dir = tempfile::tempdir().unwrap();
-        durable_file::replace(&dir.path().join(FILE_NAME), 2, &bytes).unwrap();
-        assert!(matches!(
-            load(dir.path()),
-            Err(ControlFileError::Newer { found: 2 })
-        ));
-    }
-}
+mod tests;

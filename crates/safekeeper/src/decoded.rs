@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use lakebed_ingest::{IngestError, Route, ShardSet, interpret, reaches_every_shard, route};
 use lakebed_types::{Lsn, ShardCount};
+use lakebed_wal::page::WalFormat;
 use lakebed_wal::parse::RecordError;
-use lakebed_wal::stream::{RawRecord, WalDecoder};
+use lakebed_wal::stream::{RawRecord, StreamError, WalDecoder};
 use tokio::sync::Mutex;
 
+use crate::backup::BackupError;
+use crate::backup::archive::{Archive, Reader};
 use crate::metrics::Metrics;
 use crate::recovery::Boundary;
 use crate::wal_files::WalFiles;
@@ -112,6 +115,50 @@ impl DecodedWal {
         self.metrics.decoded_bytes.inc_by(decoded.bytes as u64);
         Ok(Arc::new(decoded))
     }
+}
+
+/// As [`DecodedWal::after`], of WAL that is not here any more, up to `limit`, which is a boundary: nobody else wants it
+/// now, so nothing is kept.
+///
+/// # Errors
+/// Object storage, or what it returned.
+pub(crate) async fn from_archive(
+    archive: &Archive,
+    reader: &mut Reader,
+    format: WalFormat,
+    at: Boundary,
+    (limit, count): (Lsn, ShardCount),
+) -> Result<Decoded, BackupError> {
+    let mut decoder = WalDecoder::new(format, at.lsn, at.record_start);
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    // A frame at a time: it ends with a record, but for the pieces of one that is longer than a frame.
+    while decoder.fed_to() < limit && (records.is_empty() || bytes < BATCH_BYTES) {
+        let from = decoder.fed_to();
+        let mut wal = archive.read(reader, from).await?;
+        wal.truncate(usize::try_from(limit.0 - from.0).unwrap_or(usize::MAX));
+        decoder.feed(&wal);
+        let damaged = |error: StreamError| BackupError::NotWal(error.to_string());
+        while let Some(record) = decoder.next_raw().map_err(damaged)? {
+            bytes += record.bytes.len();
+            records.push(routed(record, count));
+        }
+    }
+    if records.is_empty() {
+        return Err(BackupError::NotWal(format!(
+            "no record ends between {} and {limit}",
+            at.lsn
+        )));
+    }
+    Ok(Decoded {
+        from: at.lsn,
+        end: Boundary {
+            lsn: decoder.position(),
+            record_start: decoder.last_record_start(),
+        },
+        records,
+        count,
+        bytes,
+    })
 }
 
 fn decode(files: &WalFiles, at: Boundary, commit: Lsn, count: ShardCount) -> Result<Decoded, WalStoreError> {

@@ -5,14 +5,14 @@
 //! merges what may be merged: flushes next to each other or behind writes become one, so that one fsync serves all
 //! appends that wait. None moves past a cut or a control write.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_quorum::acceptor::Durable;
 use lakebed_types::Lsn;
 
-use crate::control_file::{self, ControlFileError};
+use crate::control_file::{ControlFile, ControlFileError};
 use crate::wal_store::{WalStore, WalStoreError};
 
 /// Why the disk failed. The timeline is opened again from disk: by itself when there was [no room](DiskError::is_full),
@@ -107,19 +107,24 @@ pub enum Completion {
 /// The files of one timeline, in the hands of their one writer.
 #[derive(Debug)]
 pub struct Disk {
-    directory: PathBuf,
+    control: ControlFile,
     store: WalStore,
 }
 
 impl Disk {
-    /// The files of a timeline in `directory`.
-    pub fn new(directory: PathBuf, store: WalStore) -> Disk {
-        Disk { directory, store }
+    /// The files of a timeline.
+    pub fn new(control: ControlFile, store: WalStore) -> Disk {
+        Disk { control, store }
     }
 
     /// The timeline's directory.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.control.directory()
+    }
+
+    /// Writes the control file once more: a copy of it has rotted.
+    pub fn rewrite_control(&mut self) -> Result<(), DiskError> {
+        Ok(self.control.rewrite()?)
     }
 
     /// Whether there is room again on a disk that was full; see [`WalStore::make_room`].
@@ -140,7 +145,7 @@ impl Disk {
                 }
                 Operation::Truncate(lsn) => self.store.truncate(lsn)?,
                 Operation::Control { seq, state } => {
-                    control_file::store(&self.directory, &state)?;
+                    self.control.store(&state)?;
                     // Not earlier: what the control file asks for must be there.
                     self.store.remove_below(state.truncate)?;
                     done.push(Completion::Persisted(seq));

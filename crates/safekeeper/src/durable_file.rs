@@ -9,7 +9,8 @@
 //! | 20.. | payload |
 //!
 //! [`replace`] writes beside the file, syncs, renames and syncs the directory: after a crash either the old or the
-//! new content is there, never a mixture. This is the one place where that ritual is done.
+//! new content is there, never a mixture. [`replace_all`] does it for copies of one content, which share the last step:
+//! a crash may leave the new content in the first of them only. This is the one place where that ritual is done.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -80,6 +81,23 @@ pub fn sync_directory(directory: &Path) -> Result<(), DurableFileError> {
 
 /// Replaces the file's content; durable when this returns.
 pub fn replace(path: &Path, version: u32, payload: &[u8]) -> Result<(), DurableFileError> {
+    replace_all(&[path], version, payload)
+}
+
+/// Replaces the content of all these files, which are in one directory; durable in all when this returns. Without room no
+/// file was touched.
+pub fn replace_all(paths: &[&Path], version: u32, payload: &[u8]) -> Result<(), DurableFileError> {
+    for path in paths {
+        write_beside(path, version, payload)?;
+    }
+    for path in paths {
+        fs::rename(path.with_extension("new"), path).map_err(DurableFileError::io(path))?;
+    }
+    let directory = paths.first().and_then(|path| path.parent());
+    sync_directory(directory.unwrap_or(Path::new(".")))
+}
+
+fn write_beside(path: &Path, version: u32, payload: &[u8]) -> Result<(), DurableFileError> {
     let length = match u32::try_from(payload.len()) {
         Ok(length) if payload.len() <= MAX_PAYLOAD_BYTES => length,
         _ => {
@@ -109,9 +127,7 @@ pub fn replace(path: &Path, version: u32, payload: &[u8]) -> Result<(), DurableF
             source,
         },
         false => DurableFileError::io(&beside)(source),
-    })?;
-    fs::rename(&beside, path).map_err(DurableFileError::io(path))?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    })
 }
 
 /// Reads version and payload, or `None` when there is no such file.

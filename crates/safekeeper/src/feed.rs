@@ -3,7 +3,11 @@
 //! A feed sends what one shard needs of the records after its position, up to commit and never beyond, and then waits
 //! for commit to advance. The shard tells its progress on the same stream. A shard has one owner, the one with the
 //! highest generation: an older owner's feed ends when a newer one begins.
+//!
+//! WAL is removed here once every shard has it in layers. A shard that needs it all the same, since its layers were lost or
+//! taken back, gets it from object storage.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lakebed_proto::v1::{self, feed_entry::Entry, feed_shard_request};
@@ -13,9 +17,13 @@ use tonic::{Status, Streaming};
 use tracing::Instrument;
 use tracing::field::Empty;
 
+use crate::backup::BackupError;
+use crate::backup::archive::{Archive, Reader};
 use crate::boundary;
+use crate::decoded::from_archive;
 use crate::metrics::Live;
 use crate::propose::stopped_status;
+use crate::read_wal::{decode_archived, timeline_start};
 use crate::recovery::Boundary;
 use crate::selection::Selection;
 use crate::server::Safekeeper;
@@ -33,11 +41,7 @@ pub const HEARTBEAT: Duration = Duration::from_secs(2);
 type Out = mpsc::Sender<Result<v1::FeedShardBatch, Status>>;
 
 /// Serves one feed until it ends; the reason goes out last.
-pub(crate) async fn serve(
-    safekeeper: std::sync::Arc<Safekeeper>,
-    inbound: Streaming<v1::FeedShardRequest>,
-    out: Out,
-) {
+pub(crate) async fn serve(safekeeper: Arc<Safekeeper>, inbound: Streaming<v1::FeedShardRequest>, out: Out) {
     let _live = Live::new(&safekeeper.metrics().feeds);
     let span = tracing::info_span!("feed", tenant = Empty, timeline = Empty, shard = Empty);
     let status = tokio::select! {
@@ -119,7 +123,8 @@ async fn send(
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    check_held(working, start.from)?;
+    let archive = safekeeper.archive(start.name);
+    check_held(timeline, working, archive.is_some(), start.from)?;
     let mut heartbeat = Heartbeat {
         timeline,
         start,
@@ -128,13 +133,28 @@ async fn send(
     };
     // The shard may have been fed by a safekeeper that knows of a later commit.
     heartbeat.until_commit(start.from).await?;
-    let mut at = start_boundary(working, start.from).await?;
+    let mut at = start_boundary(timeline, working, archive.as_ref(), start.from).await?;
     let mut selection = Selection::new(start.shard);
+    let (mut reader, count) = (Reader::default(), start.shard.count());
     loop {
         let commit = heartbeat.until_commit(Lsn(at.lsn.0 + 1)).await?;
-        let decoded = working.decoded.after(at, commit, start.shard.count()).await;
-        check_held(working, at.lsn)?;
-        let decoded = decoded.map_err(|error| Status::data_loss(error.to_string()))?;
+        let local = working.files.start();
+        let decoded = match &archive {
+            Some(archive) if at.lsn < local => {
+                let format = working.files.format();
+                let decoded = from_archive(archive, &mut reader, format, at, (local, count)).await;
+                Arc::new(decoded.map_err(archive_status)?)
+            }
+            _ => {
+                let decoded = working.decoded.after(at, commit, count).await;
+                if at.lsn < working.files.start() {
+                    // Removed while it was read.
+                    check_held(timeline, working, archive.is_some(), at.lsn)?;
+                    continue;
+                }
+                decoded.map_err(|error| Status::data_loss(error.to_string()))?
+            }
+        };
         if !timeline.shards.is_owner(start.shard, start.generation) {
             return Err(overtaken(start));
         }
@@ -152,8 +172,13 @@ async fn send(
     }
 }
 
-fn check_held(working: &Working, from: Lsn) -> Result<(), Status> {
-    let start = working.files.start();
+/// WAL from here on is here or, with a way there, in object storage, which has that of the timeline's own history.
+fn check_held(timeline: &Timeline, working: &Working, archived: bool, from: Lsn) -> Result<(), Status> {
+    let local = working.files.start();
+    let start = match archived {
+        true => timeline_start(timeline).unwrap_or(local),
+        false => local,
+    };
     if from >= start {
         return Ok(());
     }
@@ -162,13 +187,35 @@ fn check_held(working: &Working, from: Lsn) -> Result<(), Status> {
     )))
 }
 
+/// What a shard is told when object storage does not give what was removed here.
+fn archive_status(error: BackupError) -> Status {
+    match error {
+        BackupError::Blob(error) => Status::unavailable(format!("WAL that was removed here: {error}")),
+        BackupError::Gap { .. } => Status::out_of_range(format!("WAL that was removed here: {error}")),
+        error => Status::data_loss(format!("WAL that was removed here: {error}")),
+    }
+}
+
 /// The boundary that a shard names must be one: from inside a record nothing can be decoded.
-async fn start_boundary(working: &Working, from: Lsn) -> Result<Boundary, Status> {
+async fn start_boundary(
+    timeline: &Timeline,
+    working: &Working,
+    archive: Option<&Archive>,
+    from: Lsn,
+) -> Result<Boundary, Status> {
     let files = working.files.clone();
-    let found = tokio::task::spawn_blocking(move || boundary::at_or_below(&files, from)).await;
-    let found = found
-        .map_err(|error| Status::internal(error.to_string()))?
-        .map_err(|error| Status::data_loss(error.to_string()))?;
+    let found = match archive.zip(timeline_start(timeline)) {
+        Some((archive, start)) if from < files.start() => {
+            let found = decode_archived(archive, files.format(), start, from).await;
+            found.map_err(archive_status)?
+        }
+        _ => {
+            let found = tokio::task::spawn_blocking(move || boundary::at_or_below(&files, from)).await;
+            found
+                .map_err(|error| Status::internal(error.to_string()))?
+                .map_err(|error| Status::data_loss(error.to_string()))?
+        }
+    };
     if found.lsn == from {
         return Ok(found);
     }

@@ -16,7 +16,8 @@
 //!
 //! [`scrub`] finds bytes on disk that are no longer what was written, and heals them.
 //!
-//! [`recovery`] finds where the WAL ends after a crash. A failed write or fsync is reported once and stops the
+//! [`recovery`] finds where the WAL ends after a crash, and by a [`flush_mark`] whether it ends too soon: a timeline whose
+//! WAL is damaged says nothing until it is whole again ([`scrub::mending`]). A failed write or fsync is reported once and stops the
 //! timeline (a full disk does not: [`owner`]): after a failed fsync the kernel may have dropped the data and marked the pages clean, so a second fsync
 //! that succeeds proves nothing. The directory has to be opened again, which reads what is really there.
 #![forbid(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod decoded;
 pub mod disk;
 pub mod durable_file;
 pub mod feed;
+pub mod flush_mark;
 pub mod intake;
 pub mod metrics;
 pub mod owner;

@@ -33,6 +33,8 @@ use crate::boundary;
 use crate::disk::{Batch, Completion, Disk, DiskError};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::recovery::Boundary;
+use crate::scrub::heal::{self, Missing};
 use crate::timeline::{self, Loaded};
 use crate::view::{Progress, Shards, View};
 use crate::wal_files::WalFiles;
@@ -47,6 +49,8 @@ pub const MAX_NOTES: usize = 16;
 pub const MAX_ORDERS: usize = 4;
 /// How long a full disk is left alone before it is looked at again.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// Repairs that wait for their owner.
+pub const MAX_REPAIRS: usize = 1;
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
 
@@ -105,6 +109,28 @@ pub struct Order {
     pub answer: oneshot::Sender<Result<(), Membership>>,
 }
 
+/// WAL that takes the place of what rotted above the commit position. Below it nobody has to be asked.
+#[derive(Debug)]
+pub struct Patch {
+    /// Cuts that came before it was read; after another one it is void.
+    pub truncations: u64,
+    /// The boundary that it follows.
+    pub after: Boundary,
+    /// Whole records.
+    pub wal: Vec<u8>,
+    /// Told when it is on disk, or why it is not, in words.
+    pub answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// What the disk no longer returns as it was written, and what only the owner may write.
+#[derive(Debug)]
+pub enum Repair {
+    /// WAL that may be cut.
+    Wal(Patch),
+    /// The control file. Told when it is on disk.
+    Control(oneshot::Sender<Result<(), String>>),
+}
+
 /// What became of WAL elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
@@ -122,6 +148,15 @@ struct Waiting {
 
 type Job = JoinHandle<(Disk, Result<Vec<Completion>, DiskError>)>;
 
+/// Where what others want of an owner arrives.
+pub(crate) struct Inboxes {
+    pub(crate) mailbox: mpsc::Receiver<Mail>,
+    pub(crate) questions: mpsc::Receiver<Question>,
+    pub(crate) notes: mpsc::Receiver<Note>,
+    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) repairs: mpsc::Receiver<Repair>,
+}
+
 /// See the module header.
 pub(crate) struct Owner {
     acceptor: Acceptor,
@@ -138,8 +173,11 @@ pub(crate) struct Owner {
     questions: mpsc::Receiver<Question>,
     notes: mpsc::Receiver<Note>,
     orders: mpsc::Receiver<Order>,
+    repairs: mpsc::Receiver<Repair>,
     /// A history that waits for the disk to be idle.
     held: Option<Mail>,
+    /// The same of a repair.
+    repair: Option<Repair>,
     /// A history's consequences are on their way to the disk.
     barrier: bool,
     /// Last control write asked for.
@@ -157,15 +195,17 @@ impl Owner {
     pub(crate) fn new(
         (acceptor, intake): (Acceptor, Intake),
         (files, disk): (WalFiles, Disk),
-        (mailbox, questions, notes, orders): (
-            mpsc::Receiver<Mail>,
-            mpsc::Receiver<Question>,
-            mpsc::Receiver<Note>,
-            mpsc::Receiver<Order>,
-        ),
+        inboxes: Inboxes,
         (view, shards): (Arc<watch::Sender<View>>, Arc<Shards>),
         metrics: Metrics,
     ) -> Owner {
+        let Inboxes {
+            mailbox,
+            questions,
+            notes,
+            orders,
+            repairs,
+        } = inboxes;
         let owner = Owner {
             acceptor,
             intake,
@@ -179,7 +219,9 @@ impl Owner {
             questions,
             notes,
             orders,
+            repairs,
             held: None,
+            repair: None,
             barrier: false,
             control: 0,
             truncations: 0,
@@ -205,6 +247,8 @@ impl Owner {
                     self.history(mail).await;
                     self.barrier = !self.batch.is_empty();
                     continue;
+                } else if let Some(repair) = self.repair.take() {
+                    job = self.start_repair(repair);
                 } else if ending {
                     break;
                 } else if self.look_is_due() {
@@ -226,6 +270,7 @@ impl Owner {
                 Some(question) = self.questions.recv() => {
                     let _ = question.answer.send(self.acceptor.may_serve(question.term, question.end));
                 }
+                Some(repair) = self.repairs.recv(), if open && self.repair.is_none() => self.repair = Some(repair),
                 Some(note) = self.notes.recv(), if open => self.noted(note),
                 Some(order) = self.orders.recv(), if open => self.ordered(order),
                 mail = self.mailbox.recv(), if open => match mail {
@@ -255,6 +300,34 @@ impl Owner {
             (disk, result)
         });
         Some((job, std::mem::take(&mut self.rooms)))
+    }
+
+    /// Writes what has rotted, unless it was cut.
+    fn start_repair(&mut self, repair: Repair) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
+        let job = match repair {
+            Repair::Control(answer) => {
+                let mut disk = self.disk.take()?;
+                tokio::task::spawn_blocking(move || {
+                    let done = disk.rewrite_control();
+                    let _ = answer.send(done.as_ref().copied().map_err(ToString::to_string));
+                    (disk, done.map(|()| Vec::new()))
+                })
+            }
+            Repair::Wal(patch) if patch.truncations != self.truncations => {
+                let _ = patch.answer.send(Err("WAL was cut meanwhile".to_owned()));
+                return None;
+            }
+            Repair::Wal(patch) => {
+                let (disk, files) = (self.disk.take()?, self.files.clone());
+                tokio::task::spawn_blocking(move || {
+                    // What could not be written is damaged as before.
+                    let done = heal::replace(&files, patch.after, &patch.wal, Missing::Refuse);
+                    let _ = patch.answer.send(done);
+                    (disk, Ok(Vec::new()))
+                })
+            }
+        };
+        Some((job, Vec::new()))
     }
 
     fn look_is_due(&self) -> bool {
@@ -340,18 +413,19 @@ impl Owner {
         self.rooms.clear();
         let directory = disk.directory().to_owned();
         drop(disk);
-        let loaded = tokio::task::spawn_blocking(move || timeline::load(&directory)).await;
+        let flushed = self.acceptor.ends().0;
+        let loaded = tokio::task::spawn_blocking(move || timeline::load(&directory, flushed)).await;
         let loaded = match loaded {
             Ok(Ok(loaded)) => loaded,
-            Ok(Err(error)) => return self.disk_failed(error.to_string()),
+            Ok(Err(error)) => {
+                self.disk_failed(error.to_string());
+                let damage = error.into_damage();
+                self.view.send_modify(|view| view.damage = damage);
+                return;
+            }
             Err(error) => return self.disk_failed(error.to_string()),
         };
-        let (flushed, found) = (self.acceptor.ends().0, loaded.acceptor.ends().0);
-        if found < flushed {
-            return self.disk_failed(format!(
-                "WAL was flushed to {flushed} and is readable to {found} only"
-            ));
-        }
+        let found = loaded.acceptor.ends().0;
         let Loaded {
             acceptor,
             intake,

@@ -261,7 +261,8 @@ fn boundary_to_wire(found: Boundary) -> v1::FindBoundaryResponse {
     }
 }
 
-fn timeline_start(timeline: &Timeline) -> Option<Lsn> {
+/// First LSN of the timeline's own history, as far as its state is known.
+pub(crate) fn timeline_start(timeline: &Timeline) -> Option<Lsn> {
     timeline
         .view()
         .borrow()
@@ -282,7 +283,11 @@ async fn archived_boundary(
     Ok(boundary_to_wire(found))
 }
 
-async fn decode_archived(
+/// As [`boundary::at_or_below`], of WAL that was removed here.
+///
+/// # Errors
+/// Object storage, or what it returned.
+pub(crate) async fn decode_archived(
     archive: &Archive,
     format: WalFormat,
     timeline_start: Lsn,

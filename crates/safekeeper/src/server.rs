@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::owner::Order;
 use crate::scrub;
 use crate::service::Service;
-use crate::timeline::{self, LoadError, Timeline};
+use crate::timeline::{self, LoadError, Loaded, Timeline};
 use crate::wire;
 
 /// Timelines that are read from disk at the same time at the start: each waits for some fsyncs, which a file system serves
@@ -70,6 +71,7 @@ pub struct Safekeeper {
     backup: Option<Arc<Backup>>,
     /// Where the other safekeepers are.
     peers: Arc<Peers>,
+    scrub: scrub::Passes,
     ending: CancellationToken,
     /// Streams that are being served.
     streams: TaskTracker,
@@ -108,6 +110,7 @@ impl Safekeeper {
                 .map(|backup| backup.peers.clone())
                 .unwrap_or_default(),
             backup,
+            scrub: scrub::Passes::default(),
             ending: CancellationToken::new(),
             streams: TaskTracker::new(),
         }))
@@ -130,6 +133,7 @@ impl Safekeeper {
             self.serve_stream(uploader::run(self.clone(), backup));
         }
         self.serve_stream(scrub::run(self.clone()));
+        self.serve_stream(scrub::mending::run(self.clone()));
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
         let ending = self.ending.clone();
@@ -187,9 +191,32 @@ impl Safekeeper {
         &self.peers
     }
 
+    /// The scrubber's passes, for whoever wants one now.
+    pub fn scrub_passes(&self) -> &scrub::Passes {
+        &self.scrub
+    }
+
     /// A timeline's WAL in object storage, if it has a way there.
     pub(crate) fn archive(&self, name: Name) -> Option<Archive> {
         self.backup.as_ref().map(|backup| backup.archive(name))
+    }
+
+    /// Where a timeline's files are.
+    pub(crate) fn directory(&self, name: Name) -> PathBuf {
+        self.data_dir.path(name)
+    }
+
+    /// Puts a timeline whose files were mended into the place of the one that could not work.
+    pub(crate) async fn restart(&self, stopped: &Arc<Timeline>, loaded: Loaded) {
+        let _changing = self.changing.lock().await;
+        let there = self.timeline(stopped.name);
+        // It may have been deleted meanwhile.
+        if self.ending.is_cancelled() || !there.is_ok_and(|there| Arc::ptr_eq(&there, stopped)) {
+            return;
+        }
+        stopped.end("it starts again").await;
+        let timeline = Timeline::start(stopped.name, loaded, &self.metrics);
+        self.write().insert(stopped.name, timeline);
     }
 
     /// All timelines.
@@ -204,7 +231,11 @@ impl Safekeeper {
             .values()
             .map(|timeline| timeline.status_json())
             .collect();
-        serde_json::json!({ "node_id": self.config.node_id, "timelines": timelines })
+        serde_json::json!({
+            "node_id": self.config.node_id,
+            "scrub": self.scrub.status_json(),
+            "timelines": timelines,
+        })
     }
 
     /// A timeline that has stopped or takes no WAL, and why; none while all work.
@@ -269,13 +300,15 @@ impl Safekeeper {
         }
         if let Ok(timeline) = self.timeline(name) {
             let generation = check_equal(&timeline, &state)?;
-            if state.membership.generation > generation {
+            if state.membership.generation > generation && !request.learner {
                 // The answer to an earlier request was lost, and the members have changed since.
                 self.change_membership(&timeline, state.membership).await?;
             }
             return Ok(timeline);
         }
-        self.check_member(&state.membership)?;
+        if !request.learner {
+            self.check_member(&state.membership)?;
+        }
         let data_dir = self.data_dir.clone();
         let made = tokio::task::spawn_blocking(move || {
             data_dir.create::<LoadError>(name, |directory| timeline::create(directory, &state))

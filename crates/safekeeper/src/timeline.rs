@@ -20,22 +20,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::backup::uploader::BackupStatus;
-use crate::control_file::{self, ControlFileError};
+use crate::control_file::{self, ControlFile, ControlFileError};
 use crate::data_dir::{DataDirError, Name};
 use crate::decoded::DecodedWal;
 use crate::disk::Disk;
-use crate::durable_file::{DurableFileError, sync_directory};
+use crate::durable_file::DurableFileError;
 use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
 use crate::owner::{
-    MAILBOX_MESSAGES, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, Mail, Note, Order, Owner, Question,
+    Inboxes, MAILBOX_MESSAGES, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, MAX_REPAIRS, Mail, Note, Order, Owner,
+    Question, Repair,
 };
-use crate::recovery;
+use crate::recovery::{self, Damage};
 use crate::scrub::ScrubStatus;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
-use crate::{boundary, durable_file, wire};
+use crate::{durable_file, wire};
 
 /// Bytes of WAL that proposers of one timeline may have in flight.
 pub const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
@@ -60,21 +61,25 @@ pub enum LoadError {
     /// The WAL that was found is not valid.
     #[error("the WAL on disk is damaged: {0}")]
     Decode(#[from] IntakeError),
-    /// WAL that was committed is missing or damaged.
+    /// WAL that was durable is missing or damaged.
     #[error(
-        "committed WAL is damaged: no record ends at {commit}, the last one before ends at {found}; \
-         keep these files, the other safekeepers go on without this one. Do not create the timeline anew under this \
-         safekeeper's id, which would forget the terms that it promised"
+        "{0}; it is fetched from the other safekeepers or object storage. Keep these files. Do not create the timeline \
+         anew under this safekeeper's id, which would forget the terms that it promised"
     )]
-    Commit {
-        /// Position in the control file.
-        commit: Lsn,
-        /// Last boundary before it.
-        found: Lsn,
-    },
+    Damaged(Damage),
     /// Positions contradict each other.
     #[error("the positions in the control file do not fit the WAL, which ends at {0}")]
     Positions(Lsn),
+}
+
+impl LoadError {
+    /// What is to be mended, when that is all.
+    pub fn into_damage(self) -> Option<Damage> {
+        match self {
+            LoadError::Damaged(damage) => Some(damage),
+            _ => None,
+        }
+    }
 }
 
 /// The format of a timeline's WAL.
@@ -90,7 +95,8 @@ pub fn wal_format(state: &Durable) -> WalFormat {
 /// Puts the files of a new timeline into a directory. It has no WAL below `truncate`.
 pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
     recovery::create(directory, wal_format(state), state.truncate)?;
-    Ok(control_file::store(directory, state)?)
+    ControlFile::create(directory, state)?;
+    Ok(())
 }
 
 /// A timeline's files, read and found in order.
@@ -101,13 +107,11 @@ pub struct Loaded {
     pub(crate) disk: Disk,
 }
 
-/// Reads a timeline from disk. Blocks.
-pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
-    let control = directory.join(control_file::FILE_NAME);
-    let state = control_file::load(directory)?;
+/// Reads a timeline from disk, whose WAL is known to have been durable up to `at_least`. Blocks.
+pub fn load(directory: &Path, at_least: Lsn) -> Result<Loaded, LoadError> {
     // A process that ended may have left what it wrote in the kernel's hands alone: what is acted on must be on disk.
-    sync_file(&control)?;
-    sync_directory(directory)?;
+    let control = ControlFile::open(directory)?;
+    let state = control.state().clone();
     let valid =
         state.segment_bytes.is_power_of_two() && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
     if !valid {
@@ -116,23 +120,17 @@ pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
     // A crash may have come before the removal of what lies below; it is removed with the next control write.
     let (format, start, commit) = (wal_format(&state), state.truncate, state.commit);
     let files = WalFiles::new(directory, format, start);
-    let known = boundary::at_or_below(&files, commit)?;
-    if known.lsn != commit {
-        return Err(LoadError::Commit {
-            commit,
-            found: known.lsn,
-        });
-    }
-    let end = recovery::find_end(directory, format, known)?.lsn;
-    for number in commit.segment_number(state.segment_bytes)..=end.segment_number(state.segment_bytes) {
-        let path = segment_path(directory, state.segment_bytes, number);
-        match sync_file(&path) {
-            // The end may be the border to a segment that is not there yet.
-            Err(DurableFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
+    let (known, end) = recovery::end(&files, commit, at_least)?;
+    let end = end.lsn;
+    sync_segments(directory, state.segment_bytes, (commit, end))?;
+    let store = match WalStore::open(directory, state.segment_bytes, start, end) {
+        // A file that is missing far below: nothing above has been touched yet.
+        Err(error @ WalStoreError::Damaged { .. }) => {
+            recovery::check_committed(&files, commit, end)?;
+            return Err(error.into());
         }
-    }
-    let store = WalStore::open(directory, state.segment_bytes, start, end)?;
+        opened => opened?,
+    };
     let mut intake = Intake::new(format, known);
     while intake.expected() < end {
         let at = intake.expected();
@@ -144,8 +142,31 @@ pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
         acceptor,
         intake,
         files,
-        disk: Disk::new(directory.to_owned(), store),
+        disk: Disk::new(control, store),
     })
+}
+
+/// Cuts what lies behind `end` off, durably: the disk does not return it, and nobody needs it. Blocks.
+pub(crate) fn cut(directory: &Path, end: Lsn) -> Result<(), LoadError> {
+    let state = control_file::load(directory)?;
+    sync_segments(directory, state.segment_bytes, (state.commit, end))?;
+    WalStore::open(directory, state.segment_bytes, state.truncate, end)?;
+    Ok(())
+}
+
+fn sync_segments(
+    directory: &Path,
+    segment_bytes: u64,
+    (from, to): (Lsn, Lsn),
+) -> Result<(), DurableFileError> {
+    for number in from.segment_number(segment_bytes)..=to.segment_number(segment_bytes) {
+        match sync_file(&segment_path(directory, segment_bytes, number)) {
+            // The end may be the border to a segment that is not there yet.
+            Err(DurableFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 fn sync_file(path: &Path) -> Result<(), DurableFileError> {
@@ -164,6 +185,8 @@ pub struct Working {
     pub notes: mpsc::Sender<Note>,
     /// To its owner, from the controller.
     pub orders: mpsc::Sender<Order>,
+    /// To its owner, from the scrubber.
+    pub repairs: mpsc::Sender<Repair>,
     /// Room for WAL in flight, in bytes.
     pub room: Arc<Semaphore>,
     /// Its WAL on disk.
@@ -196,19 +219,19 @@ pub struct Timeline {
 impl Timeline {
     /// Opens the timeline in this directory and starts its owner.
     pub async fn open(name: Name, directory: PathBuf, metrics: &Metrics) -> Arc<Timeline> {
-        let span = tracing::info_span!("timeline", tenant = %name.0, timeline = %name.1);
         let path = directory.clone();
-        let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
-        let reason = match loaded {
-            Ok(Ok(loaded)) => return Self::start(name, loaded, metrics, span),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => format!("reading it failed: {error}"),
+        let loaded = tokio::task::spawn_blocking(move || load(&path, Lsn::INVALID)).await;
+        let (reason, damage) = match loaded {
+            Ok(Ok(loaded)) => return Self::start(name, loaded, metrics),
+            Ok(Err(error)) => (error.to_string(), error.into_damage()),
+            Err(error) => (format!("reading it failed: {error}"), None),
         };
-        tracing::error!(parent: &span, reason, "timeline is not started");
+        tracing::error!(tenant = %name.0, timeline = %name.1, reason, "timeline is not started");
         metrics.timelines_stopped.inc();
         let view = View {
             state: control_file::load(&directory).ok().map(Arc::new),
             stopped: Some(reason),
+            damage,
             ..View::default()
         };
         Arc::new(Timeline {
@@ -226,7 +249,9 @@ impl Timeline {
         })
     }
 
-    fn start(name: Name, loaded: Loaded, metrics: &Metrics, span: tracing::Span) -> Arc<Timeline> {
+    /// Starts the owner of a timeline that was read.
+    pub(crate) fn start(name: Name, loaded: Loaded, metrics: &Metrics) -> Arc<Timeline> {
+        let span = tracing::info_span!("timeline", tenant = %name.0, timeline = %name.1);
         let Loaded {
             acceptor,
             intake,
@@ -239,6 +264,7 @@ impl Timeline {
         let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         let (notes, noted) = mpsc::channel(MAX_NOTES);
         let (orders, ordered) = mpsc::channel(MAX_ORDERS);
+        let (repairs, repaired) = mpsc::channel(MAX_REPAIRS);
         let view = Arc::new(watch::Sender::new(View::default()));
         let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
@@ -246,7 +272,13 @@ impl Timeline {
         let owner = Owner::new(
             (acceptor, intake),
             (files.clone(), disk),
-            (mailbox, asked, noted, ordered),
+            Inboxes {
+                mailbox,
+                questions: asked,
+                notes: noted,
+                orders: ordered,
+                repairs: repaired,
+            },
             (view.clone(), shards.clone()),
             metrics.clone(),
         );
@@ -256,6 +288,7 @@ impl Timeline {
             questions,
             notes,
             orders,
+            repairs,
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
             decoded: DecodedWal::new(files.clone(), metrics.clone()),
             files,
@@ -286,6 +319,25 @@ impl Timeline {
 
     pub(crate) fn change_scrub_status(&self, change: impl FnOnce(&mut ScrubStatus)) {
         change(&mut self.scrub.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Its damage is as it was, or another one; why that was not mended now.
+    pub(crate) fn still_damaged(&self, damage: Damage, why: &str) {
+        let reason = format!("{damage}; nobody could help yet: {why}");
+        tracing::warn!(timeline = %self.name.1, reason, "WAL is damaged");
+        self.view.send_modify(|view| {
+            view.stopped = Some(reason);
+            view.damage = Some(damage);
+        });
+    }
+
+    /// What is wrong is not, or no longer, damage of its WAL: somebody must look at it.
+    pub(crate) fn cannot_be_mended(&self, reason: &str) {
+        tracing::error!(timeline = %self.name.1, reason, "timeline is not started");
+        self.view.send_modify(|view| {
+            view.stopped = Some(reason.to_owned());
+            view.damage = None;
+        });
     }
 
     /// Ends its owner, and with it every stream; its files are no longer in use when this returns.

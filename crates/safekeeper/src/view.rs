@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::recovery::Damage;
 use lakebed_quorum::acceptor::Durable;
 use lakebed_types::{Generation, Lsn, ShardIdentity, Term};
 
@@ -24,6 +25,8 @@ pub struct View {
     pub truncations: u64,
     /// Why the timeline stopped.
     pub stopped: Option<String>,
+    /// It stopped because of this, and starts again when that is mended.
+    pub damage: Option<Damage>,
     /// Why it takes no WAL for the time being, although it works: there is no room.
     pub full: Option<String>,
 }

@@ -3,9 +3,9 @@
 //! Two positions: `flush <= write`. Bytes up to `write` were handed to the operating system, bytes up to `flush`
 //! survive a crash. Segments are created at full length, so that appends change no file size, and get their blocks a
 //! mebibyte ahead of what is written, so that few flushes have to make an allocation durable and a full disk is noticed
-//! before a byte of an append is written. Not a whole segment at once: an idle timeline must not take 16 MiB. Bytes of a
-//! segment beyond `write` are zeros, always: a reader of the files (`pg_waldump`, recovery after a crash) tells the end
-//! of WAL by them.
+//! before a byte of an append is written. Not a whole segment at once: an idle timeline must not take 16 MiB. Behind the
+//! end of the WAL come zeros, by which a reader of the files (`pg_waldump`, recovery after a crash) tells the end, and
+//! among them a [mark](crate::flush_mark) that says how far the WAL was durable.
 //!
 //! A full disk is told apart from a failed one ([`WalStoreError::Full`]): what was flushed is whole and stays so. The
 //! store is opened again from disk all the same, as after a crash, and takes appends when there is
@@ -23,6 +23,7 @@ use lakebed_types::Lsn;
 use lakebed_wal::segment::file_name;
 
 use crate::durable_file::{self, DurableFileError, sync_directory};
+use crate::flush_mark;
 
 /// Blocks are allocated in steps of this many bytes.
 const ALLOCATION_BYTES: u64 = 1 << 20;
@@ -130,6 +131,8 @@ pub struct WalStore {
     dirty: BTreeMap<u64, File>,
     /// Blocks up to here were allocated, as far as this process knows.
     allocated: Lsn,
+    /// The newest mark: behind which end of the WAL it lies, and what it says is durable.
+    marked: Option<(Lsn, Lsn)>,
     /// No segment whose name sorts before is left, as far as this process knows.
     removed_below: Option<PathBuf>,
     stopped: bool,
@@ -137,7 +140,8 @@ pub struct WalStore {
 
 impl WalStore {
     /// Opens the WAL that begins at `start` and is known to be valid up to `end`, creating what is missing of the
-    /// first segment. Whatever lies beyond `end` (a torn tail) is zeroed, durably, before this returns.
+    /// first segment; it is durable up to there. Whatever lies beyond `end` (a torn tail) is zeroed, durably, before this
+    /// returns.
     ///
     /// # Panics
     /// When `segment_bytes` is not a power of two or `end` lies before `start`: the caller has checked its control
@@ -162,6 +166,7 @@ impl WalStore {
             write: end,
             dirty: BTreeMap::new(),
             allocated: end,
+            marked: None,
             removed_below: None,
             stopped: false,
         };
@@ -205,8 +210,11 @@ impl WalStore {
         }
         self.stopped = true; // until it is known that everything went well
         self.allocate(begin, bytes.len() as u64)?;
+        let end = Lsn(begin.0 + bytes.len() as u64);
+        // First, since these bytes cover the mark before.
+        self.mark(end, self.flush)?;
         self.write_split(begin, bytes)?;
-        self.write = Lsn(begin.0 + bytes.len() as u64);
+        self.write = end;
         self.stopped = false;
         Ok(())
     }
@@ -284,6 +292,9 @@ impl WalStore {
         self.check_running()?;
         self.stopped = true;
         self.sync_dirty()?;
+        if self.flush < self.write {
+            self.mark(self.write, self.write)?;
+        }
         self.stopped = false;
         self.flush = self.write;
         Ok(self.flush)
@@ -377,13 +388,30 @@ impl WalStore {
         })
     }
 
-    /// Allocates blocks from `begin` on so that `length` bytes have room, and some more.
+    /// Says behind `end`, which is the end of the WAL or about to be, that it is durable up to `durable`. Not durable
+    /// itself before the next flush.
+    fn mark(&mut self, end: Lsn, durable: Lsn) -> Result<(), WalStoreError> {
+        let segment_bytes = self.segment_bytes;
+        if self.marked >= Some((end, durable)) || end.segment_offset(segment_bytes) == 0 {
+            return Ok(());
+        }
+        let number = end.segment_number(segment_bytes);
+        let path = self.segment_path(number);
+        let written = write_mark(self.writable(number)?, segment_bytes, end, durable);
+        written.map_err(WalStoreError::writing(&path))?;
+        self.marked = Some((end, durable));
+        Ok(())
+    }
+
+    /// Allocates blocks from `begin` on so that `length` bytes and a mark have room, and some more.
     fn allocate(&mut self, begin: Lsn, length: u64) -> Result<(), WalStoreError> {
+        let segment_bytes = self.segment_bytes;
         let end = begin.0.saturating_add(length);
+        let marked = end.saturating_add(flush_mark::TAIL_BYTES as u64);
+        let end = marked.min(end.next_multiple_of(segment_bytes)).max(end);
         if end <= self.allocated.0 {
             return Ok(());
         }
-        let segment_bytes = self.segment_bytes;
         let goal = end.next_multiple_of(ALLOCATION_BYTES.min(segment_bytes));
         let mut at = begin.max(self.allocated);
         while at.0 < goal {
@@ -449,6 +477,7 @@ impl WalStore {
     /// between leaves no gap.
     fn discard_beyond(&mut self, lsn: Lsn) -> Result<(), WalStoreError> {
         self.dirty.clear();
+        self.marked = None;
         let keep = lsn.segment_number(self.segment_bytes);
         let mut later = self.segments(|path| *path > self.segment_path(keep))?;
         later.sort();
@@ -468,15 +497,32 @@ impl WalStore {
             self.open_or_create(keep)?
         };
         // Cutting and extending a file leaves zeros without writing them.
-        let zeroed = file
-            .set_len(lsn.segment_offset(self.segment_bytes))
-            .and_then(|()| {
-                file.set_len(self.segment_bytes)?;
-                file.sync_all()
-            });
+        let zeroed = file.set_len(offset).and_then(|()| {
+            file.set_len(self.segment_bytes)?;
+            match write_mark(&file, self.segment_bytes, lsn, lsn) {
+                // What is readable has no need of room. The next append brings a mark.
+                Err(error) if durable_file::is_full(&error) => {}
+                written => {
+                    written?;
+                    self.marked = Some((lsn, lsn));
+                }
+            }
+            file.sync_all()
+        });
         zeroed.map_err(WalStoreError::io(&path))?;
         sync_directory(&self.directory)?;
         Ok(())
+    }
+}
+
+/// Puts a mark behind the end of the WAL, or only the zeros that cover an earlier one where the segment ends too soon.
+fn write_mark(file: &File, segment_bytes: u64, end: Lsn, durable: Lsn) -> io::Result<()> {
+    let offset = end.segment_offset(segment_bytes);
+    let room = usize::try_from(segment_bytes - offset).unwrap_or(usize::MAX);
+    let tail = flush_mark::encode(end, durable);
+    match tail.get(..room) {
+        Some(_) => file.write_all_at(&vec![0; room], offset),
+        None => file.write_all_at(&tail, offset),
     }
 }
 

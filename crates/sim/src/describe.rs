@@ -57,6 +57,12 @@ impl Display for Event {
             Event::NextStep { generation } => {
                 write!(f, "the controller goes on from generation {generation}")
             }
+            Event::CaughtUp { attempt, .. } => {
+                write!(
+                    f,
+                    "the controller hears that learners may join, attempt {attempt}"
+                )
+            }
             Event::Chaos => write!(f, "something happens:"),
         }
     }

@@ -6,7 +6,11 @@
 //! failed flush the pages are clean and gone: a later flush succeeds and does not bring them back.
 //!
 //! A record carries a checksum bound to its position. Recovery reads records from the durable commit position on until
-//! one is not whole, and cuts there. A byte may rot: the protocol's state is as it was, reading the record fails.
+//! one is not whole, and cuts there. A mark behind the WAL says how far it was durable: written with each flush, when it
+//! can tell of the one before only, and again after it, which a crash may lose; a torn write may take both away.
+//!
+//! A byte may rot: the protocol's state is as it was, reading the record fails. It does so only below what recovery can
+//! tell from a torn tail.
 
 use crate::rng::{Rng, scatter};
 use bytes::Bytes;
@@ -80,6 +84,8 @@ pub(crate) struct Disk {
     pub(crate) wal: Vec<u8>,
     /// So much of it was flushed, as far as anybody was told.
     durable: usize,
+    /// What the mark on disk says is durable, and what the newest one says.
+    marks: [usize; 2],
     /// From here on nothing reaches the disk any more.
     lost_from: Option<usize>,
     pub(crate) queue: VecDeque<Operation>,
@@ -94,7 +100,7 @@ pub(crate) struct Disk {
     pub(crate) slow_until: u64,
     /// Until then there is no room.
     pub(crate) full_until: u64,
-    /// The byte at this offset, which is committed, does not read as it was written.
+    /// The byte at this offset, which was flushed, does not read as it was written.
     pub(crate) rot: Option<usize>,
 }
 
@@ -104,6 +110,7 @@ impl Disk {
             control,
             wal: Vec::new(),
             durable: 0,
+            marks: [0; 2],
             lost_from: None,
             queue: VecDeque::new(),
             control_queue: VecDeque::new(),
@@ -165,16 +172,41 @@ impl Disk {
             self.lost_from = Some(self.lost_from.map_or(self.durable, |lost| lost.min(self.durable)));
             return None;
         }
-        self.durable = self.wal.len();
+        self.flushed();
         Some(position(self.durable))
+    }
+
+    fn flushed(&mut self) {
+        self.marks = [self.durable, self.wal.len()];
+        self.durable = self.wal.len();
+    }
+
+    /// Up to here recovery would not take damage for a torn tail.
+    pub(crate) fn known_durable(&self) -> usize {
+        offset(self.control.commit).max(self.marks[0])
     }
 
     /// Cuts, with its fsync.
     pub(crate) fn truncate(&mut self, end: Lsn) {
         self.wal.truncate(offset(end));
-        self.durable = self.wal.len();
+        self.settle();
         self.lost_from = self.lost_from.filter(|lost| *lost < self.wal.len());
         self.cuts.1 += 1;
+    }
+
+    /// What is there is all on disk, and the mark says so.
+    fn settle(&mut self) {
+        self.durable = self.wal.len();
+        self.marks = [self.durable; 2];
+        self.rot = self.rot.filter(|at| *at < self.durable);
+    }
+
+    /// Drops what is damaged and all behind it, durably.
+    pub(crate) fn cut_damage(&mut self) {
+        if let Some(at) = self.rot {
+            self.wal.truncate(at - at % RECORD);
+            self.settle();
+        }
     }
 
     /// WAL as a reader gets it.
@@ -200,7 +232,7 @@ impl Disk {
         if !trust_length {
             self.wal.truncate(end);
         }
-        self.durable = self.wal.len();
+        self.settle();
         torn
     }
 
@@ -209,7 +241,7 @@ impl Disk {
         if self.busy[WAL] && rng.chance(500) {
             match self.queue.pop_front() {
                 Some(Operation::Truncate(end)) => self.truncate(end),
-                Some(Operation::Flush) if !self.failing => self.durable = self.wal.len(),
+                Some(Operation::Flush) if !self.failing => self.flushed(),
                 _ => {}
             }
         }
@@ -217,6 +249,13 @@ impl Disk {
             self.control_done();
         }
         let solid = self.solid().len();
+        // Only a write that was under way covers the mark before it.
+        let covered = solid < self.wal.len() && rng.chance(300);
+        if covered && self.rot.is_none_or(|at| at < offset(self.control.commit)) {
+            self.marks = [0; 2];
+        } else if rng.chance(500) {
+            self.marks[0] = self.marks[1].min(solid);
+        }
         let reached = if self.lost_from.is_some() {
             solid
         } else {

@@ -3,7 +3,9 @@
 //! A record names who wrote it, in which term and where, so that no two writers ever write the same bytes.
 
 use crate::disk::{offset, position, record};
-use crate::invariants::{Checked, commit_on_quorum, histories, no_rejection, one_committer, readable};
+use crate::invariants::{
+    Checked, commit_on_quorum, histories, no_delay, no_rejection, one_committer, readable,
+};
 use crate::rng::scatter;
 use crate::world::{Event, NODES, SEGMENT_BYTES, World};
 use lakebed_quorum::proposer::{Command, Config, Input, Proposer, Source};
@@ -64,6 +66,9 @@ impl World {
         let h = &mut self.hosts[host];
         let mut core = Proposer::new(config, h.floor, self.now + h.clock_ms);
         core.break_rule(self.mutation);
+        if !stale {
+            core.handle(self.ledger.tell_learners());
+        }
         h.core = Some(core);
         h.log.clear();
         h.commit = Lsn::INVALID;
@@ -102,7 +107,8 @@ impl World {
         }
         let now_ms = self.now + self.hosts[host].clock_ms;
         self.after(80, Event::Tick { host, life });
-        self.host_input(host, Input::Tick { now_ms })
+        self.host_input(host, Input::Tick { now_ms })?;
+        self.report_learners(host)
     }
 
     /// Postgres writes some records.
@@ -139,7 +145,8 @@ impl World {
         }
         self.connect_all(host);
         let membership = self.ledger.config.clone();
-        self.host_input(host, Input::Reconfigure { membership })
+        self.host_input(host, Input::Reconfigure { membership })?;
+        self.host_input(host, self.ledger.tell_learners())
     }
 
     pub(crate) fn host_input(&mut self, host: usize, input: Input) -> Checked {
@@ -156,7 +163,10 @@ impl World {
                 self.command(host, command, &mut inputs)?;
             }
         }
-        Ok(())
+        match &self.hosts[host].core {
+            Some(core) => no_delay::check(core),
+            None => Ok(()),
+        }
     }
 
     fn command(&mut self, host: usize, command: Command, inputs: &mut VecDeque<Input>) -> Checked {
@@ -197,6 +207,7 @@ impl World {
                 inputs.push_back(Input::Reconfigure {
                     membership: self.ledger.config.clone(),
                 });
+                inputs.push_back(self.ledger.tell_learners());
                 self.connect_all(host);
             }
             Command::ElectionLost(term) | Command::Fenced(term) => {

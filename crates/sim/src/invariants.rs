@@ -2,6 +2,8 @@
 
 pub(crate) mod commit_on_quorum;
 pub(crate) mod histories;
+pub(crate) mod joiners;
+pub(crate) mod no_delay;
 pub(crate) mod no_rejection;
 pub(crate) mod one_committer;
 pub(crate) mod positions;

@@ -2,8 +2,9 @@
 
 use crate::disk::{offset, position};
 use lakebed_quorum::membership::Membership;
+use lakebed_quorum::proposer::Input;
 use lakebed_types::{Lsn, NodeId, Term};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Knowledge from outside.
 #[derive(Debug)]
@@ -20,10 +21,23 @@ pub(crate) struct Ledger {
     pub(crate) config: Membership,
     /// The one before, until a quorum has adopted the last.
     pub(crate) previous: Option<Membership>,
+    /// Who is to join, and has not caught up yet as far as the controller knows.
+    pub(crate) joining: Option<Joining>,
+    /// Number of the last attempt to let somebody join.
+    pub(crate) attempt: u64,
     /// The WAL in object storage, from the timeline's start on.
     pub(crate) store: Vec<u8>,
     /// Lowest position of a pageserver shard.
     pub(crate) consumed: Lsn,
+}
+
+/// A change that waits for its learners.
+#[derive(Debug, Clone)]
+pub(crate) struct Joining {
+    /// The set that is to follow.
+    pub(crate) target: BTreeSet<NodeId>,
+    /// Those of it that are no members.
+    pub(crate) learners: BTreeSet<NodeId>,
 }
 
 impl Ledger {
@@ -35,6 +49,8 @@ impl Ledger {
             commits: BTreeMap::new(),
             config,
             previous: None,
+            joining: None,
+            attempt: 0,
             store: Vec::new(),
             consumed: position(0),
         }
@@ -45,9 +61,32 @@ impl Ledger {
         position(self.committed.len())
     }
 
+    /// Who gets WAL and does not count.
+    pub(crate) fn learners(&self) -> BTreeSet<NodeId> {
+        let joining = self.joining.as_ref();
+        joining.map_or_else(BTreeSet::new, |joining| joining.learners.clone())
+    }
+
+    /// The same as a proposer is told it.
+    pub(crate) fn tell_learners(&self) -> Input {
+        Input::Learners {
+            attempt: self.attempt,
+            learners: self.learners(),
+        }
+    }
+
     /// End of the WAL in object storage.
     pub(crate) fn uploaded(&self) -> Lsn {
         position(self.store.len())
+    }
+
+    /// The joint configuration that follows when learners have caught up.
+    pub(crate) fn to_follow(&self) -> Option<Membership> {
+        let joining = self.joining.as_ref()?;
+        Some(Membership {
+            new: Some(joining.target.clone()),
+            ..self.config.clone()
+        })
     }
 
     /// The configurations that may still elect and commit.

@@ -55,7 +55,7 @@ impl World {
         };
         let h = &self.hosts[host];
         if h.life != life
-            || h.core.as_ref().is_none_or(|c| !c.membership().contains(id))
+            || h.core.as_ref().is_none_or(|c| c.progress(id).is_none())
             || h.streams[node].is_some()
         {
             return Ok(());

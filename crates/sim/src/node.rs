@@ -236,7 +236,10 @@ impl World {
         if node.life != life || node.acceptor.is_some() || node.gone {
             return Ok(());
         }
-        if node.disk.rot.is_some() && !self.replace_damaged(n) {
+        if self.mutation == Some(Mutation::CutDamage) {
+            self.nodes[n].disk.cut_damage();
+        }
+        if self.nodes[n].disk.rot.is_some() && !self.replace_damaged(n)? {
             let delay = self.rng.range(50, 300);
             self.after(delay, Event::RestartNode { node: n, life });
             return Ok(());

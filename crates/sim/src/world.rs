@@ -103,6 +103,12 @@ pub(crate) enum Event {
     NextStep {
         generation: Generation,
     },
+    /// The controller hears that the learners of this attempt are as close as they have to be, `commit` having been the
+    /// commit position of the proposer that says so.
+    CaughtUp {
+        attempt: u64,
+        commit: Lsn,
+    },
     Chaos,
 }
 
@@ -274,6 +280,7 @@ impl World {
                 bytes,
             } => self.take_offer(node, life, offer, begin, bytes),
             Event::NextStep { generation } => self.next_step(generation),
+            Event::CaughtUp { attempt, commit } => self.caught_up(attempt, commit),
             Event::Chaos => self.chaos(),
         }
     }

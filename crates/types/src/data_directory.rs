@@ -48,6 +48,11 @@ pub fn tablespace_directory(oid: u32) -> String {
     format!("pg_tblspc/{oid}")
 }
 
+/// The oid of the tablespace whose link this path is, relative to the data directory.
+pub fn tablespace_of(path: &str) -> Option<u32> {
+    path.strip_prefix("pg_tblspc/").and_then(number)
+}
+
 /// Directory of a database in a tablespace, relative to the data directory (`GetDatabasePath`).
 pub fn database_directory(version: PgVersion, tablespace: u32, database: u32) -> String {
     match tablespace {

@@ -136,6 +136,17 @@ impl PageKey {
     /// Length of the stored form in bytes.
     pub const ENCODED_BYTES: usize = 18;
 
+    /// No key is lower.
+    pub const LOWEST: PageKey = PageKey::Rel {
+        rel: RelTag {
+            spcnode: 0,
+            dbnode: 0,
+            relnode: 0,
+            fork: ForkNumber::Main,
+        },
+        block: 0,
+    };
+
     /// The stored form; see the module header.
     pub fn encode(&self) -> [u8; Self::ENCODED_BYTES] {
         let mut out = [0; Self::ENCODED_BYTES];
@@ -210,6 +221,7 @@ mod tests {
             fork: ForkNumber::Vm,
         };
         let keys = [
+            PageKey::LOWEST,
             PageKey::Rel {
                 rel: rel.with_fork(ForkNumber::Main),
                 block: 7,

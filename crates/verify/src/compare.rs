@@ -190,8 +190,16 @@ fn equals_stored(rmid: u8, image: &BlockImage, ours: &PageBytes) -> bool {
     if length == 0 {
         return image.bytes.get(LSN_AND_CHECKSUM..) == ours.get(LSN_AND_CHECKSUM..);
     }
-    image.bytes.get(LSN_AND_CHECKSUM..start) == ours.get(LSN_AND_CHECKSUM..start)
-        && image.bytes.get(start..) == ours.get(start + length..)
+    let (Some(before), Some(after)) = (image.bytes.get(..start), image.bytes.get(start..)) else {
+        return false;
+    };
+    match rmid {
+        HEAP | HEAP2 => mask::heap_surely_equal(ours, before, after),
+        _ => {
+            before.get(LSN_AND_CHECKSUM..) == ours.get(LSN_AND_CHECKSUM..start)
+                && Some(after) == ours.get(start + length..)
+        }
+    }
 }
 
 fn visibility_map(ours: &PageBytes, expected: &PageBytes, history: History, limit: usize) -> Verdict {

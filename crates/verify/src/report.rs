@@ -30,6 +30,20 @@ pub enum NotCheckable {
     BeforeRange,
 }
 
+impl NotCheckable {
+    /// All of them, in order.
+    pub const ALL: [NotCheckable; 8] = [
+        NotCheckable::NoPage,
+        NotCheckable::ImageToApply,
+        NotCheckable::HintOnly,
+        NotCheckable::FreeSpaceMap,
+        NotCheckable::NewerPage,
+        NotCheckable::MissingPage,
+        NotCheckable::NoImage,
+        NotCheckable::BeforeRange,
+    ];
+}
+
 /// Counts of one record type.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TypeCounts {

@@ -21,6 +21,8 @@ use crate::error::{VerifyError, io_error};
 
 /// Bytes that are read at a time: small enough to stay in the processor's cache until they are decoded.
 const READ_BYTES: usize = 256 << 10;
+/// Bytes of memory that records are cut from at a time.
+const RECORD_BYTES: usize = 64 << 10;
 /// Suffix of a segment that was archived before it was full.
 const PARTIAL: &str = ".partial";
 
@@ -42,9 +44,6 @@ pub struct Segments {
     open: Option<File>,
     /// Number of the segment that is read next or now.
     segment: u64,
-    buffer: Vec<u8>,
-    /// Position and length of what the buffer holds.
-    chunk: (Lsn, usize),
     /// A record's start boundary, and a position by which it must have ended.
     pending: Option<(Lsn, Lsn)>,
     /// Bytes read from files.
@@ -61,11 +60,9 @@ impl Segments {
         let mut segments = Segments {
             directory: directory.to_owned(),
             format,
-            decoder: WalDecoder::new(format, start, Lsn::INVALID),
+            decoder: WalDecoder::new(format, start, Lsn::INVALID).with_blocks(RECORD_BYTES),
             open: None,
             segment: start.segment_number(size),
-            buffer: vec![0; READ_BYTES],
-            chunk: (start, 0),
             pending: None,
             read: 0,
         };
@@ -132,24 +129,15 @@ impl Segments {
         let at = self.decoder.fed_to();
         // Reads end on page borders, so that no header of a record is in two of them.
         let wanted = READ_BYTES - (at.0 % READ_BYTES as u64) as usize;
-        let wanted = wanted.min(self.buffer.len());
-        let mut filled = 0;
-        while filled < wanted {
-            let read = file
-                .read(&mut self.buffer[filled..wanted])
-                .map_err(io_error(&self.directory))?;
-            if read == 0 {
-                break;
-            }
-            filled += read;
-        }
+        let filled = self
+            .decoder
+            .feed_from(wanted, |buffer| read_full(file, buffer))
+            .map_err(io_error(&self.directory))?;
         if filled < wanted || self.at_segment_end(at, filled) {
             self.open = None;
             self.segment += 1;
         }
         self.read += filled as u64;
-        self.chunk = (at, filled);
-        self.decoder.feed(&self.buffer[..filled]);
         Ok(None)
     }
 
@@ -164,12 +152,7 @@ impl Segments {
         let position = self.decoder.position();
         let record = first_record_position(position, self.format.segment_bytes);
         if self.pending.is_none_or(|(of, _)| of != position) {
-            let (start, filled) = self.chunk;
-            let header = record
-                .checked_sub(start)
-                .and_then(|at| usize::try_from(at).ok())
-                .and_then(|at| self.buffer[..filled].get(at..));
-            let Some([a, b, c, d, rest @ ..]) = header else {
+            let Some([a, b, c, d, rest @ ..]) = self.decoder.fed_from(record) else {
                 return false;
             };
             let length = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
@@ -321,4 +304,16 @@ impl Segments {
         }
         Ok(None)
     }
+}
+
+/// Reads until the buffer is full or the file ends; how many bytes.
+fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..])? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
 }

@@ -65,6 +65,8 @@ pub struct PageStore {
     frames: Vec<Frame>,
     free_frames: Vec<usize>,
     hand: usize,
+    /// Frame of the page that was asked for last: a record's page is asked for several times in a row.
+    last: usize,
     scratch: Option<File>,
     scratch_slots: u64,
     free_slots: Vec<u64>,
@@ -82,6 +84,7 @@ impl PageStore {
             frames: Vec::new(),
             free_frames: Vec::new(),
             hand: 0,
+            last: 0,
             scratch: None,
             scratch_slots: 0,
             free_slots: Vec::new(),
@@ -195,10 +198,16 @@ impl PageStore {
 
     /// Index of the frame that holds the page.
     fn fetch(&mut self, file: PageFile, block: u32) -> Result<usize, VerifyError> {
+        let last = self.frames.get_mut(self.last);
+        if let Some(frame) = last.filter(|frame| frame.owner == Some((file, block))) {
+            frame.used = true;
+            return Ok(self.last);
+        }
         let pages = self.files.entry(file).or_default();
         let (base, location) = (pages.base, pages.locations.get(&block).copied());
         if let Some(Location::Frame(at)) = location {
             self.frames[at].used = true;
+            self.last = at;
             return Ok(at);
         }
         let at = self.frame()?;
@@ -227,6 +236,7 @@ impl PageStore {
             .or_default()
             .locations
             .insert(block, Location::Frame(at));
+        self.last = at;
         Ok(at)
     }
 

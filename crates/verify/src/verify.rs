@@ -112,32 +112,32 @@ pub fn verify(
         from: request.from.unwrap_or(Lsn::INVALID),
         shown: request.shown,
         counts: vec![TypeCounts::default(); 256 * 16],
+        not_checkable: vec![[0; NotCheckable::ALL.len()]; 256 * 16],
         mismatches: Vec::new(),
         ahead: ClearedAhead::default(),
         records: 0,
         unresolved: 0,
     };
-    let mut segments = Segments::open(&request.wal, format, start)?;
+    let segments = Segments::open(&request.wal, format, start)?;
     let ahead = segments.bytes_ahead();
     let all = request
         .to
         .map_or(ahead, |to| ahead.min(to.0.saturating_sub(start.0)));
 
     let to = request.to.unwrap_or(Lsn::MAX);
-    let (end, wal_bytes) = thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel::<Vec<RawRecord>>(BATCHES);
-        let reader = scope.spawn(move || {
-            let end = read(&mut segments, to, &sender);
-            drop(sender);
-            end.map(|end| (end, segments.bytes_read()))
-        });
-        // The receiver is dropped in case of an error, which ends the reader.
-        let result = receive(receiver, &mut replay, start, all, progress);
-        let end = reader
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result.and(end)
-    })?;
+    let mut records = Records {
+        segments,
+        to,
+        last: None,
+    };
+    let mut watched = Watched { start, all, progress };
+    // On one processor a second thread would only take the records out of its cache.
+    let end = if thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+        replay_beside(&mut records, &mut replay, &mut watched)?
+    } else {
+        replay_in_turns(&mut records, &mut replay, &mut watched)?
+    };
+    let wal_bytes = records.segments.bytes_read();
     if let Some(to) = request.to.filter(|to| end.lsn < *to && end.reason != REACHED) {
         return Err(VerifyError::EndsEarly { end: end.lsn, to });
     }
@@ -158,27 +158,96 @@ pub fn verify(
 /// Reason of an end that was asked for.
 const REACHED: &str = "the end of the range is reached";
 
-/// Sends batches until the end; what follows `to` stays unread.
-fn read(
-    segments: &mut Segments,
+/// The records of the range.
+struct Records {
+    segments: Segments,
+    /// What ends behind it stays unread.
     to: Lsn,
-    sender: &mpsc::SyncSender<Vec<RawRecord>>,
+    /// End of the last record.
+    last: Option<Lsn>,
+}
+
+impl Records {
+    fn next(&mut self) -> Result<Result<RawRecord, WalEnd>, VerifyError> {
+        let next = self.segments.next_record()?;
+        Ok(match next {
+            Ok(record) if record.end > self.to => Err(WalEnd {
+                lsn: self.last.unwrap_or(record.start),
+                reason: REACHED.to_owned(),
+            }),
+            Ok(record) => {
+                self.last = Some(record.end);
+                Ok(record)
+            }
+            Err(end) => Err(end),
+        })
+    }
+}
+
+/// Tells how far the replay is.
+struct Watched<'a> {
+    start: Lsn,
+    all: u64,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Watched<'_> {
+    fn at(&mut self, lsn: Lsn) {
+        (self.progress)(Progress::Wal {
+            done: lsn.0.saturating_sub(self.start.0),
+            all: self.all,
+            lsn,
+        });
+    }
+}
+
+fn replay_in_turns(
+    records: &mut Records,
+    replay: &mut Replay<'_>,
+    watched: &mut Watched<'_>,
 ) -> Result<WalEnd, VerifyError> {
-    let mut last = None;
+    let mut told = watched.start;
+    loop {
+        match records.next()? {
+            Ok(raw) => {
+                replay.raw(&raw)?;
+                if raw.end.0 - told.0 >= BATCH_BYTES as u64 {
+                    told = raw.end;
+                    watched.at(told);
+                }
+            }
+            Err(end) => return Ok(end),
+        }
+    }
+}
+
+/// Reads on a thread of its own.
+fn replay_beside(
+    records: &mut Records,
+    replay: &mut Replay<'_>,
+    watched: &mut Watched<'_>,
+) -> Result<WalEnd, VerifyError> {
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel::<Vec<RawRecord>>(BATCHES);
+        let reader = scope.spawn(move || read(records, &sender));
+        // The receiver is dropped in case of an error, which ends the reader.
+        let result = receive(receiver, replay, watched);
+        let end = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.and(end)
+    })
+}
+
+/// Sends batches until the end.
+fn read(records: &mut Records, sender: &mpsc::SyncSender<Vec<RawRecord>>) -> Result<WalEnd, VerifyError> {
     loop {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut end = None;
         while bytes < BATCH_BYTES && end.is_none() {
-            match segments.next_record()? {
-                Ok(record) if record.end > to => {
-                    end = Some(WalEnd {
-                        lsn: last.unwrap_or(record.start),
-                        reason: REACHED.to_owned(),
-                    });
-                }
+            match records.next()? {
                 Ok(record) => {
                     bytes += record.bytes.len();
-                    last = Some(record.end);
                     batch.push(record);
                 }
                 Err(wal_end) => end = Some(wal_end),
@@ -191,7 +260,7 @@ fn read(
         }
         if gone {
             return Ok(WalEnd {
-                lsn: last.unwrap_or(Lsn::INVALID),
+                lsn: records.last.unwrap_or(Lsn::INVALID),
                 reason: String::new(),
             });
         }
@@ -201,22 +270,15 @@ fn read(
 fn receive(
     receiver: mpsc::Receiver<Vec<RawRecord>>,
     replay: &mut Replay<'_>,
-    start: Lsn,
-    all: u64,
-    progress: &mut dyn FnMut(Progress),
+    watched: &mut Watched<'_>,
 ) -> Result<(), VerifyError> {
     for batch in receiver {
         let last = batch.last().map(|record| record.end);
         for raw in batch {
-            let record = raw.decode().map_err(lakebed_wal::stream::StreamError::Record)?;
-            replay.record(&record)?;
+            replay.raw(&raw)?;
         }
         if let Some(lsn) = last {
-            progress(Progress::Wal {
-                done: lsn.0.saturating_sub(start.0),
-                all,
-                lsn,
-            });
+            watched.at(lsn);
         }
     }
     Ok(())
@@ -255,6 +317,8 @@ struct Replay<'a> {
     shown: usize,
     /// By resource manager and the upper half of `xl_info`.
     counts: Vec<TypeCounts>,
+    /// Where `counts` has them by reason: almost every record adds to one.
+    not_checkable: Vec<[u64; NotCheckable::ALL.len()]>,
     mismatches: Vec<Mismatch>,
     ahead: ClearedAhead,
     records: u64,
@@ -262,6 +326,11 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
+    fn raw(&mut self, raw: &RawRecord) -> Result<(), VerifyError> {
+        let record = raw.decode().map_err(lakebed_wal::stream::StreamError::Record)?;
+        self.record(&record)
+    }
+
     fn record(&mut self, record: &DecodedRecord) -> Result<(), VerifyError> {
         let effects = self.effects(record)?;
         self.records += 1;
@@ -471,7 +540,7 @@ impl Replay<'_> {
     }
 
     fn not_checkable(&mut self, record: &DecodedRecord, reason: NotCheckable) {
-        *self.counts(record).not_checkable.entry(reason).or_default() += 1;
+        self.not_checkable[type_index(record)][reason as usize] += 1;
     }
 
     fn note_consistency(&mut self, record: &DecodedRecord) {
@@ -518,7 +587,10 @@ impl Replay<'_> {
             if counts.seen > 0 {
                 // 256 resource managers with 16 types each.
                 let (rmid, info) = ((at / 16) as u8, ((at % 16) << 4) as u8);
-                types.insert(self.type_name(base.version, rmid, info), counts.clone());
+                let missed = NotCheckable::ALL.into_iter().zip(self.not_checkable[at]);
+                let mut counts = counts.clone();
+                counts.not_checkable = missed.filter(|(_, count)| *count > 0).collect();
+                types.insert(self.type_name(base.version, rmid, info), counts);
             }
         }
         Report {

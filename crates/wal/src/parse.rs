@@ -6,6 +6,7 @@
 
 use bytes::{Buf, Bytes};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
+use smallvec::SmallVec;
 
 use crate::record::{BlockImage, BlockRef, DecodedRecord, ImageCompression};
 
@@ -103,7 +104,8 @@ fn parse(
         return Err("its length differs from xl_tot_len");
     }
 
-    let mut headers: Vec<BlockHeader> = Vec::new();
+    // Few records name more pages; none allocates for them.
+    let mut headers: SmallVec<[BlockHeader; 4]> = SmallVec::new();
     let (mut origin, mut toplevel_xid) = (None, None);
     let mut data_total = 0usize;
     let mut main_length = 0usize;

@@ -9,7 +9,7 @@
 //! writer that still fills its last page may hand out a half-written record, which also ends in an error: it calls
 //! [`WalDecoder::rewind`] and feeds the bytes from [`WalDecoder::position`] on again once there are more.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use lakebed_types::{Lsn, PgVersion};
 
 use crate::page::{
@@ -109,12 +109,16 @@ pub struct WalDecoder {
     position: Lsn,
     /// Start of the last complete record; invalid before the first.
     last_start: Lsn,
-    /// Fed and not consumed; begins at `cursor`.
+    /// What was fed last, up to `filled`. The rest is room that was used before, so that no feeding zeroes it again.
     input: Vec<u8>,
+    filled: usize,
+    /// Bytes of it that records were made of; the byte there is the one at `cursor`.
     consumed: usize,
     cursor: Lsn,
     /// Bytes of the record that is being put together; empty between records.
-    record: Vec<u8>,
+    record: BytesMut,
+    /// Least size of a block of memory that records are cut from; 0 for one allocation for each.
+    block: usize,
     record_start: Lsn,
     /// A complete record whose segment has to be skipped to its end first.
     before_switch: Option<(RawRecord, Lsn)>,
@@ -130,13 +134,23 @@ impl WalDecoder {
             position: start,
             last_start: previous,
             input: Vec::new(),
+            filled: 0,
             consumed: 0,
             cursor: start,
-            record: Vec::new(),
+            record: BytesMut::new(),
+            block: 0,
             record_start: Lsn::INVALID,
             before_switch: None,
             failed: None,
         }
+    }
+
+    /// Cuts records from blocks of so many bytes of memory, each of which is used again as soon as all of its records are
+    /// gone. For a reader that takes records apart one after the other and keeps none: a record that is kept keeps its
+    /// block, and an idle decoder has one.
+    pub fn with_blocks(mut self, bytes: usize) -> WalDecoder {
+        self.block = bytes;
+        self
     }
 
     /// End of the last complete record: what a position that leaves a node may be.
@@ -151,21 +165,56 @@ impl WalDecoder {
 
     /// Where the next byte that is fed belongs.
     pub fn fed_to(&self) -> Lsn {
-        Lsn(self.cursor.0 + (self.input.len() - self.consumed) as u64)
+        Lsn(self.cursor.0 + (self.filled - self.consumed) as u64)
     }
 
     /// Adds bytes that begin at [`WalDecoder::fed_to`].
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.make_room();
+        self.input.truncate(self.filled);
+        self.input.extend_from_slice(bytes);
+        self.filled = self.input.len();
+    }
+
+    /// Has `read` put up to `most` bytes that begin at [`WalDecoder::fed_to`] in their place, which saves a copy. It tells
+    /// how many they are.
+    ///
+    /// # Errors
+    /// That of `read`; nothing was added then.
+    pub fn feed_from<E>(
+        &mut self,
+        most: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        self.make_room();
+        let end = self.filled + most;
+        if self.input.len() < end {
+            self.input.resize(end, 0);
+        }
+        let count = read(&mut self.input[self.filled..end])?.min(most);
+        self.filled += count;
+        Ok(count)
+    }
+
+    /// Bytes from a position on, as far as they were part of what was fed last, whether they were consumed or not.
+    pub fn fed_from(&self, position: Lsn) -> Option<&[u8]> {
+        let first = self.cursor.0.checked_sub(self.consumed as u64)?;
+        let at = usize::try_from(position.0.checked_sub(first)?).ok()?;
+        self.input.get(at..self.filled)
+    }
+
+    /// Moves what was not consumed to the front.
+    fn make_room(&mut self) {
         if self.consumed > 0 {
-            self.input.drain(..self.consumed);
+            self.input.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
             self.consumed = 0;
         }
-        self.input.extend_from_slice(bytes);
     }
 
     /// Forgets everything after the last complete record; feed again from [`WalDecoder::position`] on.
     pub fn rewind(&mut self) {
-        self.input.clear();
+        self.filled = 0;
         self.consumed = 0;
         self.cursor = self.position;
         self.record.clear();
@@ -219,15 +268,14 @@ impl WalDecoder {
                 .min(usize::try_from(page_left).unwrap_or(usize::MAX));
             if self.record.is_empty() {
                 // Records are aligned to 8 bytes, so a length never crosses a page.
-                let Some(length) = self.available().get(..4) else {
+                let Some(&[a, b, c, d]) = self.available().get(..4) else {
                     return Ok(None);
                 };
-                if length == [0; 4] {
+                let length = u32::from_le_bytes([a, b, c, d]);
+                if length == 0 {
                     return Ok(None);
                 }
                 self.record_start = self.cursor;
-                self.take(here.min(4));
-                let length = self.total_length();
                 if length < RECORD_HEADER_BYTES as u32 || length > MAX_RECORD_BYTES {
                     return Err(StreamError::Length {
                         lsn: self.record_start,
@@ -235,8 +283,11 @@ impl WalDecoder {
                     });
                 }
                 // At once, where the length is believable: growing by pieces copies.
-                let length = (length as usize).min(RESERVED_AT_ONCE);
-                self.record.reserve_exact(length - self.record.len());
+                let wanted = (length as usize).min(RESERVED_AT_ONCE);
+                if !self.record.try_reclaim(wanted) {
+                    self.record = BytesMut::with_capacity(wanted.max(self.block));
+                }
+                self.take(here.min(length as usize));
                 continue;
             }
             let left = self.total_length() as usize - self.record.len();
@@ -277,7 +328,11 @@ impl WalDecoder {
             });
         }
         let is_switch = self.record[17] == RMGR_XLOG && self.record[16] & 0xf0 == XLOG_SWITCH;
-        let bytes = Bytes::from(std::mem::take(&mut self.record));
+        let bytes = if self.block == 0 {
+            std::mem::take(&mut self.record).freeze()
+        } else {
+            self.record.split().freeze()
+        };
         let mut record = RawRecord {
             version: self.format.version,
             start: lsn,
@@ -346,7 +401,7 @@ impl WalDecoder {
     }
 
     fn available(&self) -> &[u8] {
-        &self.input[self.consumed..]
+        &self.input[self.consumed..self.filled]
     }
 
     fn take(&mut self, count: usize) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lakebed_controller::bootstrap::{BootstrapError, ImportSource, ImportTarget};
@@ -13,12 +14,16 @@ use lakebed_types::Lsn;
 use lakebed_wal::control::ControlFile;
 
 use crate::checkpoint;
-use crate::connection::{Connection, ConnectionError, Rows};
+use crate::connection::{Connection, ConnectionError, MAX_ROWS, Rows};
 use crate::files::Files;
 use crate::progress::{Phase, Progress};
 use crate::server::{Server, WrongServer, make_slot};
 
-const COMMAND: &str = "BASE_BACKUP (LABEL 'lakebed', PROGRESS true, CHECKPOINT 'fast', WAIT false, MANIFEST 'no', TARGET 'client')";
+/// Options of every base backup.
+const OPTIONS: &str = "LABEL 'lakebed', PROGRESS true, CHECKPOINT 'fast', WAIT false, MANIFEST 'no', TARGET 'client', TABLESPACE_MAP true";
+
+/// How often the log says how far a base backup is.
+const TELL: Duration = Duration::from_secs(10);
 
 /// The running server whose files a new tenant gets.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub struct RunningServer {
     pub name: String,
     /// The slot that keeps WAL from the backup's start on.
     pub slot: String,
+    /// Most KiB that it sends in a second.
+    pub rate_kib: Option<u32>,
     /// Where it is told how far it is.
     pub progress: Arc<Progress>,
 }
@@ -72,7 +79,9 @@ impl RunningServer {
         let mut files = Files::start(target).await?;
         self.progress.enter(Phase::BaseBackup);
         self.progress.backup_done.store(0, Ordering::Relaxed);
-        connection.send_command(COMMAND).await?;
+        let rate = self.rate_kib.map(|kib| format!(", MAX_RATE {kib}"));
+        let command = format!("BASE_BACKUP ({OPTIONS}{})", rate.unwrap_or_default());
+        connection.send_command(&command).await?;
         self.announced(&mut connection).await?;
         if let Err(error) = self.archive(&mut connection, &mut files).await {
             // What the shard says tells more than that it is gone.
@@ -106,7 +115,7 @@ impl RunningServer {
         files.finish(control.encode(), running).await
     }
 
-    /// The answers in front of the archive: where it begins, and the tablespaces, of which there may be only the main one.
+    /// The answers in front of the archives: where the backup begins, and a row for each tablespace, the main one too.
     async fn announced(&self, connection: &mut Connection) -> anyhow::Result<()> {
         let mut results: Vec<Rows> = Vec::new();
         loop {
@@ -117,8 +126,10 @@ impl RunningServer {
                 }),
                 Backend::DataRow(row) => {
                     let rows = &mut results.last_mut().context("a row without its description")?.rows;
-                    if rows.len() >= 2 {
-                        bail!(tablespaces());
+                    if rows.len() >= MAX_ROWS {
+                        bail!(WrongServer(format!(
+                            "the server has more than {MAX_ROWS} tablespaces"
+                        )));
                     }
                     rows.push(row);
                 }
@@ -128,29 +139,38 @@ impl RunningServer {
             }
         }
         let spaces = results.get(1).context("the server listed no tablespaces")?;
-        if spaces.rows.len() != 1 || spaces.text("spclocation").is_some() {
-            bail!(tablespaces());
-        }
-        let kib = spaces.text("size").and_then(|text| text.parse::<u64>().ok());
+        let kib = spaces.texts("size").filter_map(|text| text.parse::<u64>().ok());
         self.progress
             .backup_total
-            .store(kib.unwrap_or_default().saturating_mul(1024), Ordering::Relaxed);
+            .store(kib.sum::<u64>().saturating_mul(1024), Ordering::Relaxed);
         Ok(())
     }
 
     async fn archive(&self, connection: &mut Connection, files: &mut Files) -> anyhow::Result<()> {
         let mut tar = TarReader::default();
-        let mut archives = 0;
+        let mut has_base = false;
+        let mut told = Instant::now();
         loop {
             let data = match connection.receive_soon("a base backup").await? {
                 Backend::CopyData(data) => data,
-                Backend::CopyDone if tar.is_between() && archives == 1 => return Ok(()),
+                Backend::CopyDone if tar.is_between() && has_base => return Ok(()),
                 Backend::CopyDone => bail!("the base backup ended in the middle of a file"),
                 _ => return Err(ConnectionError::Unexpected("in a base backup").into()),
             };
+            if told.elapsed() > TELL {
+                told = Instant::now();
+                self.progress.tell_backup();
+            }
             match backup::parse(data)? {
-                BackupMessage::Archive { .. } if archives == 0 => archives = 1,
-                BackupMessage::Archive { .. } => bail!(tablespaces()),
+                BackupMessage::Archive { name, location } => {
+                    if !tar.is_between() || has_base {
+                        bail!("an archive begins where none may, in the base backup");
+                    }
+                    tar = TarReader::default();
+                    // Comes last: the control file in it is to be newer than everything else.
+                    has_base = location.is_empty();
+                    files.archive(&name, &location).await?;
+                }
                 BackupMessage::Data(mut data) => {
                     self.progress
                         .backup_done
@@ -166,10 +186,6 @@ impl RunningServer {
             }
         }
     }
-}
-
-fn tablespaces() -> WrongServer {
-    WrongServer("the server has tablespaces: a cluster with tablespaces cannot be protected".to_owned())
 }
 
 /// The last answer: where the backup ends.

@@ -15,6 +15,7 @@ use lakebed_proto::{connect, v1};
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::RunningServer;
+use crate::connection::ConnectionError;
 use crate::progress::{Inspect, Phase, Progress};
 use crate::server::{Server, WrongServer, slot_name};
 use crate::session::{Final, Session};
@@ -41,6 +42,8 @@ pub struct ClientConfig {
     pub standby_name: String,
     /// Its slot on the server; none: made of the names of tenant and branch.
     pub slot: Option<String>,
+    /// Most KiB of the base backup that the server sends in a second (`MAX_RATE`: 32 to 1048576).
+    pub backup_rate_kib: Option<u32>,
     /// Without a quorum for this long the stream begins anew, in milliseconds.
     pub lease_ms: u64,
     /// How WAL goes to safekeepers.
@@ -96,7 +99,7 @@ impl WalClient {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            if is_final(&error) {
+            if is_final(&error) || (!self.progress.has_worked() && is_setup(&error)) {
                 self.progress.enter(Phase::Stopped);
                 self.progress.trouble(format!("{error:#}"));
                 return Ended::Failed(error);
@@ -152,7 +155,7 @@ impl WalClient {
         for controller in &self.config.controllers {
             match self.branch_of(controller).await {
                 Ok(branch) => return Ok(branch),
-                Err(error) if is_final(&error) => return Err(error),
+                Err(error) if is_final(&error) || is_servers(&error) => return Err(error),
                 Err(error) => last = error.context(format!("controller {controller}")),
             }
         }
@@ -186,6 +189,7 @@ impl WalClient {
             target: self.config.from.clone(),
             name: self.config.standby_name.clone(),
             slot: self.slot.clone(),
+            rate_kib: self.config.backup_rate_kib,
             progress: self.progress.clone(),
         };
         let tenant = &self.config.tenant;
@@ -199,6 +203,22 @@ impl WalClient {
         }
         Ok(made.branch)
     }
+}
+
+/// Whether the server was never reached as it was asked for. Later the same is tried again: passwords and certificates
+/// are exchanged while a client runs.
+fn is_setup(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref().is_some_and(ConnectionError::is_setup))
+}
+
+/// Whether the server failed, so that there is no use in asking another controller.
+fn is_servers(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let source = matches!(cause.downcast_ref(), Some(BootstrapError::Source { .. }));
+        source || cause.is::<ConnectionError>()
+    })
 }
 
 /// Whether there is no use in trying again.

@@ -14,6 +14,8 @@ use lakebed_pgwire::{Backend, Frames, ServerError, SslMode, Target, WireError, f
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::tls::{self, Secured, TlsError};
+
 /// How long a connection, login included, may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the server may be silent in a command, or not take what is sent.
@@ -21,7 +23,7 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes read at once, at least.
 const READ_BYTES: usize = 256 << 10;
 /// Most rows that are kept of a command's answer; a replication command has a handful, and a row for each tablespace.
-const MAX_ROWS: usize = 10_000;
+pub const MAX_ROWS: usize = 10_000;
 
 /// Why a connection is of no more use, or a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +44,7 @@ pub enum ConnectionError {
     Closed,
     /// The server said why not.
     #[error("the server said {0}")]
-    Server(#[from] ServerError),
+    Server(ServerError),
     /// It does not speak the protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -52,12 +54,16 @@ pub enum ConnectionError {
     /// A message that has no place here.
     #[error("the server sent something unexpected: {0}")]
     Unexpected(&'static str),
-    /// TLS is asked for.
-    #[error(
-        "sslmode=require is not supported: this client speaks no TLS. Connect over a private network, a tunnel or a unix \
-         socket"
-    )]
-    Tls,
+    /// TLS failed, or the server has none.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Not as its source: the message says all that there is.
+impl From<ServerError> for ConnectionError {
+    fn from(error: ServerError) -> ConnectionError {
+        ConnectionError::Server(error)
+    }
 }
 
 impl ConnectionError {
@@ -66,6 +72,18 @@ impl ConnectionError {
         match self {
             ConnectionError::Server(error) => Some(&error.code),
             _ => None,
+        }
+    }
+
+    /// Whether somebody has to change the connection string or the server's configuration: a wrong password, a
+    /// certificate that is not the one that is asked for.
+    pub fn is_setup(&self) -> bool {
+        match self {
+            // Class 28: no such role, a wrong password, no line in pg_hba.conf. 42501: the role may not replicate.
+            ConnectionError::Server(error) => error.code.starts_with("28") || error.code == "42501",
+            ConnectionError::Auth(_) => true,
+            ConnectionError::Tls(error) => !error.is_passing(),
+            _ => false,
         }
     }
 }
@@ -90,9 +108,21 @@ impl Rows {
     /// The text in the first row of this column.
     pub fn text(&self, column: &str) -> Option<&str> {
         let at = self.columns.iter().position(|name| name == column)?;
-        let value = self.rows.first()?.get(at)?.as_ref()?;
-        std::str::from_utf8(value).ok()
+        text_at(self.rows.first()?, at)
     }
+
+    /// The texts of this column, where there are.
+    pub fn texts(&self, column: &str) -> impl Iterator<Item = &str> {
+        let at = self.columns.iter().position(|name| name == column);
+        let rows = at
+            .into_iter()
+            .flat_map(|at| self.rows.iter().map(move |row| (row, at)));
+        rows.filter_map(|(row, at)| text_at(row, at))
+    }
+}
+
+fn text_at(row: &[Option<Bytes>], column: usize) -> Option<&str> {
+    std::str::from_utf8(row.get(column)?.as_ref()?).ok()
 }
 
 /// See the module header.
@@ -110,27 +140,38 @@ impl Connection {
     /// See [`ConnectionError`].
     pub async fn open(target: &Target, name: &str) -> Result<Connection, ConnectionError> {
         tokio::time::timeout(CONNECT, async {
+            let (socket, end_point) = connect(target).await?;
             let mut connection = Connection {
-                socket: connect(target).await?,
+                socket,
                 frames: Frames::default(),
                 out: BytesMut::new(),
                 parameters: BTreeMap::new(),
             };
-            connection.log_in(target, name).await?;
+            connection.log_in(target, name, end_point).await?;
             Ok(connection)
         })
         .await
         .unwrap_or(Err(ConnectionError::Late("connecting")))
     }
 
-    async fn log_in(&mut self, target: &Target, name: &str) -> Result<(), ConnectionError> {
+    async fn log_in(
+        &mut self,
+        target: &Target,
+        name: &str,
+        end_point: Option<Vec<u8>>,
+    ) -> Result<(), ConnectionError> {
         let parameters = [
             ("user", target.user.as_str()),
             ("replication", "true"),
             ("application_name", name),
         ];
         frontend::startup(&mut self.out, &parameters);
-        let mut login = Login::new(&target.user, target.password.as_deref());
+        let mut login = Login::new(
+            &target.user,
+            target.password.as_deref(),
+            target.ssl.binding,
+            end_point,
+        );
         let mut is_in = false;
         loop {
             self.flush().await?;
@@ -273,23 +314,46 @@ impl Connection {
     }
 }
 
-async fn connect(target: &Target) -> Result<Box<dyn Socket>, ConnectionError> {
+/// A socket, and what ties a login to its TLS.
+type Connected = (Box<dyn Socket>, Option<Vec<u8>>);
+
+async fn connect(target: &Target) -> Result<Connected, ConnectionError> {
     match &target.host {
+        // As libpq: sslmode does not count for unix sockets.
         Host::Unix(directory) => {
             let path = directory.join(format!(".s.PGSQL.{}", target.port));
             let socket = UnixStream::connect(path)
                 .await
                 .map_err(io("connecting to the server"))?;
-            Ok(Box::new(socket))
+            Ok((Box::new(socket), None))
         }
         Host::Tcp(host) => {
             let socket = TcpStream::connect((host.as_str(), target.port)).await;
-            let socket = socket.map_err(io("connecting to the server"))?;
+            let mut socket = socket.map_err(io("connecting to the server"))?;
             socket.set_nodelay(true).map_err(io("TCP_NODELAY"))?;
-            match target.ssl {
-                SslMode::Disable | SslMode::Prefer => Ok(Box::new(socket)),
-                SslMode::Require => Err(ConnectionError::Tls),
+            if target.ssl.mode != SslMode::Disable {
+                if speaks_tls(&mut socket).await? {
+                    let Secured { stream, end_point } = tls::secure(socket, host, &target.ssl).await?;
+                    return Ok((Box::new(stream), end_point));
+                }
+                if target.ssl.mode > SslMode::Prefer {
+                    return Err(TlsError::Refused.into());
+                }
             }
+            Ok((Box::new(socket), None))
         }
+    }
+}
+
+/// Asks the server. Nothing but its answer is read: what somebody in between adds to it ends in the handshake.
+async fn speaks_tls(socket: &mut TcpStream) -> Result<bool, ConnectionError> {
+    let mut out = BytesMut::new();
+    frontend::ssl_request(&mut out);
+    let asked = socket.write_all_buf(&mut out).await;
+    asked.map_err(io("sending to the server"))?;
+    match socket.read_u8().await.map_err(io("reading from the server"))? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        _ => Err(ConnectionError::Unexpected("in answer to the question for TLS")),
     }
 }

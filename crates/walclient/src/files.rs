@@ -3,6 +3,9 @@
 //! A relation's pages go to the shard that owns them: a piece of a file is at most 1 MiB, begins at a multiple of that,
 //! and so lies in one stripe. Shard 0 gets everything else and the size of every file. Memory: one piece, and the queues
 //! of the uploads.
+//!
+//! A tablespace comes as an archive of its own. Its files go where they would be below the data directory, behind the
+//! link `pg_tblspc/OID`, and the link goes to shard 0: computes make a directory of it.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +15,12 @@ use lakebed_controller::bootstrap::{ImportTarget, ShardUpload};
 use lakebed_pgwire::tar::{MemberKind, TarItem};
 use lakebed_proto::v1::import_message::Message;
 use lakebed_proto::v1::{FileChunk, ImportResponse, ImportRunning};
-use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify};
+use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify, tablespace_of};
 use lakebed_types::shard::shard_of;
 use lakebed_types::{PAGE_SIZE, PageKey, ShardCount};
 use tokio::task::JoinSet;
+
+use crate::server::WrongServer;
 
 /// Bytes of a piece: half of a shard's stripe of 256 blocks.
 const PIECE_BYTES: usize = 1 << 20;
@@ -23,7 +28,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const MAX_KEPT_BYTES: u64 = 64 << 10;
 /// Where replay of a backup begins; a compute must not see it.
 const LABEL: &str = "backup_label";
-/// Links of tablespaces.
+/// Places of tablespaces, which come with their archives too.
 const TABLESPACE_MAP: &str = "tablespace_map";
 /// The control file.
 const CONTROL_FILE: &str = "global/pg_control";
@@ -53,7 +58,7 @@ enum Current {
         path: String,
         content: BytesMut,
     },
-    Sent(Sending),
+    Sent(Box<Sending>),
 }
 
 struct Sending {
@@ -69,6 +74,8 @@ struct Sending {
 pub struct Files {
     uploads: Vec<ShardUpload>,
     count: ShardCount,
+    /// Where the present archive's members are, relative to the data directory: empty, or a tablespace's link and a `/`.
+    below: String,
     current: Current,
     seen: BTreeSet<String>,
     label: Option<String>,
@@ -91,6 +98,7 @@ impl Files {
         Ok(Files {
             uploads,
             count,
+            below: String::new(),
             current: Current::None,
             seen: BTreeSet::new(),
             label: None,
@@ -109,13 +117,44 @@ impl Files {
         self.control.as_ref()
     }
 
+    /// Begins an archive: of the data directory, or of a tablespace, which is at `place` on the server.
+    ///
+    /// # Errors
+    /// A name that is no tablespace's, or shard 0 refuses.
+    pub async fn archive(&mut self, name: &str, place: &str) -> anyhow::Result<()> {
+        self.below.clear();
+        let Some(oid) = name.strip_suffix(".tar").filter(|stem| *stem != "base") else {
+            return Ok(());
+        };
+        let path = format!("pg_tblspc/{oid}");
+        if tablespace_of(&path).is_none() || place.is_empty() {
+            bail!("the base backup has an archive `{name}` of the place `{place}`, which is no tablespace");
+        }
+        self.below = format!("{path}/");
+        self.link(path, place).await
+    }
+
+    async fn link(&mut self, path: String, place: &str) -> anyhow::Result<()> {
+        tracing::info!(path, place, "tablespace");
+        let link = FileChunk {
+            path,
+            link_target: Bytes::copy_from_slice(place.as_bytes()),
+            last: true,
+            ..FileChunk::default()
+        };
+        send(&self.uploads, 0, Message::Chunk(link)).await
+    }
+
     /// Takes the next item of the archive.
     ///
     /// # Errors
     /// A member that cannot be imported, or a shard that refuses.
     pub async fn take(&mut self, item: TarItem) -> anyhow::Result<()> {
         match item {
-            TarItem::Member { path, kind, bytes } => self.begin(path, kind, bytes),
+            TarItem::Member { path, kind, bytes } => {
+                let path = format!("{}{path}", self.below);
+                self.begin(path, kind, bytes)
+            }
             TarItem::Data(data) => self.data(data).await,
             TarItem::End => self.end().await,
         }
@@ -124,8 +163,12 @@ impl Files {
     fn begin(&mut self, path: String, kind: MemberKind, bytes: u64) -> anyhow::Result<()> {
         self.current = match kind {
             MemberKind::Directory => Current::Skipped,
-            MemberKind::Link => bail!("{path} is a symbolic link: tablespaces and links cannot be imported"),
-            MemberKind::File if [LABEL, CONTROL_FILE, AUTO_CONF, TABLESPACE_MAP].contains(&path.as_str()) => {
+            // Those of tablespaces do not come as links, but in a file (`TABLESPACE_MAP`).
+            MemberKind::Link => bail!(WrongServer(format!(
+                "{path} in the server's data directory is a symbolic link, which cannot be imported"
+            ))),
+            MemberKind::File if path == TABLESPACE_MAP => Current::Skipped,
+            MemberKind::File if [LABEL, CONTROL_FILE, AUTO_CONF].contains(&path.as_str()) => {
                 if bytes > MAX_KEPT_BYTES {
                     bail!("{path} has {bytes} bytes");
                 }
@@ -138,13 +181,13 @@ impl Files {
                     if DEFAULTS.iter().any(|(name, _)| *name == path) {
                         self.seen.insert(path.clone());
                     }
-                    Current::Sent(Sending {
+                    Current::Sent(Box::new(Sending {
                         path,
                         kind,
                         piece: BytesMut::new(),
                         offset: 0,
                         shards: BTreeSet::new(),
-                    })
+                    }))
                 }
             },
         };
@@ -174,7 +217,10 @@ impl Files {
     async fn end(&mut self) -> anyhow::Result<()> {
         match std::mem::replace(&mut self.current, Current::None) {
             Current::None | Current::Skipped => Ok(()),
-            Current::Kept { path, content } => self.keep(&path, content.freeze()),
+            Current::Kept { path, content } => {
+                self.keep(&path, content.freeze());
+                Ok(())
+            }
             Current::Sent(mut sending) => {
                 send_piece(&self.uploads, self.count, &mut sending).await?;
                 // Shard 0 keeps the sizes.
@@ -194,15 +240,12 @@ impl Files {
         }
     }
 
-    fn keep(&mut self, path: &str, content: Bytes) -> anyhow::Result<()> {
+    fn keep(&mut self, path: &str, content: Bytes) {
         match path {
             LABEL => self.label = Some(String::from_utf8_lossy(&content).into_owned()),
             CONTROL_FILE => self.control = Some(content),
-            AUTO_CONF => self.auto_conf = content.into(),
-            _ if !content.is_empty() => bail!("the server has tablespaces, which cannot be imported"),
-            _ => {}
+            _ => self.auto_conf = content.into(),
         }
-        Ok(())
     }
 
     /// Sends what is left, the changed control file and the positions, and waits until every shard has stored its part.

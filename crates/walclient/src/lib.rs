@@ -22,6 +22,7 @@ mod follow;
 mod progress;
 mod server;
 mod session;
+mod tls;
 
 pub use client::{ClientConfig, Ended, WalClient};
 pub use progress::{Inspect, Phase};

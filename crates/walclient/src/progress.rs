@@ -51,6 +51,8 @@ struct State {
     behind_since: Option<Instant>,
     /// The name of the branch's timeline, once known.
     timeline: Option<String>,
+    /// A base backup or a stream has begun, once.
+    has_worked: bool,
 }
 
 /// Numbers that one task writes and any reads.
@@ -82,6 +84,7 @@ impl Default for Progress {
                 synchronous: None,
                 behind_since: None,
                 timeline: None,
+                has_worked: false,
             }),
             backup_done: AtomicU64::new(0),
             backup_total: AtomicU64::new(0),
@@ -105,6 +108,7 @@ impl Progress {
         self.change(|state| {
             state.phase = phase;
             state.trouble = None;
+            state.has_worked |= matches!(phase, Phase::BaseBackup | Phase::Streaming);
         });
     }
 
@@ -114,6 +118,19 @@ impl Progress {
             state.phase = Phase::Connecting;
             state.trouble = Some(what);
         });
+    }
+
+    /// Says in the log how far the base backup is.
+    pub fn tell_backup(&self) {
+        let mebibytes = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed) >> 20;
+        let (received_mib, estimated_mib) = (mebibytes(&self.backup_done), mebibytes(&self.backup_total));
+        tracing::info!(received_mib, estimated_mib, "base backup");
+    }
+
+    /// Whether a base backup or a stream has begun, once.
+    pub fn has_worked(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.has_worked
     }
 
     /// Whether the server waits for this client at commits.

@@ -40,6 +40,41 @@
 //! record boundaries. A reader of a whole object checks all of it ([`Object::open`]); a reader of a few records fetches
 //! the footer, the index and the frames that it needs ([`Footer`], [`Index`], [`frame::decode`]). Frames carry all that
 //! it takes to read them, so a damaged index loses nothing. Zeros are checked: they are room for later versions.
+//!
+//! zstd's window is the frame: what one record repeats of those before it in the frame costs a few bytes, and nothing
+//! outside of the frame is needed to read it. The writer chooses how much that is ([`TARGET_FRAME_BYTES`] by default) and
+//! tells where records end; a frame ends with a record, so a reader that has the index reads from any record on:
+//!
+//! ```
+//! use lakebed_types::{Lsn, PgVersion};
+//! use lakebed_walframe::build::cuts;
+//! use lakebed_walframe::{Header, Object, ObjectBuilder, TARGET_FRAME_BYTES};
+//!
+//! # fn main() -> Result<(), lakebed_walframe::FrameError> {
+//! // A thousand records of 1 KiB, alike as those of one workload are.
+//! let wal: Vec<u8> = (0..1000u32).flat_map(|n| [n.to_le_bytes().repeat(2), vec![7; 1016]].concat()).collect();
+//! let begin = Lsn(0x100_0000);
+//! let ends: Vec<Lsn> = (1..=1000).map(|n| Lsn(begin.0 + n * 1024)).collect();
+//! let end = ends[999];
+//! let (pg_version, segment_bytes, system_id) = (PgVersion::V17, 16 << 20, 42);
+//! let mut object = ObjectBuilder::new(Header { pg_version, segment_bytes, system_id, begin, end });
+//! for cut in cuts(begin, &ends, TARGET_FRAME_BYTES) {
+//!     let at = |lsn: Lsn| (lsn.0 - begin.0) as usize;
+//!     object.frame(&cut, &wal[at(cut.range.start)..at(cut.range.end)]);
+//! }
+//! let stored = object.finish(b"");
+//! assert!(stored.len() < wal.len() / 20);
+//!
+//! let object = Object::open(stored.into())?;
+//! // From the 700th record on: the frame that holds it, alone.
+//! let from = ends[699];
+//! let entry = object.index.frames(from, end)[0];
+//! let frame = object.frame(&entry)?;
+//! let skip = (from.0 - frame.header.begin.0) as usize;
+//! assert_eq!(frame.wal[skip..skip + 4], 700u32.to_le_bytes());
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod build;

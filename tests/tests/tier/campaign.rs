@@ -16,8 +16,8 @@ use lakebed_tests::recorder::{Record, Recorder, TABLE};
 use lakebed_tests::{Compute, Shape, Tier};
 
 const CLIENTS: i32 = 4;
-/// Place of the commit position in a safekeeper's control file: behind 20 bytes of envelope and four words.
-const COMMIT_OFFSET: u64 = 20 + 4 * 8;
+/// Place of the commit position in a safekeeper's control file: behind 20 bytes of envelope and five words.
+const COMMIT_OFFSET: u64 = 20 + 5 * 8;
 /// Bits of a position in its segment.
 const SEGMENT_MASK: u64 = (1 << 24) - 1;
 const DISK_BYTES: u64 = 512 << 20;
@@ -50,11 +50,13 @@ enum Fault {
     CutOff,
     ClockJump,
     FlippedWal,
+    FlippedCommittedWal,
+    FlippedControlFile,
     ComputeKilled,
     EverythingLosesPower,
 }
 
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 16] = [
     Fault::Kill,
     Fault::Freeze,
     Fault::FailedFsync,
@@ -67,6 +69,8 @@ const FAULTS: [Fault; 14] = [
     Fault::CutOff,
     Fault::ClockJump,
     Fault::FlippedWal,
+    Fault::FlippedCommittedWal,
+    Fault::FlippedControlFile,
     Fault::ComputeKilled,
     Fault::EverythingLosesPower,
 ];
@@ -234,7 +238,9 @@ impl Campaign {
                 let seconds = self.choices.below(2 * 86_400) as i64 - 86_400;
                 self.tier.faults(&name).set_clock_wrong(seconds);
             }
-            Fault::FlippedWal => self.flip(&name),
+            Fault::FlippedWal | Fault::FlippedCommittedWal | Fault::FlippedControlFile => {
+                self.flip(fault, &name)
+            }
             Fault::ComputeKilled => self.new_compute(&mut |_| {}),
             Fault::EverythingLosesPower => self.new_compute(&mut |tier| {
                 let names = tier.names("safekeeper");
@@ -261,9 +267,11 @@ impl Campaign {
         self.tier.faults(name).cut_off(false, false);
     }
 
-    /// Flips a bit of flushed WAL above the commit position of the control file, while the node is down.
-    fn flip(&mut self, name: &str) {
-        let flush = position(&self.tier.status(name)["timelines"][0]["flush_lsn"]);
+    /// Flips a bit of a node's files while it is down: of flushed WAL above the commit position of the control file, of
+    /// WAL below, or of a copy of the control file. The node makes it good by itself.
+    fn flip(&mut self, fault: Fault, name: &str) {
+        let status = self.tier.status(name)["timelines"][0].clone();
+        let (flush, start) = (position(&status["flush_lsn"]), position(&status["truncate_lsn"]));
         self.tier.kill_role(name);
         let timelines = self.tier.home().join(name).join("timelines");
         let timeline = fs::read_dir(timelines).expect("timelines").flatten().next();
@@ -274,21 +282,40 @@ impl Campaign {
             .read_exact_at(&mut commit, COMMIT_OFFSET)
             .expect("a commit position");
         let commit = u64::from_le_bytes(commit);
-        if commit < flush {
-            let at = commit + self.choices.below(flush - commit);
-            let segment = segment_of(&timeline, at);
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open(segment)
-                .expect("a segment");
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, at & SEGMENT_MASK).expect("a byte");
-            byte[0] ^= 1 << self.choices.below(8);
-            file.write_all_at(&byte, at & SEGMENT_MASK).expect("a byte");
-            println!("flipped a bit {} bytes above the durable commit", at - commit);
+        match fault {
+            Fault::FlippedControlFile => {
+                let copy = ["control", "control-copy"][self.choices.below(2) as usize];
+                let bytes = fs::metadata(timeline.join(copy)).expect("a copy").len();
+                let at = self.choices.below(bytes);
+                self.flip_bit(&timeline.join(copy), at);
+            }
+            Fault::FlippedCommittedWal if start < commit => {
+                // Near the commit position a start finds it, further down the scrubber.
+                let reach = [4096, 8 << 20][self.choices.below(2) as usize];
+                let at = commit - 1 - self.choices.below(reach.min(commit - start));
+                self.flip_bit(&segment_of(&timeline, at), at & SEGMENT_MASK);
+                println!("flipped a bit {} bytes below the durable commit", commit - at);
+            }
+            Fault::FlippedWal if commit < flush => {
+                let at = commit + self.choices.below(flush - commit);
+                self.flip_bit(&segment_of(&timeline, at), at & SEGMENT_MASK);
+                println!("flipped a bit {} bytes above the durable commit", at - commit);
+            }
+            _ => {}
         }
         self.tier.start_role(name);
+        wait_until("damage to be made good", || {
+            let stopped = self.tier.status(name)["timelines"][0]["stopped_reason"].is_string();
+            !stopped && self.tier.scrub(name)["timelines"][0]["scrub"]["damage"] == serde_json::json!([])
+        });
+    }
+
+    fn flip_bit(&mut self, path: &Path, at: u64) {
+        let file = File::options().read(true).write(true).open(path).expect("a file");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("a byte");
+        byte[0] ^= 1 << self.choices.below(8);
+        file.write_all_at(&byte, at).expect("a byte");
     }
 
     fn end(mut self) -> Result {

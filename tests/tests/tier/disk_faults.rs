@@ -1,5 +1,9 @@
 //! Safekeepers whose disk is full or fails, under load: the others go on, and nothing acknowledged is lost.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
 use lakebed_pgtest::wait_until;
 use lakebed_tests::{Shape, Tier};
 
@@ -89,6 +93,66 @@ fn full_disks_are_waited_for_and_nothing_is_lost() {
     wait_until("all to take WAL again", || {
         names.iter().all(|name| is_full(name).is_none())
     });
+    let records = load.stop(&compute);
+    compute.kill();
+    let compute = tier.compute("main", "second");
+    check(&compute, &records);
+    compute.stop();
+}
+
+/// Where a node keeps its only timeline.
+fn timeline(tier: &Tier, node: &str) -> PathBuf {
+    let timelines = fs::read_dir(tier.home().join(node).join("timelines")).expect("timelines");
+    let paths: Vec<_> = timelines.flatten().map(|entry| entry.path()).collect();
+    assert_eq!(paths.len(), 1, "{paths:?}");
+    paths[0].clone()
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = File::options().read(true).write(true).open(path).expect("a file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 4], at).expect("a byte");
+}
+
+#[test]
+fn a_control_file_that_rots_forgets_nothing_while_a_copy_is_left() {
+    let mut tier = Tier::start(&Shape::default());
+    let compute = tier.compute("main", "first");
+    prepare(&compute);
+    let load = Load::start(&compute);
+    load.advance(20);
+    let node = "safekeeper-2";
+    let [file, copy] = ["control", "control-copy"].map(|name| timeline(&tier, node).join(name));
+    let term = |tier: &Tier| tier.status(node)["timelines"][0]["term"].as_u64();
+    let promised = term(&tier);
+    assert!(promised >= Some(1));
+    // In the promised term, while it is down: either copy is enough, and there are two again at once.
+    for rotten in [&file, &copy] {
+        tier.kill_role(node);
+        flip(rotten, 20 + 8);
+        tier.start_role(node);
+        assert_eq!(reason(&tier, node, "stopped_reason"), None);
+        assert_eq!(term(&tier), promised);
+        assert_eq!(fs::read(&file).expect("a file"), fs::read(&copy).expect("a copy"));
+        load.advance(20);
+    }
+    // While it runs: what is in memory is written anew, also when both are gone.
+    flip(&file, 30);
+    flip(&copy, 30);
+    let scrubbed = tier.scrub(node)["timelines"][0]["scrub"].clone();
+    assert_eq!(scrubbed["damage"], serde_json::json!([]), "{scrubbed}");
+    tier.kill_role(node);
+    tier.start_role(node);
+    assert_eq!(reason(&tier, node, "stopped_reason"), None);
+    // Both while it is down: what it promised is forgotten, and it says nothing any more.
+    tier.kill_role(node);
+    flip(&file, 30);
+    flip(&copy, 30);
+    tier.start_role(node);
+    let why = reason(&tier, node, "stopped_reason").expect("a reason");
+    assert!(why.contains("is damaged"), "{why}");
+    load.advance(20);
     let records = load.stop(&compute);
     compute.kill();
     let compute = tier.compute("main", "second");

@@ -18,5 +18,6 @@ mod up;
 mod versions;
 mod wal_chain;
 mod wal_client;
+mod wal_client_tls;
 mod wal_restore;
 mod workload;

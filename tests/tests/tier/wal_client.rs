@@ -24,6 +24,10 @@ struct Server {
 
 impl Server {
     fn start(installation: &Installation, checksums: bool) -> Server {
+        Server::start_with(installation, checksums, &[])
+    }
+
+    fn start_with(installation: &Installation, checksums: bool, settings: &[&str]) -> Server {
         let options = InitOptions {
             data_checksums: checksums,
             arguments: Vec::new(),
@@ -42,7 +46,7 @@ impl Server {
         let mut text = fs::read_to_string(&conf).expect("postgresql.conf");
         text.push_str("\nmax_prepared_transactions = 4\n");
         fs::write(conf, text).expect("postgresql.conf");
-        server.up(&[]);
+        server.up(settings);
         server.cluster.sql(
             "create role keeper replication login password 'a p@ss';\n\
              set password_encryption = 'md5'; create role md5 replication login password 'm';",
@@ -146,6 +150,11 @@ fn protects(installation: &Installation, checksums: bool) {
         "{status}"
     );
     assert!(keeper.metrics().contains("wal_client_lag_bytes"));
+    // More than a pageserver keeps in memory: it was stored in several layers.
+    for name in tier.names("pageserver") {
+        let layers = tier.status(&name)["timelines"][0]["layers"].as_u64();
+        assert!(layers > Some(2), "{name}: {layers:?} layers");
+    }
 
     // Not before the backup's end.
     committed(&keeper, server.end());
@@ -228,6 +237,16 @@ fn shutdown_end(server: &Server, keeper: &Process) -> Lsn {
 #[test]
 fn a_running_server_of_15_is_protected() {
     protects(&Installation::default_15(), false);
+}
+
+#[test]
+fn a_running_server_of_16_is_protected() {
+    protects(&Installation::need(16, 0), false);
+}
+
+#[test]
+fn a_running_server_of_17_is_protected() {
+    protects(&Installation::need(17, 0), false);
 }
 
 #[test]
@@ -346,6 +365,70 @@ fn nothing_that_a_synchronous_server_acknowledged_is_lost() {
     keeper.kill();
 }
 
+fn backup_bytes(keeper: &Process) -> u64 {
+    keeper.status()["base_backup"]["bytes"].as_u64().expect("bytes")
+}
+
+/// Waits until a base backup is in its middle.
+fn in_the_middle(keeper: &Process) {
+    let what = format!("the middle of a base backup: {}", keeper.status());
+    wait_until(&what, || {
+        keeper.status()["phase"] == "base_backup" && backup_bytes(keeper) > 8 << 20
+    });
+}
+
+/// Everybody who takes part in a base backup dies in the middle of it; the next one begins by itself, and nothing is left
+/// of those before.
+#[test]
+fn a_base_backup_that_is_interrupted_begins_again() {
+    let mut server = Server::start(&Installation::default_15(), false);
+    let loaded = pgbench(&server, &["-i", "-q", "-s", "3"])
+        .wait()
+        .expect("pgbench");
+    assert!(loaded.success());
+    let mut tier = Tier::without_tenant(&Shape::default());
+    let slowly = ["--shards=2", "--backup-rate-kib=12288"];
+    let keeper = client(&tier, &server.url(), &slowly);
+    in_the_middle(&keeper);
+    keeper.kill();
+    let keeper = client(&tier, &server.url(), &slowly);
+    for role in ["pageserver-1", "controller"] {
+        in_the_middle(&keeper);
+        let restarts = keeper.status()["restarts"].as_u64();
+        tier.kill_role(role);
+        wait_until("the loss to be noticed", || {
+            keeper.status()["restarts"].as_u64() > restarts
+        });
+        let trouble = keeper.status();
+        tier.start_role(role);
+        println!("without {role}: {}", trouble["trouble"]);
+    }
+    in_the_middle(&keeper);
+    keeper.kill();
+    let keeper = client(&tier, &server.url(), &["--shards=2"]);
+    streaming(&keeper);
+    for name in tier.names("pageserver") {
+        let left = fs::read_dir(tier.home().join(&name)).expect("a directory");
+        let names = left.map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        });
+        let spools: Vec<String> = names.filter(|name| name.starts_with("import-")).collect();
+        assert!(spools.is_empty(), "{name}: {spools:?}");
+    }
+    assert_eq!(
+        server.cluster.sql("select count(*) from pg_replication_slots"),
+        "1"
+    );
+    server.cluster.sql("create table t as select 1 as n");
+    server.cluster.stop(Stop::Clean);
+    let end = shutdown_end(&server, &keeper);
+    compare_with_files(&tier, "main", end, &server.cluster.data_dir());
+}
+
 /// A branch has one writer; WAL of another one, or of another server, is never mixed in, and a gap is told.
 #[test]
 fn what_does_not_go_on_from_the_branch_is_refused() {
@@ -411,16 +494,79 @@ fn a_compute_on_the_protected_branch_takes_it_over() {
     again.stop();
 }
 
-#[test]
-fn a_server_with_tablespaces_is_refused_and_no_slot_is_left() {
-    let server = Server::start(&Installation::default_15(), false);
-    let space = server.cluster.home().join("space").display().to_string();
+/// Tablespaces of the server become directories of computes, those from before the base backup and later ones; also one
+/// inside of the data directory, as developers make them. Base backups of 15 leave those out.
+fn keeps_tablespaces(installation: &Installation) {
+    let mut server = Server::start(installation, false);
+    let home = server.cluster.home().display().to_string();
     // By the server, whose user has to own it.
+    let tablespace = |name: &str| {
+        format!(
+            "copy (select 1) to program 'cat > {home}/{name}.txt; mkdir {home}/{name}'; \
+             create tablespace {name} location '{home}/{name}';\n"
+        )
+    };
+    let inside = match installation.major {
+        15 => "",
+        _ => {
+            "set allow_in_place_tablespaces = on; create tablespace inside location ''; set default_tablespace = inside;"
+        }
+    };
     server.cluster.sql(&format!(
-        "copy (select 1) to program 'cat > {space}.txt; mkdir {space}'; create tablespace elsewhere location '{space}'"
+        "{}{}{inside}\n\
+         create table near (n int); insert into near select generate_series(1, 1000);\n\
+         create table far (n int primary key using index tablespace early) tablespace early;\n\
+         insert into far select generate_series(1, 100000); create database other tablespace early",
+        tablespace("early"),
+        tablespace("dropped"),
     ));
-    let tier = tier_of_one();
-    ends(&tier, &server.url(), "tablespaces");
-    let slots = server.cluster.sql("select count(*) from pg_replication_slots");
-    assert_eq!(slots, "0");
+    let shape = Shape {
+        shards: 2,
+        postgres: installation.clone(),
+        ..Shape::default()
+    };
+    let tier = Tier::without_tenant(&shape);
+    let keeper = client(&tier, &server.url(), &["--shards=2"]);
+    streaming(&keeper);
+    server.cluster.sql(&format!(
+        "drop tablespace dropped; {}create table further tablespace late as select generate_series(1, 5000) n;\n\
+         update far set n = -n where n % 7 = 0; insert into near select generate_series(1, 5000)",
+        tablespace("late"),
+    ));
+    let sums = "select (select sum(n) from near), (select sum(n) from far), (select sum(n) from further), \
+                (select string_agg(spcname, ' ' order by spcname) from pg_tablespace where oid > 16383)";
+    let expected = server.cluster.sql(sums);
+    let names = if inside.is_empty() {
+        "early late"
+    } else {
+        "early inside late"
+    };
+    assert!(expected.ends_with(names), "{expected}");
+    server.cluster.stop(Stop::Clean);
+    let end = shutdown_end(&server, &keeper);
+    compare_with_files(&tier, "main", end, &server.cluster.data_dir());
+    assert!(keeper.stop().success());
+    // The places of the server are not touched by a compute.
+    for name in ["early", "late"] {
+        fs::remove_dir_all(Path::new(&home).join(name)).expect("a tablespace's directory");
+    }
+    tier.client(&["branch", "create", "head"]);
+    let head = tier.compute("head", "head");
+    assert_eq!(head.sql(&[sums]), expected);
+    head.sql(&[
+        "alter table far set tablespace pg_default",
+        "insert into further values (0)",
+    ]);
+    assert_eq!(head.sql(&[sums]), expected);
+    head.stop();
+}
+
+#[test]
+fn tablespaces_of_a_server_of_15_come_along() {
+    keeps_tablespaces(&Installation::default_15());
+}
+
+#[test]
+fn tablespaces_of_a_server_of_18_come_along() {
+    keeps_tablespaces(&Installation::need(18, 0));
 }

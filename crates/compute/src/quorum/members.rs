@@ -4,9 +4,10 @@
 //! refuses this proposer because it has heard of a later generation. And a safekeeper that has heard tells it itself:
 //! then the change goes on although no controller answers, as far as the addresses of its members are known.
 //!
-//! What is in force goes the other way: [`Members::settled`] is reported to the controller, which decides the next step.
+//! What is in force goes the other way: [`Members::settled`] is reported to the controller, which decides the next step, and
+//! so is that those who are to join have caught up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use lakebed_types::{Generation, NodeId};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
-use crate::branch::Branch;
+use crate::branch::{Branch, Joining};
 
 /// How long a safekeeper may take to tell its members.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Safekeepers {
     /// Who must agree.
     pub membership: Membership,
-    /// `host:port` of each, as far as known.
+    /// Who gets the WAL in order to join.
+    pub joining: Option<Joining>,
+    /// `host:port` of each, as far as known, of those who are to join as well.
     pub addresses: BTreeMap<NodeId, String>,
 }
 
@@ -35,6 +38,7 @@ impl From<&Branch> for Safekeepers {
     fn from(branch: &Branch) -> Safekeepers {
         Safekeepers {
             membership: branch.membership.clone(),
+            joining: branch.joining.clone(),
             addresses: branch.safekeepers.clone(),
         }
     }
@@ -45,7 +49,18 @@ impl Safekeepers {
     /// safekeepers: where members are is worth knowing all the same.
     fn told(&mut self, told: Safekeepers) -> bool {
         self.addresses.extend(told.addresses);
+        if told.membership.generation >= self.membership.generation {
+            self.joining = told.joining;
+        }
         self.adopt(told.membership)
+    }
+
+    /// Who gets WAL and does not count, with the number of the attempt.
+    pub(super) fn learners(&self) -> (u64, BTreeSet<NodeId>) {
+        let joining = self.joining.as_ref();
+        joining.map_or_else(Default::default, |joining| {
+            (joining.attempt, joining.learners.clone())
+        })
     }
 
     /// Takes over a later generation; true when it is one.
@@ -54,8 +69,9 @@ impl Safekeepers {
         if later {
             self.membership = membership;
         }
-        let members = &self.membership;
-        self.addresses.retain(|node, _| members.contains(*node));
+        let (members, (_, learners)) = (&self.membership, self.learners());
+        self.addresses
+            .retain(|node, _| members.contains(*node) || learners.contains(node));
         later
     }
 }
@@ -70,6 +86,8 @@ pub struct Members {
     stale: Arc<Notify>,
     /// The last generation that is in force, with all who joined in it caught up; 0 before the first.
     settled: watch::Sender<Generation>,
+    /// The attempt whose learners have caught up, while they have.
+    caught_up: watch::Sender<Option<u64>>,
 }
 
 impl Members {
@@ -78,6 +96,7 @@ impl Members {
         told: watch::Receiver<Safekeepers>,
         stale: Arc<Notify>,
         settled: watch::Sender<Generation>,
+        caught_up: watch::Sender<Option<u64>>,
     ) -> Members {
         let now = told.borrow().clone();
         Members {
@@ -85,13 +104,15 @@ impl Members {
             told,
             stale,
             settled,
+            caught_up,
         }
     }
 
     /// Without a controller: changes are heard of from safekeepers alone, and nobody is told.
     pub fn of(branch: &Branch) -> Members {
         let (_, told) = watch::channel(Safekeepers::from(branch));
-        Members::new(told, Arc::default(), watch::Sender::default())
+        let (settled, caught_up) = (watch::Sender::default(), watch::Sender::default());
+        Members::new(told, Arc::default(), settled, caught_up)
     }
 
     /// What the controller says, now and later.
@@ -128,12 +149,22 @@ impl Members {
     }
 
     pub(super) fn settled(&self, generation: Generation) {
-        self.settled.send_if_modified(|settled| {
-            let news = *settled != generation;
-            *settled = generation;
-            news
-        });
+        replace(&self.settled, generation);
     }
+
+    /// Learners of this attempt have caught up, or none have.
+    pub(super) fn caught_up(&self, attempt: Option<u64>) {
+        replace(&self.caught_up, attempt);
+    }
+}
+
+/// Says something else, if it is.
+pub(crate) fn replace<T: PartialEq>(tell: &watch::Sender<T>, new: T) {
+    tell.send_if_modified(|known| {
+        let changed = *known != new;
+        *known = new;
+        changed
+    });
 }
 
 /// The members that a safekeeper knows; `None` when it does not say.
@@ -155,6 +186,7 @@ mod tests {
                 old: nodes.iter().copied().map(NodeId).collect(),
                 new: None,
             },
+            joining: None,
             addresses: nodes
                 .iter()
                 .map(|node| (NodeId(*node), format!("at{generation}:{node}")))
@@ -177,6 +209,25 @@ mod tests {
         let addresses: Vec<_> = now.addresses.values().map(String::as_str).collect();
         assert_eq!(addresses, ["at2:2", "at2:3", "at2:4"]);
         assert!(!now.told(safekeepers(3, &[2, 3, 4])));
+        // Who is to join is reached, and is no member.
+        let joins = |attempt| {
+            Some(Joining {
+                attempt,
+                learners: [NodeId(7)].into(),
+                within_bytes: 1,
+            })
+        };
+        let with = |generation, attempt| Safekeepers {
+            joining: joins(attempt),
+            membership: safekeepers(generation, &[2, 3, 4]).membership,
+            ..safekeepers(generation, &[2, 3, 4, 7])
+        };
+        assert!(!now.told(with(3, 1)));
+        assert_eq!(now.addresses.len(), 4);
+        assert!(!now.told(with(2, 9)), "a controller that is behind");
+        assert_eq!(now.learners(), (1, [NodeId(7)].into()));
+        assert!(!now.told(safekeepers(3, &[2, 3, 4])));
+        assert_eq!((now.addresses.len(), now.learners()), (3, (0, [].into())));
         assert!(now.told(safekeepers(4, &[4])));
         assert_eq!(now, safekeepers(4, &[4]));
     }

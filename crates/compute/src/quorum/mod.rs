@@ -34,6 +34,7 @@ use crate::config::ProposerConfig;
 use crate::local_wal::LocalWal;
 use link::{LinkEvent, LinkEventKind, StreamId};
 use links::Links;
+pub(crate) use members::replace;
 pub use members::{Members, Safekeepers};
 use pack::Pack;
 
@@ -79,6 +80,8 @@ pub enum Lost {
 pub struct PeerView {
     /// Where it is.
     pub address: String,
+    /// It does not count: it is to join.
+    pub learner: bool,
     /// Where it stands.
     pub phase: Option<Phase>,
     /// End of its WAL that counts.
@@ -186,9 +189,10 @@ struct Core {
 }
 
 impl Standing {
-    /// Whether every safekeeper that takes part knows all that is committed.
+    /// Whether every member that takes part knows all that is committed.
     pub fn all_told(&self) -> bool {
-        let mut part = self.peers.values().filter(|peer| peer.trouble.is_empty());
+        let part = self.peers.values().filter(|peer| peer.trouble.is_empty());
+        let mut part = part.filter(|peer| !peer.learner);
         part.all(|peer| peer.flush.is_none() || peer.commit >= Some(self.commit))
     }
 }
@@ -225,6 +229,7 @@ impl Driver {
             Lost::Stopped => {}
         }
         self.local.close();
+        self.members.caught_up(None);
         self.standing.send_modify(|standing| standing.lost = Some(lost));
     }
 
@@ -260,6 +265,7 @@ impl Driver {
             won: None,
         };
         core.kept.open(self.members.now());
+        self.tell_learners(&mut core);
         let mut clock = tokio::time::interval(TICK);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.written.mark_changed();
@@ -270,6 +276,7 @@ impl Driver {
                     let input = Input::Tick { now_ms: now() };
                     self.handle(&mut core, input);
                     self.settle(&mut core);
+                    self.report_caught_up(&core);
                     self.ask_members(&mut core);
                     self.publish(&core);
                     None
@@ -522,7 +529,19 @@ impl Driver {
             core.settling = None;
             self.handle(core, Input::Reconfigure { membership });
         }
+        self.tell_learners(core);
         self.publish(core);
+    }
+
+    fn tell_learners(&self, core: &mut Core) {
+        let (attempt, learners) = self.members.now().learners();
+        self.handle(core, Input::Learners { attempt, learners });
+    }
+
+    fn report_caught_up(&self, core: &Core) {
+        let joining = self.members.now().joining.as_ref();
+        let attempt = joining.and_then(|joining| core.proposer.caught_up(joining.within_bytes));
+        self.members.caught_up(attempt);
     }
 
     /// Asks the controller and the safekeepers for a later generation that is known to exist.
@@ -563,14 +582,13 @@ impl Driver {
     }
 
     fn publish(&self, core: &Core) {
-        let Safekeepers {
-            membership,
-            addresses,
-        } = self.members.now();
+        let now = self.members.now();
+        let (membership, (_, learners)) = (&now.membership, now.learners());
         let view = |node: &NodeId| {
             let progress = core.proposer.progress(*node);
             let view = PeerView {
-                address: addresses.get(node).cloned().unwrap_or_default(),
+                address: now.addresses.get(node).cloned().unwrap_or_default(),
+                learner: !membership.contains(*node),
                 phase: progress.map(|(phase, _)| phase),
                 flush: progress.and_then(|(_, flush)| flush),
                 commit: core.told.get(node).copied(),
@@ -579,7 +597,7 @@ impl Driver {
             (node.0, view)
         };
         let members = membership.old.iter().chain(membership.new.iter().flatten());
-        let peers: BTreeMap<u64, PeerView> = members.map(view).collect();
+        let peers: BTreeMap<u64, PeerView> = members.chain(&learners).map(view).collect();
         self.standing.send_if_modified(|standing| {
             let changed = standing.peers != peers || standing.generation != membership.generation;
             standing.peers = peers;

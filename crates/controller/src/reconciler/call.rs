@@ -98,6 +98,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
             start_lsn,
             cluster,
             safekeepers,
+            learner,
             peers,
         } => {
             let (begin_lsn, history) = where_to_join(nodes, tenant, *timeline, peers).await?;
@@ -108,6 +109,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
                 membership: Some(wire::membership_to_wire(safekeepers)),
                 begin_lsn,
                 history,
+                learner: *learner,
             };
             nodes
                 .call(address, SAFEKEEPER_PATIENCE, async |channel| {

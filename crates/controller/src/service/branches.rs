@@ -1,8 +1,6 @@
 //! Creating a branch.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use lakebed_placement::{Command, Rejection, TenantState, TimelineState};
+use lakebed_placement::{Command, Rejection, TenantState, TimelineState, choose};
 use lakebed_proto::v1;
 use lakebed_proto::v1::create_branch_request::At as WireAt;
 use lakebed_types::{Lsn, TimelineId};
@@ -10,6 +8,7 @@ use tonic::Status;
 
 use super::Service;
 use crate::branch_point::{self, At};
+use crate::raft_node::unix_micros;
 use crate::{random, wire};
 
 impl Service {
@@ -58,6 +57,11 @@ impl Service {
         let point =
             branch_point::find(&self.0.nodes, &state, (id, tenant), parent, at, unix_micros()).await?;
 
+        let safekeepers = match tenant.timelines.get(&point.parent) {
+            Some(parent) => choose::branch_safekeepers(&state, parent, |node| self.0.was_there_lately(node)),
+            None => return Err(wire::rejected(&Rejection::NoTimeline(point.parent))),
+        };
+        let safekeepers = safekeepers.map_err(wire::cannot_place)?;
         let timeline = random::id()
             .map_err(|error| Status::internal(format!("random numbers of the operating system: {error}")))?;
         let timeline = TimelineId(timeline);
@@ -68,6 +72,7 @@ impl Service {
             parent: point.parent,
             lsn: point.lsn,
             last_record: point.last_record,
+            safekeepers,
         })
         .await?;
         tracing::info!(tenant = %id, branch = %name, %timeline, parent = %point.parent, lsn = %point.lsn, "branch recorded");
@@ -89,9 +94,4 @@ impl Service {
         });
         wait.await
     }
-}
-
-fn unix_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -13,8 +13,14 @@ use lakebed_types::{Generation, NodeId, TenantId, TimelineId};
 use tonic::{Code, Status};
 
 use super::Service;
+use crate::raft_node::unix_micros;
 use crate::reconciler::PEER_PATIENCE;
 use crate::wire;
+
+/// So far behind who joins may be: what a safekeeper takes in a few flushes.
+const JOIN_WITHIN_BYTES: u64 = 1 << 20;
+/// So long who joins may need.
+const JOIN_DEADLINE_SECONDS: u32 = 3600;
 
 impl Service {
     /// Looks at a branch that somebody names.
@@ -37,11 +43,14 @@ impl Service {
     ) -> Result<v1::SafekeepersInfo, Status> {
         let names = (request.tenant.as_str(), request.branch.as_str());
         let wanted = wanted(&request)?;
+        let limits = limits(&request);
         let command = self.look_at_branch(names, |state, (tenant, _), (timeline, found)| {
             let set = &found.safekeepers;
+            let joining = found.joining.as_ref().map(|joining| &joining.safekeepers);
+            let to_follow = set.next.as_ref().or(joining);
             let safekeepers = match wanted {
                 Wanted::Set(wanted) => wanted,
-                Wanted::Without(node) => match &set.next {
+                Wanted::Without(node) => match to_follow {
                     // A repeat, while the first one is under way.
                     Some(next) if !next.contains(&node) => next.clone(),
                     _ => {
@@ -50,16 +59,28 @@ impl Service {
                     }
                 },
             };
-            let under_way = set.next.as_ref() == Some(&safekeepers);
-            if !under_way {
-                choose::check_change(set, &safekeepers).map_err(wire::cannot_place)?;
+            let done = to_follow.is_none() && set.current == safekeepers;
+            if done || to_follow == Some(&safekeepers) {
+                return Ok(None);
             }
-            let done = set.next.is_none() && set.current == safekeepers;
-            Ok((!under_way && !done).then_some(Command::ChangeSafekeepers {
-                tenant,
-                timeline,
-                generation: set.generation,
-                safekeepers,
+            let generation = set.generation;
+            Ok(Some(if safekeepers.is_subset(&set.current) {
+                Command::ChangeSafekeepers {
+                    tenant,
+                    timeline,
+                    generation,
+                    safekeepers,
+                }
+            } else {
+                let (within_bytes, until_unix_micros) = limits;
+                Command::LetJoin {
+                    tenant,
+                    timeline,
+                    generation,
+                    safekeepers,
+                    within_bytes,
+                    until_unix_micros,
+                }
             }))
         });
         if let Some(command) = command.await? {
@@ -76,7 +97,8 @@ impl Service {
         let names = (request.tenant.as_str(), request.branch.as_str());
         let command = self.look_at_branch(names, |_, (tenant, _), (timeline, found)| {
             let set = &found.safekeepers;
-            Ok(set.next.is_some().then_some(Command::AbortSafekeeperChange {
+            let under_way = set.next.is_some() || found.joining.is_some();
+            Ok(under_way.then_some(Command::AbortSafekeeperChange {
                 tenant,
                 timeline,
                 generation: set.generation,
@@ -118,12 +140,37 @@ impl Service {
         Ok(())
     }
 
+    pub(super) async fn report_caught_up(&self, request: v1::ReportCaughtUpRequest) -> Result<(), Status> {
+        let named = convert::timeline(request.timeline.as_ref());
+        let (tenant, timeline) = named.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let attempt = request.attempt;
+        let news = self.look(|state| {
+            let found = state
+                .tenants
+                .get(&tenant)
+                .and_then(|tenant| tenant.timelines.get(&timeline));
+            let joining = found.and_then(|found| found.joining.as_ref());
+            Ok(joining.is_some_and(|joining| joining.attempt == attempt))
+        });
+        if news.await? {
+            self.propose(Command::CaughtUp {
+                tenant,
+                timeline,
+                attempt,
+            })
+            .await?;
+            tracing::info!(%tenant, %timeline, attempt, "safekeepers that join have caught up");
+        }
+        Ok(())
+    }
+
     /// What is recorded about a branch's safekeepers, and what they say themselves.
     pub(super) async fn safekeepers(&self, names: (&str, &str)) -> Result<v1::SafekeepersInfo, Status> {
         let mut info = self
             .look_at_branch(names, |state, tenant, (id, timeline)| {
                 let info = wire::branch_info(state, tenant, (id, timeline));
-                let nodes = timeline.safekeepers.members();
+                let nodes = timeline.keepers();
+                let timed_out = timeline.timed_out.as_ref();
                 let known = |node: &NodeId| v1::SafekeeperInfo {
                     node: Some(wire::location(state, *node)),
                     created: timeline.created_on.contains(node),
@@ -136,6 +183,8 @@ impl Service {
                     name: info.name,
                     membership: info.membership,
                     settled: timeline.safekeepers.next.is_none() && timeline.has_settled(),
+                    joining: info.joining,
+                    timed_out: timed_out.map(|joining| wire::joining_to_wire(state, timeline, joining)),
                     safekeepers: (&nodes | &timeline.leaving).iter().map(known).collect(),
                 })
             })
@@ -173,6 +222,20 @@ impl Service {
             },
         }
     }
+}
+
+/// How far behind who joins may be, and until when it is to have caught up.
+fn limits(request: &v1::ChangeSafekeepersRequest) -> (u64, i64) {
+    let within = match request.within_bytes {
+        0 => JOIN_WITHIN_BYTES,
+        within => within,
+    };
+    let seconds = match request.deadline_seconds {
+        0 => JOIN_DEADLINE_SECONDS,
+        seconds => seconds,
+    };
+    let deadline = i64::from(seconds).saturating_mul(1_000_000);
+    (within, unix_micros().saturating_add(deadline))
 }
 
 /// What a request asks for.

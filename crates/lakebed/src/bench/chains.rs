@@ -211,7 +211,7 @@ impl Page {
         let kept = cut.chains.entry(self.kind).or_default();
         let like = kept.iter().filter(|kept| kept.after.len() == chain.after.len());
         if like.count() < KEPT {
-            kept.push(chain);
+            kept.push(chain.in_one_block());
         }
     }
 }
@@ -224,5 +224,15 @@ impl Chain {
             values: Vec::new(),
             after: Vec::new(),
         }
+    }
+
+    /// The values one behind the other in memory, as a layer file holds a page's versions and a read of it returns them.
+    fn in_one_block(mut self) -> Chain {
+        let bodies: Vec<&[u8]> = self.values.iter().map(|(_, value)| &value.body[..]).collect();
+        let mut block = Bytes::from(bodies.concat());
+        for (_, value) in &mut self.values {
+            value.body = block.split_to(value.body.len());
+        }
+        self
     }
 }

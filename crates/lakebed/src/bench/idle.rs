@@ -83,6 +83,7 @@ async fn make(address: &str, count: u32) -> anyhow::Result<()> {
                 }),
                 begin_lsn: 0,
                 history: Vec::new(),
+                learner: false,
             };
             let made = client.create_timeline(request).await;
             made.map(|_| ())

@@ -5,8 +5,10 @@
 //! in which pageservers store them. Each length is a prefix of real chains that are at least that long; where a page
 //! of that kind never gets so many changes before it is begun anew, there is no result.
 //!
-//! Timed is what a pageserver does when a page is read: copy the base, then decode and replay each record. Each
-//! caller is a thread with one buffer that goes through all chains of its kind again and again. A chain's result is
+//! Timed is what a pageserver does when a page is read: copy the base, then decode and replay each record, which lie one
+//! behind the other as in a layer file. Each caller is a thread with one buffer that goes through all chains of its kind
+//! again and again: `us_per_page`, for which base and records come from wherever the processor has them after thousands
+//! of others. `us_per_page_warm` builds each page many times in a row, as benchmarks of single pages do. A chain's result is
 //! compared once with the page that replaying the decoded records gave, and all of those, as they were last, with the
 //! server's files, masked as `wal_consistency_checking` does.
 
@@ -58,6 +60,8 @@ const SETTINGS: [&str; 8] = [
     "wal_recycle=off",
     "shared_buffers=512MB",
 ];
+/// How often each page is built where what is measured is the processor alone.
+const IN_A_ROW: u32 = 32;
 /// Clients of the workloads.
 const CLIENTS: u32 = 4;
 const SCHEMA: &str = include_str!("redo.sql");
@@ -159,9 +163,11 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
         "callers",
         "us/page",
         "p99",
+        "warm",
         "ns/record",
         "pages/s",
         "x1",
+        "cpu us",
     ]);
     let mut kinds: Vec<(&str, Vec<&Chain>)> = cut
         .chains
@@ -189,6 +195,7 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
                 continue;
             }
             verify(&chains, length)?;
+            let warm = warm(&chains, length)?.percentile(50.0).unwrap_or_default();
             let mut alone = None;
             for &callers in &args.callers {
                 let measured = measure(&chains, length, callers, Duration::from_millis(args.milliseconds))?;
@@ -204,6 +211,7 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
                     "callers": callers,
                     "us_per_page": p50,
                     "us_per_page_p99": p99,
+                    "us_per_page_warm": round(warm),
                     "ns_per_record": per_record,
                     "pages_per_second": round(rate),
                     "rate_to_first": scaling,
@@ -216,6 +224,7 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
                     callers.to_string(),
                     p50.to_string(),
                     p99.to_string(),
+                    round(warm).to_string(),
                     per_record.to_string(),
                     format!("{rate:.0}"),
                     scaling.to_string(),
@@ -246,6 +255,22 @@ fn verify(chains: &[&Chain], length: usize) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Builds each page in a row of [`IN_A_ROW`] and tells each row's mean, without its first.
+fn warm(chains: &[&Chain], length: usize) -> anyhow::Result<Samples> {
+    let mut page = reconstruct::zeros();
+    let mut took = Samples::default();
+    for chain in chains {
+        build(chain, length, std::hint::black_box(&mut page))?;
+        let began = Instant::now();
+        for _ in 1..IN_A_ROW {
+            build(chain, length, std::hint::black_box(&mut page))?;
+        }
+        let mean = began.elapsed().as_secs_f64() * 1e6 / f64::from(IN_A_ROW - 1);
+        took.push(mean);
+    }
+    Ok(took)
 }
 
 fn measure(chains: &[&Chain], length: usize, callers: usize, time: Duration) -> anyhow::Result<Measured> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use lakebed_compute::caretaker::Caretaker;
 use lakebed_compute::control_plane::Named;
+use lakebed_controller::rfc3339;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::v1::{self, BranchState};
 use lakebed_types::{Lsn, TimelineId};
@@ -27,13 +28,21 @@ pub async fn run(command: SafekeepersCommand, as_json: bool) -> anyhow::Result<(
             let (_, mut client) = controller(&of.client).await?;
             (look(&mut client, &of.tenant, &of.branch).await?, true)
         }
-        SafekeepersCommand::Change { of, to, wait } => {
+        SafekeepersCommand::Change {
+            of,
+            to,
+            within,
+            deadline,
+            wait,
+        } => {
             let (_, mut client) = controller(&of.client).await?;
             let request = v1::ChangeSafekeepersRequest {
                 tenant: of.tenant.clone(),
                 branch: of.branch.clone(),
                 safekeepers: to,
                 replace: 0,
+                within_bytes: within,
+                deadline_seconds: deadline,
             };
             let recorded = client.change_safekeepers(request).await.map_err(told)?;
             finished(&mut client, &of, recorded.into_inner(), wait).await?
@@ -50,10 +59,11 @@ pub async fn run(command: SafekeepersCommand, as_json: bool) -> anyhow::Result<(
         }
     };
     show(&info, as_json);
-    if !in_time {
-        bail!("{}; it goes on in the background", unfinished(&info));
+    match (timed_out(&info), in_time) {
+        (Some(told), false) => bail!("{told}"),
+        (None, false) => bail!("{}; it goes on in the background", unfinished(&info)),
+        (_, true) => Ok(()),
     }
-    Ok(())
 }
 
 /// Brings a change into force without a compute.
@@ -93,8 +103,22 @@ async fn finish(of: &SafekeepersOf, wait: u64, fence: bool) -> anyhow::Result<(v
 
 /// Runs one of `lakebed safekeeper`.
 pub async fn run_node(command: SafekeeperCommand, as_json: bool) -> anyhow::Result<()> {
-    let SafekeeperCommand::Decommission { node, wait, client } = command;
+    let SafekeeperCommand::Decommission {
+        node,
+        undo,
+        wait,
+        client,
+    } = command;
     let (_, mut client) = controller(&client).await?;
+    let request = v1::DrainSafekeeperRequest {
+        node_id: node,
+        draining: !undo,
+    };
+    client.drain_safekeeper(request).await.map_err(told)?;
+    if undo {
+        eprintln!("new branches may be placed on safekeeper {node} again");
+        return Ok(());
+    }
     let kept = kept_by(&mut client, node).await?;
     let count = kept.len();
     for (number, (tenant, branch)) in (1..).zip(kept) {
@@ -102,8 +126,8 @@ pub async fn run_node(command: SafekeeperCommand, as_json: bool) -> anyhow::Resu
         let request = v1::ChangeSafekeepersRequest {
             tenant: tenant.clone(),
             branch: branch.clone(),
-            safekeepers: Vec::new(),
             replace: node,
+            ..v1::ChangeSafekeepersRequest::default()
         };
         let mut info = client
             .change_safekeepers(request)
@@ -111,10 +135,8 @@ pub async fn run_node(command: SafekeeperCommand, as_json: bool) -> anyhow::Resu
             .map_err(told)?
             .into_inner();
         if !wait_until_finished(&mut client, &mut info, wait).await? {
-            bail!(
-                "{tenant}/{branch}: {}; repeat this command later",
-                unfinished(&info)
-            );
+            let why = timed_out(&info).unwrap_or_else(|| unfinished(&info));
+            bail!("{tenant}/{branch}: {why}; repeat this command later");
         }
         if as_json {
             println!("{}", json_of(&info));
@@ -195,12 +217,16 @@ async fn wait_until_finished(
         if Instant::now() >= deadline {
             return Ok(false);
         }
+        let joined = info.joining.is_some();
         tokio::time::sleep(LOOK).await;
         let (tenant, branch) = (info.tenant_name.clone(), info.name.clone());
         match look(client, &tenant, &branch).await {
             Ok(now) => *info = now,
             // A controller that starts again goes on where it was.
             Err(error) => eprintln!("{error:#}"),
+        }
+        if joined && info.timed_out.is_some() {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -213,7 +239,40 @@ fn members(info: &v1::SafekeepersInfo) -> v1::Membership {
 /// Nothing is left to do but what a node that is away would have to do.
 fn is_finished(info: &v1::SafekeepersInfo) -> bool {
     let still_leaving = |node: &v1::SafekeeperInfo| node.leaving && node.error.is_empty();
-    info.settled && !info.safekeepers.iter().any(still_leaving)
+    info.settled && info.joining.is_none() && !info.safekeepers.iter().any(still_leaving)
+}
+
+/// That a change was given up, if it was the last one.
+fn timed_out(info: &v1::SafekeepersInfo) -> Option<String> {
+    let learners = &info.timed_out.as_ref()?.learners;
+    let learners: Vec<u64> = learners.iter().map(|node| node.node_id).collect();
+    Some(format!(
+        "the last change was given up: safekeepers {} did not catch up in time; the present ones still count",
+        numbers(&learners)
+    ))
+}
+
+/// How far each learner is.
+fn catching_up(info: &v1::SafekeepersInfo, joining: &v1::Joining) -> String {
+    let committed = info
+        .safekeepers
+        .iter()
+        .map(|node| node.commit_lsn)
+        .max()
+        .unwrap_or(0);
+    let how_far = |learner: &v1::NodeLocation| {
+        let node = learner.node_id;
+        let known = info.safekeepers.iter().find(|known| number(known) == node);
+        match known.filter(|known| known.flush_lsn > 0) {
+            Some(known) => format!(
+                "{node} is {} bytes behind",
+                committed.saturating_sub(known.flush_lsn)
+            ),
+            None => format!("{node} has nothing yet"),
+        }
+    };
+    let how_far: Vec<String> = joining.learners.iter().map(how_far).collect();
+    how_far.join(", ")
 }
 
 fn numbers(nodes: &[u64]) -> String {
@@ -225,6 +284,15 @@ fn numbers(nodes: &[u64]) -> String {
 fn unfinished(info: &v1::SafekeepersInfo) -> String {
     let members = members(info);
     let generation = members.generation;
+    if let Some(joining) = &info.joining {
+        return format!(
+            "generation {generation}: {}; {} follow when a compute of this branch, which has to run, or `lakebed safekeepers              finish`, has brought them within {} bytes; if not by {}, the change is given up",
+            catching_up(info, joining),
+            numbers(&joining.safekeepers),
+            joining.within_bytes,
+            rfc3339::format(joining.until_unix_micros)
+        );
+    }
     if !members.next.is_empty() {
         return format!(
             "generation {generation}: quorums of {} and of {} must agree until a compute of this branch, which \
@@ -257,8 +325,15 @@ fn number(safekeeper: &v1::SafekeeperInfo) -> u64 {
 }
 
 /// What a safekeeper is to a branch.
-fn part(members: &v1::Membership, safekeeper: &v1::SafekeeperInfo) -> &'static str {
-    let node = number(safekeeper);
+fn part(info: &v1::SafekeepersInfo, safekeeper: &v1::SafekeeperInfo) -> &'static str {
+    let (node, members) = (number(safekeeper), members(info));
+    let learners = info.joining.iter().flat_map(|joining| &joining.learners);
+    if learners
+        .map(|learner| learner.node_id)
+        .any(|learner| learner == node)
+    {
+        return "learner";
+    }
     let (now, next) = (members.current.contains(&node), members.next.contains(&node));
     match (now, next, members.next.is_empty()) {
         (false, false, _) => "former",
@@ -266,6 +341,17 @@ fn part(members: &v1::Membership, safekeeper: &v1::SafekeeperInfo) -> &'static s
         (true, false, false) => "leaves",
         _ => "member",
     }
+}
+
+fn joining_json(joining: &v1::Joining) -> Value {
+    let learners = joining.learners.iter().map(|learner| learner.node_id);
+    json!({
+        "attempt": joining.attempt,
+        "safekeepers": joining.safekeepers,
+        "learners": learners.collect::<Vec<_>>(),
+        "within_bytes": joining.within_bytes,
+        "until": rfc3339::format(joining.until_unix_micros),
+    })
 }
 
 fn json_of(info: &v1::SafekeepersInfo) -> Value {
@@ -278,7 +364,7 @@ fn json_of(info: &v1::SafekeepersInfo) -> Value {
         json!({
             "node_id": number(safekeeper),
             "address": safekeeper.node.as_ref().map(|node| &node.address),
-            "part": part(&members, safekeeper),
+            "part": part(info, safekeeper),
             "created": safekeeper.created,
             "generation": safekeeper.generation,
             "term": safekeeper.term,
@@ -296,6 +382,8 @@ fn json_of(info: &v1::SafekeepersInfo) -> Value {
         "current": members.current,
         "next": members.next,
         "settled": info.settled,
+        "joining": info.joining.as_ref().map(joining_json),
+        "timed_out": info.timed_out.as_ref().map(joining_json),
         "finished": is_finished(info),
         "safekeepers": info.safekeepers.iter().map(one).collect::<Vec<_>>(),
     })
@@ -306,7 +394,6 @@ fn show(info: &v1::SafekeepersInfo, as_json: bool) {
         println!("{}", json_of(info));
         return;
     }
-    let members = members(info);
     let mut out = table(&[
         "NODE",
         "PART",
@@ -320,7 +407,7 @@ fn show(info: &v1::SafekeepersInfo, as_json: bool) {
     for safekeeper in &info.safekeepers {
         out.add_row([
             number(safekeeper).to_string(),
-            part(&members, safekeeper).to_owned(),
+            part(info, safekeeper).to_owned(),
             safekeeper.generation.to_string(),
             safekeeper.term.to_string(),
             Lsn(safekeeper.commit_lsn).to_string(),
@@ -336,5 +423,8 @@ fn show(info: &v1::SafekeepersInfo, as_json: bool) {
     println!("{out}");
     if !is_finished(info) {
         println!("\n{}", unfinished(info));
+    }
+    if let Some(told) = timed_out(info) {
+        println!("\n{told}");
     }
 }

@@ -37,7 +37,12 @@ pub async fn run(args: ClientArgs, as_json: bool) -> anyhow::Result<()> {
             .iter()
             .map(|node| {
                 let place = node.node.clone().unwrap_or_default();
-                json!({ "node_id": place.node_id, "role": role(node.role()), "address": place.address })
+                json!({
+                    "node_id": place.node_id,
+                    "role": role(node.role()),
+                    "address": place.address,
+                    "draining": node.draining,
+                })
             })
             .collect();
         let out = json!({
@@ -51,10 +56,16 @@ pub async fn run(args: ClientArgs, as_json: bool) -> anyhow::Result<()> {
         println!("{out}");
         return Ok(());
     }
-    let mut nodes = table(&["NODE", "ROLE", "ADDRESS"]);
+    let mut nodes = table(&["NODE", "ROLE", "ADDRESS", "STATE"]);
     for node in &status.nodes {
         let place = node.node.clone().unwrap_or_default();
-        nodes.add_row([place.node_id.to_string(), role(node.role()), place.address]);
+        let state = if node.draining { "being emptied" } else { "" };
+        nodes.add_row([
+            place.node_id.to_string(),
+            role(node.role()),
+            place.address,
+            state.to_owned(),
+        ]);
     }
     println!("{nodes}\n");
     let mut list = table(&["BRANCH", "PARENT", "START", "STATE"]);

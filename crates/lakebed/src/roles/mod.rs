@@ -5,6 +5,7 @@ pub mod controller;
 mod page_images;
 pub mod pageserver;
 pub mod safekeeper;
+mod scrub;
 pub mod wal_client;
 
 use std::net::SocketAddr;

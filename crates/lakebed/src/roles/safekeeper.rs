@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Context;
-use lakebed_admin::axum::Router;
 use lakebed_admin::{Health, telemetry};
 use lakebed_blobstore::BlobStore;
 use lakebed_controller::registration::{Registration, keep_registered, stored_incarnation};
@@ -12,7 +11,7 @@ use lakebed_safekeeper::{Safekeeper, SafekeeperConfig};
 use prometheus_client::registry::Registry;
 use tokio::sync::oneshot;
 
-use super::{any_local_port, read_config, say_ready, serve_admin, shutdown_on_signals};
+use super::{any_local_port, read_config, say_ready, scrub, serve_admin, shutdown_on_signals};
 
 /// Runs until a signal.
 pub async fn run(config: &Path) -> anyhow::Result<()> {
@@ -31,7 +30,8 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
     let health = move || health.stopped().map_or(Health::Ok, Health::Unavailable);
     let source = (health, move || status.status_json());
     let admin = config.admin_listen.unwrap_or_else(any_local_port);
-    let admin = serve_admin(admin, source, registry, Router::new(), shutdown.clone()).await?;
+    let routes = scrub::routes(safekeeper.clone());
+    let admin = serve_admin(admin, source, registry, routes, shutdown.clone()).await?;
     let (ready, listening) = oneshot::channel();
     let peers = safekeeper.peers().clone();
     let mut serving = tokio::spawn(safekeeper.serve(shutdown.clone(), ready));

@@ -32,6 +32,7 @@ pub async fn run(args: WalClientArgs) -> anyhow::Result<()> {
         },
         standby_name: args.synchronous_name,
         slot: args.slot,
+        backup_rate_kib: args.backup_rate_kib,
         lease_ms: args.lease_ms,
         wire_wal: args.wire_wal,
     });

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lakebed_types::{Generation, Lsn, NodeId, TenantId, TimelineId};
 
-use super::{Applied, changed};
+use super::{Applied, MAX_SAFEKEEPERS, changed};
 use crate::command::{Outcome, Rejection};
 use crate::name::Name;
 use crate::state::*;
@@ -15,11 +15,17 @@ impl State {
         id: TenantId,
         name: Name,
         timeline: TimelineId,
-        parent_id: TimelineId,
-        lsn: Lsn,
-        last_record: Lsn,
+        (parent_id, lsn, last_record): (TimelineId, Lsn, Lsn),
+        safekeepers: Option<BTreeSet<NodeId>>,
     ) -> Applied {
         let taken = self.has_timeline(timeline);
+        if let Some(safekeepers) = &safekeepers {
+            if safekeepers.is_empty() || safekeepers.len() > MAX_SAFEKEEPERS {
+                return Err(Rejection::Invalid("a timeline needs 1 to 9 safekeepers"));
+            }
+            self.all_registered(safekeepers, NodeRole::Safekeeper)?;
+            self.none_draining(safekeepers)?;
+        }
         let now = self.clock_unix_micros;
         let tenant = self.tenant_mut(id)?;
         if tenant.state != TenantState::Active {
@@ -69,17 +75,15 @@ impl State {
             consistent_lsn: Lsn::INVALID,
             safekeepers: SafekeeperSet {
                 generation: Generation(1),
-                // Half-way through a change, the child starts with the set that is to stay.
-                current: parent
-                    .safekeepers
-                    .next
-                    .clone()
-                    .unwrap_or_else(|| parent.safekeepers.current.clone()),
+                current: safekeepers.unwrap_or_else(|| parent.safekeepers.to_stay().clone()),
                 next: None,
             },
             created_on: BTreeSet::new(),
             settled_generation: Generation::default(),
             leaving: BTreeSet::new(),
+            joining: None,
+            attempts: 0,
+            timed_out: None,
             created_unix_micros: now,
         };
         tenant.timelines.insert(timeline, child);
@@ -89,7 +93,7 @@ impl State {
 
     pub(super) fn created_on(&mut self, id: TenantId, timeline: TimelineId, node: NodeId) -> Applied {
         let timeline = self.timeline_mut(id, timeline)?;
-        if !timeline.safekeepers.members().contains(&node) {
+        if !timeline.keepers().contains(&node) {
             return Err(Rejection::NoNode {
                 node,
                 role: NodeRole::Safekeeper,

@@ -1,4 +1,5 @@
-//! A change of a timeline's safekeepers, in generations: the present set, both, the new one.
+//! A change of a timeline's safekeepers, in generations: the present set, both, the new one. Before the second, those who
+//! join catch up as learners, for a limited time.
 //!
 //! Each command names the generation that it is about, so a repeat or a late arrival is known as one. Only a proposer
 //! knows when a generation has settled: a quorum of every set has adopted it and holds everything committed. Nothing
@@ -18,21 +19,18 @@ fn next(generation: Generation) -> Result<Generation, Rejection> {
 }
 
 impl State {
-    pub(super) fn change_safekeepers(
+    /// The timeline, if a change to these safekeepers may begin from generation `from` on.
+    fn changeable(
         &mut self,
         id: TenantId,
         timeline_id: TimelineId,
         from: Generation,
-        safekeepers: BTreeSet<NodeId>,
-    ) -> Applied {
+        safekeepers: &BTreeSet<NodeId>,
+    ) -> Result<&mut Timeline, Rejection> {
         if safekeepers.is_empty() || safekeepers.len() > MAX_SAFEKEEPERS {
             return Err(Rejection::Invalid("a timeline needs 1 to 9 safekeepers"));
         }
-        let role = NodeRole::Safekeeper;
-        let registered = |node: &&NodeId| self.nodes.get(node).is_some_and(|n| n.role == role);
-        if let Some(&node) = safekeepers.iter().find(|node| !registered(node)) {
-            return Err(Rejection::NoNode { node, role });
-        }
+        self.all_registered(safekeepers, NodeRole::Safekeeper)?;
         let timeline = self.timeline_mut(id, timeline_id)?;
         if timeline.state != TimelineState::Active {
             let state = timeline.state;
@@ -41,24 +39,91 @@ impl State {
                 state,
             });
         }
-        let set = &mut timeline.safekeepers;
-        let generation = next(from)?;
-        if set.generation == generation && set.next.as_ref() == Some(&safekeepers) {
-            return Ok(Outcome::Unchanged);
-        }
+        let set = &timeline.safekeepers;
         if set.generation != from {
             return Err(Rejection::OtherGeneration(set.generation));
         }
-        let settled = timeline.has_settled();
-        let set = &mut timeline.safekeepers;
-        if set.next.is_some() || !settled {
+        if set.next.is_some() || !timeline.has_settled() {
             return Err(Rejection::ChangeUnderWay(from));
         }
-        if set.current == safekeepers {
+        if timeline.joining.is_some() {
+            return Err(Rejection::Joining(timeline.learners()));
+        }
+        if let Some(&node) = timeline.leaving.intersection(safekeepers).next() {
+            return Err(Rejection::StillLeaving(node));
+        }
+        Ok(timeline)
+    }
+
+    pub(super) fn let_join(
+        &mut self,
+        id: TenantId,
+        timeline_id: TimelineId,
+        from: Generation,
+        safekeepers: BTreeSet<NodeId>,
+        (within_bytes, until_unix_micros): (u64, i64),
+    ) -> Applied {
+        let timeline = self.timeline_mut(id, timeline_id)?;
+        let waits = timeline.joining.as_ref();
+        if timeline.safekeepers.generation == from && waits.is_some_and(|j| j.safekeepers == safekeepers) {
             return Ok(Outcome::Unchanged);
         }
-        if let Some(&node) = timeline.leaving.intersection(&safekeepers).next() {
-            return Err(Rejection::StillLeaving(node));
+        let learners = &safekeepers - &timeline.safekeepers.current;
+        self.none_draining(&learners)?;
+        let timeline = self.changeable(id, timeline_id, from, &safekeepers)?;
+        if learners.is_empty() {
+            return Err(Rejection::Invalid("nobody joins, so nobody has to catch up"));
+        }
+        let attempt = timeline.attempts.checked_add(1);
+        timeline.attempts = attempt.ok_or(Rejection::Invalid("there is no higher attempt"))?;
+        timeline.timed_out = None;
+        timeline.joining = Some(Joining {
+            attempt: timeline.attempts,
+            safekeepers,
+            within_bytes,
+            until_unix_micros,
+        });
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn caught_up(&mut self, id: TenantId, timeline: TimelineId, attempt: u64) -> Applied {
+        let timeline = self.timeline_mut(id, timeline)?;
+        let generation = next(timeline.safekeepers.generation)?;
+        let joining = timeline.joining.take_if(|joining| joining.attempt == attempt);
+        let joining = joining.ok_or(Rejection::OtherAttempt)?;
+        timeline.safekeepers.generation = generation;
+        timeline.safekeepers.next = Some(joining.safekeepers);
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn join_timed_out(&mut self, id: TenantId, timeline: TimelineId, attempt: u64) -> Applied {
+        let now = self.clock_unix_micros;
+        let timeline = self.timeline_mut(id, timeline)?;
+        let joining = timeline.joining.as_ref().filter(|j| j.attempt == attempt);
+        if joining.ok_or(Rejection::OtherAttempt)?.until_unix_micros > now {
+            return Err(Rejection::TimeLeft);
+        }
+        timeline.timed_out = timeline.give_up_joining();
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn change_safekeepers(
+        &mut self,
+        id: TenantId,
+        timeline_id: TimelineId,
+        from: Generation,
+        safekeepers: BTreeSet<NodeId>,
+    ) -> Applied {
+        let generation = next(from)?;
+        let set = &self.timeline_mut(id, timeline_id)?.safekeepers;
+        if set.generation == generation && set.next.as_ref() == Some(&safekeepers) {
+            return Ok(Outcome::Unchanged);
+        }
+        let timeline = self.changeable(id, timeline_id, from, &safekeepers)?;
+        timeline.timed_out = None;
+        let set = &mut timeline.safekeepers;
+        if set.current == safekeepers {
+            return Ok(Outcome::Unchanged);
         }
         set.generation = generation;
         set.next = Some(safekeepers);
@@ -98,6 +163,9 @@ impl State {
         generation: Generation,
     ) -> Applied {
         let timeline = self.timeline_mut(id, timeline)?;
+        if timeline.safekeepers.generation == generation && timeline.give_up_joining().is_some() {
+            return Ok(Outcome::Applied);
+        }
         let set = &mut timeline.safekeepers;
         // A repeat finds the set alone; so does a command that comes when the new set already is.
         if set.generation != generation || set.next.is_none() {
@@ -126,6 +194,13 @@ impl Timeline {
     /// Those of `nodes` that are no members any more.
     fn leave(&mut self, nodes: &BTreeSet<NodeId>) {
         self.leaving.extend(nodes.difference(&self.safekeepers.current));
+    }
+
+    /// Who was to join leaves. Nothing counted on it, so the generation stays.
+    fn give_up_joining(&mut self) -> Option<Joining> {
+        let joining = self.joining.take()?;
+        self.leave(&joining.safekeepers);
+        Some(joining)
     }
 
     /// Whether no configuration that may still elect or commit counts on a node that left.
@@ -230,6 +305,150 @@ mod tests {
         assert!(timeline(&state).may_delete_on_leaving());
     }
 
+    fn let_join(generation: u64, safekeepers: &[u64]) -> Command {
+        Command::LetJoin {
+            tenant: tenant_id(1),
+            timeline: timeline_id(1),
+            generation: Generation(generation),
+            safekeepers: set(safekeepers),
+            within_bytes: 10,
+            until_unix_micros: 1_000_000,
+        }
+    }
+
+    fn caught_up(attempt: u64) -> Command {
+        Command::CaughtUp {
+            tenant: tenant_id(1),
+            timeline: timeline_id(1),
+            attempt,
+        }
+    }
+
+    fn timed_out(attempt: u64) -> Command {
+        Command::JoinTimedOut {
+            tenant: tenant_id(1),
+            timeline: timeline_id(1),
+            attempt,
+        }
+    }
+
+    #[test]
+    fn who_joins_catches_up_before_it_counts() {
+        let mut state = state();
+        for outcome in [Outcome::Applied, Outcome::Unchanged] {
+            assert_eq!(apply(&mut state, let_join(1, &[2, 3, 4])), Ok(outcome));
+        }
+        let learns = timeline(&state);
+        assert_eq!(
+            (learns.learners(), learns.keepers()),
+            (set(&[4]), set(&[1, 2, 3, 4]))
+        );
+        assert_eq!(learns.safekeepers.members(), set(&[1, 2, 3]), "it does not count");
+        let created = Command::CreatedOnSafekeeper {
+            tenant: tenant_id(1),
+            timeline: timeline_id(1),
+            node: NodeId(4),
+        };
+        apply(&mut state, created).unwrap();
+        let refusals = [
+            (change(1, &[1, 2]), Rejection::Joining(set(&[4]))),
+            (let_join(1, &[1, 2, 4]), Rejection::Joining(set(&[4]))),
+            (caught_up(2), Rejection::OtherAttempt),
+            (timed_out(1), Rejection::TimeLeft),
+            (timed_out(2), Rejection::OtherAttempt),
+        ];
+        for (command, rejection) in refusals {
+            assert_eq!(apply(&mut state, command.clone()), Err(rejection), "{command:?}");
+        }
+        apply(&mut state, caught_up(1)).unwrap();
+        let joint = &timeline(&state).safekeepers;
+        assert_eq!(
+            (joint.generation, &joint.current, &joint.next),
+            (Generation(2), &set(&[1, 2, 3]), &Some(set(&[2, 3, 4])))
+        );
+        assert_eq!(timeline(&state).joining, None);
+        assert_eq!(apply(&mut state, caught_up(1)), Err(Rejection::OtherAttempt));
+        assert_eq!(apply(&mut state, timed_out(1)), Err(Rejection::OtherAttempt));
+    }
+
+    #[test]
+    fn who_does_not_catch_up_leaves_without_a_generation() {
+        let mut given_up = state();
+        apply(&mut given_up, let_join(1, &[4, 2, 3])).unwrap();
+        let mut over = given_up.clone();
+        apply(&mut given_up, abort(1)).unwrap();
+        over.clock_unix_micros = 1_000_000;
+        apply(&mut over, timed_out(1)).unwrap();
+        for (mut state, told) in [(given_up, false), (over, true)] {
+            let after = timeline(&state);
+            assert_eq!(after.safekeepers.generation, Generation(1));
+            assert_eq!((&after.joining, &after.leaving), (&None, &set(&[4])));
+            assert!(after.may_delete_on_leaving());
+            let why = after
+                .timed_out
+                .as_ref()
+                .map(|joining| joining.safekeepers.clone());
+            assert_eq!(why, told.then(|| set(&[2, 3, 4])));
+            let again = let_join(1, &[2, 3, 4]);
+            assert_eq!(
+                apply(&mut state, again.clone()),
+                Err(Rejection::StillLeaving(NodeId(4)))
+            );
+            apply(&mut state, left(4)).unwrap();
+            apply(&mut state, again).unwrap();
+            let joining = timeline(&state).joining.as_ref().unwrap();
+            assert_eq!((joining.attempt, &timeline(&state).timed_out), (2, &None));
+            // What was reported of the first attempt is not believed of the second.
+            assert_eq!(apply(&mut state, caught_up(1)), Err(Rejection::OtherAttempt));
+        }
+    }
+
+    #[test]
+    fn nothing_new_comes_to_a_safekeeper_that_is_being_emptied_and_what_it_has_stays() {
+        let mut state = state();
+        let drain = |node, draining| Command::DrainSafekeeper {
+            node: NodeId(node),
+            draining,
+        };
+        let (node, role) = (NodeId(11), NodeRole::Safekeeper);
+        assert_eq!(
+            apply(&mut state, drain(11, true)),
+            Err(Rejection::NoNode { node, role })
+        );
+        apply(&mut state, drain(4, true)).unwrap();
+        // It registers again, elsewhere, as it does when it starts.
+        let mut again = register(4, NodeRole::Safekeeper, 1);
+        if let Command::RegisterNode { address, .. } = &mut again {
+            *address = "elsewhere:1".to_owned();
+        }
+        apply(&mut state, again).unwrap();
+        let emptied = Err(Rejection::Draining(NodeId(4)));
+        assert_eq!(apply(&mut state, let_join(1, &[2, 3, 4])), emptied);
+        let mut on_it = branch("dev", 2, 1, 2000);
+        if let Command::CreateBranch { safekeepers, .. } = &mut on_it {
+            *safekeepers = Some(set(&[1, 4]));
+        }
+        assert_eq!(apply(&mut state, on_it.clone()), emptied);
+        let tenant = Command::CreateTenant {
+            tenant: tenant_id(9),
+            name: "late".parse().unwrap(),
+            branch: "main".parse().unwrap(),
+            timeline: timeline_id(9),
+            shards: vec![NodeId(11)],
+            safekeepers: set(&[4]),
+        };
+        assert_eq!(apply(&mut state, tenant.clone()), emptied);
+        let mut stored = State::decode(&state.encode().unwrap()).unwrap();
+        assert_eq!(stored, state);
+        apply(&mut stored, drain(4, false)).unwrap();
+        for command in [let_join(1, &[2, 3, 4]), on_it, tenant] {
+            assert_eq!(apply(&mut stored, command), Ok(Outcome::Applied));
+        }
+        // A member may be emptied, and stays one until it is moved.
+        apply(&mut state, drain(1, true)).unwrap();
+        assert_eq!(timeline(&state).safekeepers.members(), set(&[1, 2, 3]));
+    }
+
     #[test]
     fn what_is_refused_and_that_it_changes_nothing() {
         let fresh = state();
@@ -277,6 +496,17 @@ mod tests {
             ),
             (&alone, left(1), Rejection::ChangeUnderWay(Generation(3))),
             (&done, change(3, &[1, 2, 3]), Rejection::StillLeaving(NodeId(1))),
+            (&done, let_join(3, &[1, 2, 3]), Rejection::StillLeaving(NodeId(1))),
+            (
+                &fresh,
+                let_join(1, &[1, 2]),
+                Rejection::Invalid("nobody joins, so nobody has to catch up"),
+            ),
+            (
+                &joint,
+                let_join(2, &[1, 2, 4]),
+                Rejection::ChangeUnderWay(Generation(2)),
+            ),
         ];
         for (before, command, rejection) in table {
             let mut after = before.clone();
@@ -295,7 +525,15 @@ mod tests {
             .unwrap();
         for timeline in timelines.as_object_mut().unwrap().values_mut() {
             let fields = timeline.as_object_mut().unwrap();
-            assert!(fields.remove("settled_generation").is_some() && fields.remove("leaving").is_some());
+            for new in [
+                "settled_generation",
+                "leaving",
+                "joining",
+                "attempts",
+                "timed_out",
+            ] {
+                assert!(fields.remove(new).is_some(), "{new}");
+            }
         }
         assert_eq!(State::decode(json.to_string().as_bytes()).unwrap(), state);
     }

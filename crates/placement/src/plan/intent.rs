@@ -61,6 +61,8 @@ pub enum Action {
         cluster: ClusterIdentity,
         /// Who must agree.
         safekeepers: SafekeeperSet,
+        /// It is none of them yet: it is to join when it has caught up.
+        learner: bool,
         /// Addresses of members that have WAL of it already: it joins a timeline that runs. Empty for a new timeline.
         peers: Vec<String>,
     },

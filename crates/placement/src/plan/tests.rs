@@ -1,5 +1,7 @@
 //! The planner against a world in which every call succeeds, and against single differences.
 
+use lakebed_types::Generation;
+
 use super::*;
 use crate::fixture::{
     self, active, apply, branch, change, finish_import, make_ready, register, settled, tenant_id,
@@ -254,6 +256,55 @@ fn a_replaced_safekeeper_is_told_to_leave_only_when_the_new_set_has_settled() {
     // Back as a new member it is created anew.
     apply(&mut state, change(3, &[1, 2, 3])).unwrap();
     assert!(settle(&mut state, &mut observed, &[]).contains(&"1: create 1 at 1000".to_owned()));
+}
+
+#[test]
+fn who_is_to_join_gets_the_timeline_and_nobody_else_hears_of_it() {
+    let mut state = active();
+    let mut observed = Observed::default();
+    apply(&mut state, register(4, NodeRole::Safekeeper, 1)).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    let until_unix_micros = 1_000;
+    let (tenant, timeline, attempt) = (tenant_id(1), fixture::timeline_id(1), 1);
+    let join = Command::LetJoin {
+        tenant,
+        timeline,
+        generation: Generation(1),
+        safekeepers: [2, 3, 4].map(NodeId).into(),
+        within_bytes: 10,
+        until_unix_micros,
+    };
+    apply(&mut state, join).unwrap();
+    let created = |intent: &Intent| match intent {
+        Intent::Call(Call {
+            action: Action::CreateOnSafekeeper { learner, peers, .. },
+            ..
+        }) => Some((*learner, peers.clone())),
+        _ => None,
+    };
+    let planned: Vec<_> = plan(&state, &observed).iter().filter_map(created).collect();
+    assert_eq!(
+        planned,
+        [(true, ["n1:1", "n2:1", "n3:1"].map(str::to_owned).into())]
+    );
+    assert_eq!(settle(&mut state, &mut observed, &[]), ["4: create 1 at 1000"]);
+    assert_eq!(timed_out(&state, 999), (Vec::new(), Some(until_unix_micros)));
+    let over = Intent::Propose(Command::JoinTimedOut {
+        tenant,
+        timeline,
+        attempt,
+    });
+    assert_eq!(timed_out(&state, 1000), (vec![over], None));
+    let caught_up = Command::CaughtUp {
+        tenant,
+        timeline,
+        attempt,
+    };
+    apply(&mut state, caught_up).unwrap();
+    assert_eq!(timed_out(&state, 1000), (Vec::new(), None));
+    let told = settle(&mut state, &mut observed, &[]);
+    let of = |node: u64| format!("{node}: tell 1 of 2");
+    assert_eq!(told[2..], [of(1), of(2), of(3), of(4)]);
 }
 
 #[test]

@@ -46,9 +46,13 @@ impl Proposer {
     }
 
     fn ask_vote(&mut self, to: NodeId, term: Term) -> Vec<Command> {
+        let votes = self.config.membership.contains(to);
         if let Some(peer) = self.peers.get_mut(&to) {
-            peer.link = Link::Voting;
+            peer.link = if votes { Link::Voting } else { Link::Waiting };
             peer.sent_ms = self.now_ms;
+        }
+        if !votes {
+            return Vec::new();
         }
         let generation = self.config.membership.generation;
         let msg = Request::Vote { generation, term };
@@ -145,12 +149,11 @@ impl Proposer {
         if membership.generation <= self.config.membership.generation {
             return Vec::new();
         }
-        self.config.membership = membership;
+        let before = std::mem::replace(&mut self.config.membership, membership);
         self.settled = false;
-        let known: BTreeSet<_> = self.peers.keys().copied().collect();
         self.add_peers();
         // Who joins has the length of a lease to be heard of: its silence so far says nothing.
-        let joined = self.peers.iter_mut().filter(|(id, _)| !known.contains(id));
+        let joined = self.peers.iter_mut().filter(|(id, _)| !before.contains(**id));
         joined.for_each(|(_, peer)| peer.heard_ms = Some(self.now_ms));
         if self.won.is_none() {
             self.floor = self.floor.max(self.term.take().unwrap_or_default());
@@ -162,6 +165,27 @@ impl Proposer {
                 continue;
             };
             (peer.vote, peer.flush) = (None, None);
+            if peer.link != Link::Down {
+                commands.extend(self.greet(id));
+            }
+        }
+        commands
+    }
+
+    /// Who gets WAL without counting. Those of another attempt begin anew, also on streams that are open.
+    pub(super) fn learn(&mut self, attempt: u64, learners: BTreeSet<NodeId>) -> Vec<Command> {
+        let anew = attempt != self.attempt;
+        (self.attempt, self.learners) = (attempt, learners);
+        self.add_peers();
+        let members = &self.config.membership;
+        let learners = self.learners.iter().filter(|id| anew && !members.contains(**id));
+        let learners: Vec<_> = learners.copied().collect();
+        let mut commands = Vec::new();
+        for id in learners {
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            peer.flush = None;
             if peer.link != Link::Down {
                 commands.extend(self.greet(id));
             }

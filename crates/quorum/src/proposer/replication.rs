@@ -71,6 +71,7 @@ impl Proposer {
         let reached = self.peers.values().filter_map(|p| p.flush);
         let best = reached
             .filter(|at| self.is_quorum(|p| p.flush >= Some(*at)))
+            .filter(|at| !self.broken.is(Mutation::WaitForLearners) || self.learners_have(*at))
             .max();
         let Some(at) = best.filter(|at| *at >= start && *at >= self.commit) else {
             return Vec::new();
@@ -85,6 +86,11 @@ impl Proposer {
             commands.push(Command::Settled(self.config.membership.generation));
         }
         commands
+    }
+
+    fn learners_have(&self, at: Lsn) -> bool {
+        let flush = |learner| self.peers.get(learner).and_then(|peer| peer.flush);
+        self.learners.iter().all(|learner| flush(learner) >= Some(at))
     }
 
     pub(super) fn pump_all(&mut self) -> Vec<Command> {

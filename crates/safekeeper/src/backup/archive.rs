@@ -5,11 +5,13 @@
 
 use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore};
+use lakebed_quorum::acceptor::Durable;
 use lakebed_types::{Lsn, TenantId, TimelineId};
 use lakebed_walframe::Object;
 
 use super::BackupError;
 use super::objects::{WalObject, chain, directory};
+use crate::control_file::{self, ControlFileError};
 
 /// See the module header.
 #[derive(Clone, Debug)]
@@ -92,6 +94,22 @@ impl Archive {
             .filter(|rest| !rest.is_empty());
         rest.map(Bytes::copy_from_slice)
             .ok_or_else(|| gap(at, &name.name()))
+    }
+
+    /// What the writer of the object that holds the WAL at `at` knew about the timeline, and where that object ends.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub async fn state_at(&self, reader: &mut Reader, at: Lsn) -> Result<(Durable, Lsn), BackupError> {
+        if !reader.holds(at) {
+            reader.object = Some(self.object_at(at).await?);
+        }
+        let Some((name, object)) = &reader.object else {
+            return Err(gap(at, "nothing"));
+        };
+        let state = control_file::decode(&object.index.state);
+        let state = state.ok_or(ControlFileError::Damaged("the state that came with an object"))?;
+        Ok((state, name.end))
     }
 
     async fn object_at(&self, at: Lsn) -> Result<(WalObject, Object), BackupError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{connect, convert, v1};
-use lakebed_types::{Generation, Lsn, NodeId};
+use lakebed_types::{Generation, Lsn, NodeId, Term};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -41,8 +41,14 @@ impl Peers {
         *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// What one of them says about a timeline; `None` when it does not.
+    /// What one of them reports about a timeline; `None` when it does not.
     pub async fn ask(&self, node: NodeId, timeline: Name) -> Option<Report> {
+        let status = self.status(node, timeline).await?;
+        Some(report(node, &status))
+    }
+
+    /// What one of them says about a timeline; `None` when it does not.
+    pub async fn status(&self, node: NodeId, timeline: Name) -> Option<v1::SafekeeperTimelineStatus> {
         let address = {
             let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
             addresses.get(&node)?.clone()
@@ -51,7 +57,7 @@ impl Peers {
             let channel = self.channel(&address).await?;
             let request = convert::timeline_ref(timeline.0, timeline.1);
             let answer = SafekeeperClient::new(channel).get_timeline_status(request).await;
-            answer.ok().map(|answer| report(node, &answer.into_inner()))
+            Some(answer.ok()?.into_inner())
         };
         let said = tokio::time::timeout(PATIENCE, asked).await.ok().flatten();
         if said.is_none() {
@@ -61,15 +67,16 @@ impl Peers {
         said
     }
 
-    /// Committed WAL of one of them, as much of the range as it has.
+    /// WAL of one of them, as much of the range as it has: committed WAL, or on behalf of a term what it flushed.
     ///
     /// # Errors
     /// Why there is none, in words. After a silence of a few seconds that is the reason.
-    pub async fn read_committed(
+    pub async fn read(
         &self,
         node: NodeId,
         timeline: Name,
         (begin, end): (Lsn, Lsn),
+        term: Term,
     ) -> Result<Vec<u8>, String> {
         let address = {
             let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,20 +89,19 @@ impl Peers {
             timeline: Some(convert::timeline_ref(timeline.0, timeline.1)),
             begin_lsn: begin.0,
             end_lsn: end.0,
-            committed_only: true,
-            term: 0,
+            committed_only: term == Term(0),
+            term: term.0,
         };
         let mut wal = Vec::new();
         let read = async {
-            let mut chunks = SafekeeperClient::new(channel)
-                .read_wal(request)
-                .await?
-                .into_inner();
+            let silent = |_| tonic::Status::deadline_exceeded("it does not go on");
+            let mut client = SafekeeperClient::new(channel);
+            let asked = tokio::time::timeout(PATIENCE, client.read_wal(request)).await;
+            let mut chunks = asked.map_err(silent)??.into_inner();
             let wanted = usize::try_from(end.0 - begin.0).unwrap_or(usize::MAX);
             while wal.len() < wanted {
                 let next = tokio::time::timeout(PATIENCE, chunks.message()).await;
-                let next = next.map_err(|_| tonic::Status::deadline_exceeded("it does not go on"))?;
-                match next? {
+                match next.map_err(silent)?? {
                     Some(chunk) => wal.extend_from_slice(&chunk.wal),
                     None => break,
                 }

@@ -15,7 +15,7 @@ use lakebed_types::Lsn;
 use super::BackupError;
 use super::archive::{Archive, reach};
 use super::objects::{WalObject, chain, covered};
-use crate::control_file;
+use crate::control_file::{self, ControlFile};
 use crate::intake::Intake;
 use crate::recovery::{self, Boundary};
 use crate::timeline::wal_format;
@@ -91,7 +91,7 @@ pub async fn restore(
         return Err(BackupError::NotWal("no object".to_owned()));
     };
     let state = at_end(state, start, writing.store.write_lsn())?;
-    control_file::store(directory, &state)?;
+    ControlFile::create(directory, &state)?;
     Ok(Restored {
         state,
         objects: read,

@@ -3,6 +3,9 @@
 //! Every quarter of the upload interval it looks through the timelines. One that has committed WAL that is not uploaded
 //! gets a *look*: the members report, one is elected, and that one uploads; the others take over its position. A
 //! timeline that has nothing to do costs nothing: neither calls nor memory.
+//!
+//! A timeline without a record of its own, as a branch is before its first commit, gets an object too: one without WAL,
+//! whose control state is what a restore makes the timeline of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -85,6 +88,8 @@ struct Known {
     objects: Option<Vec<(WalObject, i64)>>,
     /// Up to here this node was seen to be free to remove its WAL.
     allowed: Lsn,
+    /// The object of a timeline without WAL was seen to, by this node or the elected one, since this process started.
+    founded: bool,
 }
 
 /// Works until the safekeeper ends.
@@ -128,7 +133,9 @@ pub(crate) async fn run(safekeeper: Arc<Safekeeper>, backup: Arc<Backup>) {
                     let (safekeeper, backup) = (safekeeper.clone(), backup.clone());
                     looks.spawn(async move {
                         look(&safekeeper, &backup, &timeline, &mut kept).await;
-                        kept.looked = Some(Instant::now());
+                        // The first WAL goes at once.
+                        let waits = !(is_new(&view) && kept.founded);
+                        kept.looked = waits.then(Instant::now);
                         (name, kept)
                     });
                 }
@@ -145,6 +152,12 @@ fn lag(view: &View) -> u64 {
     view.commit.0.saturating_sub(backup.0)
 }
 
+/// Whether the timeline has no WAL of its own.
+fn is_new(view: &View) -> bool {
+    let state = view.state.as_ref();
+    state.is_some_and(|state| view.commit == state.timeline_start)
+}
+
 enum Wants {
     Nothing,
     Later,
@@ -158,7 +171,10 @@ fn wants(view: &View, known: Option<&Known>, backup: &Backup) -> Wants {
     };
     let full = state.truncate.segment_number(state.segment_bytes) + backup.config.local_segments
         < view.commit.segment_number(state.segment_bytes);
+    let is_new = is_new(view);
     let wait = match lag(view) {
+        0 if is_new && known.is_some_and(|known| known.founded) => return Wants::Later,
+        0 if is_new => backup.interval() / 2,
         0 if !full => return Wants::Nothing,
         0 => backup.interval(),
         lag if lag >= state.segment_bytes => backup.interval() / 8,
@@ -228,6 +244,7 @@ impl Look<'_> {
             let told = reports.iter().map(|report| report.backup).max();
             self.tell(Note::BackedUp(told.unwrap_or(Lsn::INVALID))).await;
         }
+        known.founded |= elected.is_some();
         match consumed {
             Some(consumed) => self.allow_removal(known, consumed).await,
             None => Ok(()),
@@ -268,6 +285,14 @@ impl Look<'_> {
             None => self.archive.list().await?,
         };
         let commit = self.timeline.view().borrow().commit;
+        if objects.is_empty() && self.working.files.start() == commit {
+            let nothing = Stretch {
+                begin: commit,
+                end: commit,
+                whole: false,
+            };
+            objects.push((self.put(nothing).await?, unix_s()));
+        }
         let mut whole_done = false;
         loop {
             let names: Vec<WalObject> = objects.iter().map(|(object, _)| *object).collect();

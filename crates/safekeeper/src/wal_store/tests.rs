@@ -62,13 +62,20 @@ fn what_lies_beyond_the_known_end_is_zeros_after_opening_and_truncation() {
     let names = || fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(names(), 2);
     let raw = fs::read(store.segment_path(2)).unwrap();
-    assert!(raw[..500] == pattern(Lsn(2 * SEGMENT), 500) && raw[500..].iter().all(|&byte| byte == 0));
+    let marked = [
+        pattern(Lsn(2 * SEGMENT), 500),
+        flush_mark::encode(middle, middle).to_vec(),
+    ]
+    .concat();
+    let as_marked =
+        |raw: &[u8]| raw.starts_with(&marked) && raw[marked.len()..].iter().all(|&byte| byte == 0);
+    assert!(as_marked(&raw));
 
     store.append(middle, &pattern(middle, 10)).unwrap();
     drop(store); // never flushed: a crash may keep any part of it
     let store = WalStore::open(dir.path(), SEGMENT, start, middle).unwrap();
     let raw = fs::read(store.segment_path(2)).unwrap();
-    assert!(raw[500..].iter().all(|&byte| byte == 0));
+    assert!(as_marked(&raw));
     assert_eq!(store.write_lsn(), middle);
 }
 
@@ -198,4 +205,41 @@ fn after_a_failed_write_nothing_is_reported_durable() {
         Err(WalStoreError::Stopped { .. })
     ));
     assert_eq!(store.flush_lsn(), flushed);
+}
+
+#[test]
+fn a_mark_follows_the_end_of_the_wal_and_tells_what_was_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT + 104);
+    let marked = |end| flush_mark::find(dir.path(), SEGMENT, end).unwrap();
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    assert_eq!(marked(start), Some(start));
+    let mut end = start;
+    // Below, at and above what a mark takes, and across a segment.
+    for length in [24, 96, 200, 40_000, 30_000, 48] {
+        let before = end;
+        store.append(end, &pattern(end, length)).unwrap();
+        end = Lsn(end.0 + length as u64);
+        // What a power cut leaves of the flush: the mark that went with the WAL.
+        assert_eq!(marked(end), Some(before));
+        assert_eq!(marked(before), Some(before), "found from below as well");
+        assert_eq!(store.flush().unwrap(), end);
+        assert_eq!(marked(end), Some(end));
+        assert_eq!(marked(start), Some(end));
+    }
+    // No room for one: the zeros that cover the last one go to the end of the segment.
+    let border = Lsn(end.0.next_multiple_of(SEGMENT));
+    let near = Lsn(border.0 - 40);
+    store
+        .append(end, &pattern(end, (near.0 - end.0) as usize - 8))
+        .unwrap();
+    store.flush().unwrap();
+    let end = store.write_lsn();
+    assert_eq!(marked(end), None);
+    store.append(end, &pattern(end, 8)).unwrap();
+    store.flush().unwrap();
+    let raw = fs::read(store.segment_path(near.segment_number(SEGMENT))).unwrap();
+    assert!(raw[SEGMENT as usize - 40..].iter().all(|&byte| byte == 0));
+    store.truncate(Lsn(start.0 + 24)).unwrap();
+    assert_eq!(marked(start), Some(Lsn(start.0 + 24)));
 }

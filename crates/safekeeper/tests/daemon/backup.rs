@@ -11,11 +11,11 @@ use lakebed_types::Lsn;
 use tempfile::TempDir;
 
 use crate::driver::Driver;
-use crate::feeding::Feed;
+use crate::feeding::{Feed, expected, routed};
 use crate::node::{Nodes, TENANT, TIMELINE, eventually, timeline_ref};
 use crate::sample::{SEGMENT, sample};
 
-fn config(local_segments: u64, retention_s: u64) -> Option<serde_json::Value> {
+pub fn config(local_segments: u64, retention_s: u64) -> Option<serde_json::Value> {
     Some(serde_json::json!({
         "upload_interval_ms": 100,
         "local_segments": local_segments,
@@ -33,7 +33,7 @@ async fn objects(nodes: &Nodes) -> Vec<WalObject> {
 }
 
 /// Waits until every node knows that object storage has the WAL up to here.
-async fn backed_up(nodes: &Nodes, ids: &[u64], lsn: Lsn) {
+pub async fn backed_up(nodes: &Nodes, ids: &[u64], lsn: Lsn) {
     for &id in ids {
         let what = format!("safekeeper {id} to know of a backup up to {lsn}");
         eventually(&what, async || nodes.status(id).await.backup_lsn >= lsn.0).await;
@@ -96,14 +96,14 @@ async fn committed_wal_is_uploaded_by_one_and_comes_back_byte_for_byte() {
     let (home, state) = restored(&nodes, None).await;
     assert_eq!((state.truncate, state.commit, state.backup), (start, end, end));
     assert!(wal(&home, start, end) == sample().bytes(start, end));
-    timeline::load(home.path()).unwrap();
+    timeline::load(home.path(), end).unwrap();
     assert_eq!(control_file::load(home.path()).unwrap(), state);
 
     // Up to the last record that ends at or below a position.
     let (home, state) = restored(&nodes, Some(Lsn(middle.0 + 1))).await;
     assert_eq!(state.commit, middle);
     assert!(wal(&home, start, middle) == sample().bytes(start, middle));
-    timeline::load(home.path()).unwrap();
+    timeline::load(home.path(), middle).unwrap();
 
     // Read by a few records' worth, from inside an object.
     let mut reader = Reader::default();
@@ -216,6 +216,13 @@ async fn wal_is_removed_locally_when_it_is_safe_elsewhere() {
         }
     }
     assert_eq!(find_boundary(&nodes, 1, start).await.boundary_lsn, start.0);
+    // A shard that lost its layers: from the start, and from inside of what was removed.
+    let all = routed(end);
+    for (generation, from) in [(2, start), (3, records[700].end)] {
+        let mut again = Feed::start_at(&nodes, 1, 1, generation, from).await;
+        let got = crate::feeding::records(&again.until(end).await);
+        assert!(got == expected(&all, 1, from), "from {from}");
+    }
     // All of it comes back, and a node starts without what it removed.
     let (home, _) = restored(&nodes, None).await;
     assert!(wal(&home, start, end) == sample().bytes(start, end));
@@ -258,4 +265,33 @@ async fn wal_that_layers_cover_expires_in_object_storage() {
     let (home, state) = restored(&nodes, None).await;
     assert_eq!((state.truncate, state.commit), (first, end));
     assert!(wal(&home, first, end) == sample().bytes(first, end));
+}
+
+/// A branch before its first commit: there is no WAL, and the timeline comes back all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_without_wal_comes_back_too() {
+    let nodes = Nodes::start_with(3, config(1, 3600)).await;
+    let start = sample().start;
+    let driver = Driver::start(&nodes.addresses, 3, 0);
+    eventually("an object without WAL", async || {
+        objects(&nodes)
+            .await
+            .iter()
+            .any(|object| (object.begin, object.end) == (start, start))
+    })
+    .await;
+    let (home, state) = restored(&nodes, None).await;
+    assert_eq!(
+        (state.truncate, state.commit, state.backup),
+        (start, start, start)
+    );
+    timeline::load(home.path(), start).unwrap();
+    // Gone once there is more.
+    let first = sample().at_percent(3);
+    driver.commit(first).await;
+    backed_up(&nodes, &[1, 2, 3], first).await;
+    eventually("the object without WAL to go", async || {
+        objects(&nodes).await.iter().all(|object| object.end > start)
+    })
+    .await;
 }

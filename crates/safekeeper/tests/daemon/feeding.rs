@@ -81,7 +81,8 @@ impl Feed {
         Ok(batch)
     }
 
-    async fn until(&mut self, end: Lsn) -> Vec<FeedEntry> {
+    /// Everything up to here.
+    pub async fn until(&mut self, end: Lsn) -> Vec<FeedEntry> {
         let mut entries = Vec::new();
         while self.at < end {
             entries.extend(self.batch().await.unwrap().entries);
@@ -91,7 +92,7 @@ impl Feed {
     }
 }
 
-fn records(entries: &[FeedEntry]) -> Vec<RawRecord> {
+pub fn records(entries: &[FeedEntry]) -> Vec<RawRecord> {
     let record = |entry: &FeedEntry| match entry.entry.as_ref().unwrap() {
         Entry::Record(record) => Some(RawRecord {
             version: PgVersion::V15,
@@ -104,14 +105,14 @@ fn records(entries: &[FeedEntry]) -> Vec<RawRecord> {
     entries.iter().filter_map(record).collect()
 }
 
-struct Routed {
+pub struct Routed {
     raw: RawRecord,
     route: Route,
     smaller: bool,
 }
 
 /// The sample's records up to `end`, routed by hand.
-fn routed(end: Lsn) -> Vec<Routed> {
+pub fn routed(end: Lsn) -> Vec<Routed> {
     let count = ShardCount::new(SHARDS).unwrap();
     let taken = sample().records.iter().take_while(|record| record.end <= end);
     let route = |raw: &RawRecord| {
@@ -126,7 +127,7 @@ fn routed(end: Lsn) -> Vec<Routed> {
     taken.map(route).collect()
 }
 
-fn expected(routed: &[Routed], shard: u8, from: Lsn) -> Vec<RawRecord> {
+pub fn expected(routed: &[Routed], shard: u8, from: Lsn) -> Vec<RawRecord> {
     let wanted = |r: &&Routed| r.raw.end > from && r.route.shards.contains(shard);
     routed.iter().filter(wanted).map(|r| r.raw.clone()).collect()
 }

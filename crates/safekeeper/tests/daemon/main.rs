@@ -14,6 +14,7 @@ mod malformed;
 mod membership;
 mod node;
 mod removal;
+mod rot;
 mod sample;
 mod scrub;
 mod stream;

@@ -4,10 +4,12 @@
 use bytes::Bytes;
 use lakebed_proto::v1;
 use lakebed_proto::v1::acceptor_message::Message as Answer;
+use lakebed_proto::v1::feed_shard_request::{self, Message as FeedMessage};
 use lakebed_proto::v1::proposer_message::Message;
 use lakebed_types::Lsn;
+use tokio_stream::wrappers::ReceiverStream;
 
-use crate::node::{Nodes, create_request, timeline_ref};
+use crate::node::{Nodes, create_request, soon, timeline_ref};
 use crate::sample::sample;
 use crate::stream::{Stream, append, elected, greeting, vote};
 
@@ -15,6 +17,8 @@ const MEMBERS: [u64; 1] = [1];
 /// Term that the acceptor is in.
 const TERM: u64 = 3;
 const MESSAGES: usize = 400;
+/// Generation of the owner of the shard that is fed.
+const FEED_GENERATION: u64 = 5;
 
 /// SplitMix64.
 struct Chance(u64);
@@ -134,6 +138,36 @@ impl Chance {
         message
     }
 
+    /// A later or another set than the one here, without this safekeeper or with the same generation.
+    fn wrong_change(&mut self) -> v1::ChangeMembershipRequest {
+        let mut wrong = v1::ChangeMembershipRequest {
+            timeline: Some(timeline_ref()),
+            membership: create_request(&MEMBERS).membership,
+        };
+        let higher = 2 + self.below(1000);
+        match (self.below(4), &mut wrong.membership) {
+            (0, _) => wrong.timeline = self.other_timeline(),
+            (1, Some(set)) => (set.generation, set.current) = (higher, vec![2, 3, self.other(1)]),
+            (2, Some(set)) => (set.generation, set.next) = (1, vec![1, 2, 3]),
+            (_, set) => *set = self.other_membership(),
+        }
+        wrong
+    }
+
+    /// The start of a feed.
+    fn wrong_feed(&mut self) -> v1::FeedStart {
+        let mut wrong = feed_start();
+        match self.below(5) {
+            0 => wrong.timeline = self.other_timeline(),
+            1 => wrong.shard_index = self.other32(0),
+            2 => wrong.shard_count = [0, 129, 257, u32::MAX][self.below(4) as usize],
+            3 => wrong.shard_generation = self.below(FEED_GENERATION),
+            // Before what is here, or inside a record. Further on it would wait for the commit to get there.
+            _ => wrong.from_lsn = [0, 1, wrong.from_lsn - 8, wrong.from_lsn + 1][self.below(4) as usize],
+        }
+        wrong
+    }
+
     fn wrong_append(&mut self, end: Lsn, next: &Bytes) -> Message {
         let Message::Append(mut wrong) = append(TERM, end, next.clone(), end) else {
             unreachable!()
@@ -238,4 +272,91 @@ async fn calls_with_one_wrong_field_change_nothing() {
         nodes.status_json(1)["timelines"].as_array().map(Vec::len),
         Some(1)
     );
+}
+
+fn feed_start() -> v1::FeedStart {
+    v1::FeedStart {
+        timeline: Some(timeline_ref()),
+        shard_index: 0,
+        shard_count: 1,
+        shard_generation: FEED_GENERATION,
+        from_lsn: sample().start.0,
+    }
+}
+
+fn feed_message(message: feed_shard_request::Message) -> v1::FeedShardRequest {
+    v1::FeedShardRequest {
+        message: Some(message),
+    }
+}
+
+/// A feed of these messages: its first answer, or why there is none.
+async fn feed(
+    nodes: &Nodes,
+    messages: Vec<v1::FeedShardRequest>,
+) -> Result<v1::FeedShardBatch, tonic::Status> {
+    let (out, inbound) = tokio::sync::mpsc::channel(8);
+    for message in messages {
+        out.send(message).await.unwrap();
+    }
+    let mut client = nodes.client(1).await;
+    let mut batches = client
+        .feed_shard(ReceiverStream::new(inbound))
+        .await?
+        .into_inner();
+    let first = soon("an answer of the feed", batches.message()).await?;
+    Ok(first.expect("a batch"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_deletes_and_feeds_with_one_wrong_field_change_nothing() {
+    let nodes = Nodes::start(1).await;
+    let (start, end) = (sample().start, sample().at_percent(1));
+    let mut stream = Stream::greeted(&nodes, 1, &MEMBERS).await;
+    for message in [
+        vote(TERM),
+        elected(&[(0, start), (TERM, start)], start),
+        append(TERM, start, sample().bytes(start, end), start),
+        append(TERM, end, Bytes::new(), end),
+    ] {
+        stream.ask(message).await.unwrap();
+    }
+    // The shard has an owner, whose progress nobody else may change.
+    let right = feed(&nodes, vec![feed_message(FeedMessage::Start(feed_start()))]);
+    assert!(right.await.unwrap().end_lsn > start.0);
+    let before = nodes.status(1).await;
+    assert_eq!(before.shard_reports.len(), 1);
+    let (mut chance, mut client) = (Chance(0xfeed), nodes.client(1).await);
+    for _ in 0..MESSAGES {
+        let wrong = chance.wrong_change();
+        let what = format!("{wrong:?}");
+        let status = client.change_membership(wrong).await.expect_err(&what);
+        assert!(!status.message().is_empty(), "{what}");
+
+        let wrong = chance.wrong_feed();
+        let what = format!("{wrong:?}");
+        let mut messages = vec![feed_message(FeedMessage::Start(wrong))];
+        if chance.below(4) == 0 {
+            // Progress of a feed that nobody began, or no message at all.
+            let progress = v1::ShardProgress {
+                shard_index: 0,
+                last_record_lsn: chance.next(),
+                disk_consistent_lsn: chance.next(),
+                remote_consistent_lsn: chance.next(),
+            };
+            let first = [None, Some(FeedMessage::Progress(progress))][chance.below(2) as usize].clone();
+            messages.insert(0, v1::FeedShardRequest { message: first });
+        }
+        let status = feed(&nodes, messages).await.expect_err(&what);
+        assert!(!status.message().is_empty(), "{what}");
+
+        // A valid id of another timeline is deleted already; an invalid one names nothing.
+        let mut wrong = timeline_ref();
+        wrong.timeline = chance.bytes(16);
+        let what = format!("{wrong:?}");
+        assert!(client.delete_timeline(wrong.clone()).await.is_err(), "{what}");
+        assert!(client.get_timeline_status(wrong).await.is_err(), "{what}");
+        assert_eq!(nodes.status(1).await, before, "{what}");
+    }
+    client.delete_timeline(timeline_ref()).await.unwrap();
 }

@@ -221,6 +221,7 @@ pub fn create_request(members: &[u64]) -> v1::CreateSafekeeperTimelineRequest {
         }),
         begin_lsn: 0,
         history: Vec::new(),
+        learner: false,
     }
 }
 

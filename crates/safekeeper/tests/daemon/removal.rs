@@ -1,8 +1,9 @@
 //! WAL that nobody needs any more goes, and the timeline starts without it.
 
+use lakebed_safekeeper::control_file::{self, ControlFile};
 use lakebed_safekeeper::disk::{Batch, Disk};
+use lakebed_safekeeper::timeline;
 use lakebed_safekeeper::wal_store::WalStore;
-use lakebed_safekeeper::{control_file, timeline};
 
 use crate::sample::{SEGMENT, sample};
 use crate::stream::durable;
@@ -15,7 +16,7 @@ fn segments_go_once_the_control_file_says_so_and_a_load_does_without_them() {
     let mut state = durable(&[1]);
     timeline::create(&directory, &state).unwrap();
     let store = WalStore::open(&directory, SEGMENT.into(), start, start).unwrap();
-    let mut disk = Disk::new(directory.clone(), store);
+    let mut disk = Disk::new(ControlFile::open(&directory).unwrap(), store);
     let mut batch = Batch::default();
     batch.write(start, sample().bytes(start, end));
     batch.flush();
@@ -43,5 +44,5 @@ fn segments_go_once_the_control_file_says_so_and_a_load_does_without_them() {
     assert!(!first.exists());
     drop(disk);
     assert_eq!(control_file::load(&directory).unwrap().truncate, at);
-    timeline::load(&directory).unwrap();
+    timeline::load(&directory, at).unwrap();
 }

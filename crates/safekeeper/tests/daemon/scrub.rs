@@ -12,14 +12,14 @@ use crate::node::{Nodes, eventually};
 use crate::sample::{SEGMENT, sample};
 
 /// The segment file of a position.
-fn segment(nodes: &Nodes, id: u64, at: Lsn) -> PathBuf {
+pub fn segment(nodes: &Nodes, id: u64, at: Lsn) -> PathBuf {
     let number = at.0 / u64::from(SEGMENT);
     let name = format!("{:024X}", (1u128 << 64) + u128::from(number));
     nodes.timeline_dir(id).join(name)
 }
 
 /// Changes every bit of a byte on disk.
-fn rot(nodes: &Nodes, id: u64, at: Lsn) {
+pub fn rot(nodes: &Nodes, id: u64, at: Lsn) {
     let path = segment(nodes, id, at);
     let file = File::options().read(true).write(true).open(path).unwrap();
     let offset = at.0 % u64::from(SEGMENT);
@@ -35,7 +35,7 @@ fn inside(percent: usize) -> Lsn {
     Lsn((record.start.0 + record.end.0) / 2)
 }
 
-fn scrub(nodes: &Nodes, id: u64) -> serde_json::Value {
+pub fn scrub(nodes: &Nodes, id: u64) -> serde_json::Value {
     nodes.status_json(id)["timelines"][0]["scrub"].clone()
 }
 

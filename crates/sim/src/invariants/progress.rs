@@ -15,7 +15,8 @@ pub(crate) fn healthy(nodes: &[Node], ledger: &Ledger, target: Lsn) -> bool {
     let members = &ledger.config;
     let whole = |n: &&Node| n.acceptor.is_some() && position(n.disk.solid().len()) >= target;
     let all = nodes.iter().filter(|n| members.contains(n.id)).all(|n| whole(&n));
-    all && ledger.commit() >= target && members.new.is_none() && ledger.previous.is_none()
+    let idle = members.new.is_none() && ledger.previous.is_none() && ledger.joining.is_none();
+    all && ledger.commit() >= target && idle
 }
 
 /// The bound has passed, or nothing is left to happen.
@@ -26,10 +27,11 @@ pub(crate) fn too_late(nodes: &[Node], ledger: &Ledger, target: Lsn) -> Checked 
             .map(|n| (n.id, position(n.disk.solid().len())))
             .collect();
         format!(
-            "not healthy {BOUND_MS} ms after healing: {target} wanted, {} committed, {ends:?}, {:?}, {:?}",
+            "not healthy {BOUND_MS} ms after healing: {target} wanted, {} committed, {ends:?}, {:?}, {:?}, {:?}",
             ledger.commit(),
             ledger.config,
-            ledger.previous
+            ledger.previous,
+            ledger.joining
         )
     })
 }

@@ -8,10 +8,15 @@ use crate::ledger::Ledger;
 use crate::node::Node;
 use lakebed_types::NodeId;
 
-/// Whether the nodes that still have their disks would be a quorum of every configuration without `lost`.
+/// Whether the nodes that still have their disks would be a quorum of every configuration without `lost`, also of the one
+/// that learners are about to join: what they reported before they were lost may be on its way.
 pub(crate) fn suffice(nodes: &[Node], ledger: &Ledger, lost: Option<NodeId>) -> bool {
     let there = |id| nodes.iter().any(|n| n.id == id && !n.gone) && lost != Some(id);
-    ledger.in_force().all(|members| members.is_quorum(there))
+    let to_follow = ledger.to_follow();
+    ledger
+        .in_force()
+        .chain(&to_follow)
+        .all(|members| members.is_quorum(there))
 }
 
 /// After a disk is gone.

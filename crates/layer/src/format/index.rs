@@ -1,0 +1,114 @@
+//! Index entries: which block has the piece of a page that begins at an LSN. The top is an index of index blocks.
+
+use bytes::{BufMut, Bytes};
+use lakebed_types::{Lsn, PageKey};
+
+use super::block::BlockPlace;
+
+/// Bytes of an entry.
+pub(super) const ENTRY_BYTES: usize = ORDER_BYTES + 13;
+/// Key and LSN: what entries are ordered by, compared as bytes.
+const ORDER_BYTES: usize = PageKey::ENCODED_BYTES + 8;
+
+/// One piece of a page, or in the top the first one of an index block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub key: PageKey,
+    /// LSN of the piece's first value.
+    pub lsn: Lsn,
+    pub place: BlockPlace,
+    /// Whether the piece's first value stands alone: no earlier piece matters to a read of this one.
+    pub stands_alone: bool,
+}
+
+impl Entry {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_slice(&order(&self.key, self.lsn));
+        out.put_u64_le(self.place.offset);
+        out.put_u32_le(self.place.length);
+        out.put_u8(u8::from(self.stands_alone));
+    }
+}
+
+fn order(key: &PageKey, lsn: Lsn) -> [u8; ORDER_BYTES] {
+    let mut out = [0; ORDER_BYTES];
+    out[..PageKey::ENCODED_BYTES].copy_from_slice(&key.encode());
+    out[PageKey::ENCODED_BYTES..].copy_from_slice(&lsn.0.to_be_bytes());
+    out
+}
+
+/// The entries of an index block or of the top, kept as they are in the file.
+#[derive(Clone, Debug)]
+pub(super) struct Entries {
+    bytes: Bytes,
+}
+
+impl Entries {
+    /// Takes over entries that passed their checksum. The error says what is wrong.
+    pub(super) fn new(bytes: Bytes) -> Result<Entries, &'static str> {
+        let entries = Entries { bytes };
+        if !entries.bytes.len().is_multiple_of(ENTRY_BYTES) {
+            return Err("an entry is cut");
+        }
+        if (0..entries.len()).any(|at| entries.get(at).is_none()) {
+            return Err("an entry does not decode");
+        }
+        let ordered = (1..entries.len()).all(|at| entries.order(at - 1) <= entries.order(at));
+        if ordered {
+            Ok(entries)
+        } else {
+            Err("entries are out of order")
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() / ENTRY_BYTES
+    }
+
+    /// Bytes in memory.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn order(&self, at: usize) -> Option<&[u8]> {
+        self.bytes.get(at * ENTRY_BYTES..)?.get(..ORDER_BYTES)
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<Entry> {
+        let bytes = self.bytes.get(at.checked_mul(ENTRY_BYTES)?..)?;
+        let (key, rest) = bytes.split_at_checked(PageKey::ENCODED_BYTES)?;
+        let (lsn, rest) = rest.split_first_chunk()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        Some(Entry {
+            key: PageKey::decode(key)?,
+            lsn: Lsn(u64::from_be_bytes(*lsn)),
+            place: BlockPlace {
+                offset: u64::from_le_bytes(*offset),
+                length: u32::from_le_bytes(*length),
+            },
+            stands_alone: *rest.first()? == 1,
+        })
+    }
+
+    /// Number of entries at or below (page, LSN): the one before is the piece to read, or the block to look in.
+    pub(super) fn upto(&self, key: &PageKey, lsn: Lsn) -> usize {
+        let wanted = order(key, lsn);
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.order(middle).is_some_and(|order| order <= &wanted[..]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Number of entries below the page's first.
+    pub(super) fn before(&self, key: &PageKey) -> usize {
+        // No value has LSN 0, so nothing of the page is counted.
+        self.upto(key, Lsn(0))
+    }
+}

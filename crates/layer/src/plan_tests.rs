@@ -1,0 +1,153 @@
+use lakebed_types::{Generation, PageKey, SlruKind};
+
+use super::*;
+use crate::{Edit, LayerDesc, LayerKind, Merged};
+
+fn key(page: u64) -> PageKey {
+    PageKey::Slru {
+        kind: SlruKind::Clog,
+        page,
+    }
+}
+
+fn desc(number: u64, kind: LayerKind, lsns: (u64, u64), pages: Option<(u64, u64)>) -> LayerDesc {
+    LayerDesc {
+        id: LayerId {
+            generation: Generation(1),
+            number,
+        },
+        kind,
+        first: Lsn(lsns.0),
+        last: Lsn(lsns.1),
+        pages_span: pages.map(|(low, high)| (key(low), key(high))),
+        pages: 1,
+        values: 1,
+        bytes: 1000,
+    }
+}
+
+/// Numbers of level-0 layers with their pages; 10 LSNs each.
+fn with_level0(map: &LayerMap, layers: &[(u64, (u64, u64))]) -> LayerMap {
+    let layers = layers.iter().map(|(number, pages)| {
+        let lsns = (number * 10, number * 10 + 10);
+        desc(*number, LayerKind::Level0, lsns, Some(*pages))
+    });
+    map.apply(&Edit::Flush(layers.collect())).unwrap().0
+}
+
+/// Merges the beginning of partition `at`, before page `to`, into these current and history layers.
+fn merged(map: &LayerMap, at: usize, to: Option<u64>, through: u64, made: (u64, Option<u64>)) -> LayerMap {
+    let (range, of) = map.partitions().nth(at).unwrap();
+    let layer = |number, kind| desc(number, kind, (1, through), Some((0, 9)));
+    let merged = Merged {
+        pages: PageRange {
+            to: to.map(key).or(range.to),
+            ..range
+        },
+        of: of.clone(),
+        through: Lsn(through),
+        current: Some(layer(made.0, LayerKind::Current)),
+        history: made.1.map(|number| layer(number, LayerKind::History)),
+        reclaimed: None,
+    };
+    map.apply(&Edit::Merge(Box::new(merged))).unwrap().0
+}
+
+const POLICY: PlanPolicy = PlanPolicy {
+    level0: 2,
+    layer_bytes: 1000,
+    history: 2,
+    reclaim_bytes: 100,
+    catalogue: 3,
+};
+
+/// First page, LSN that is reached, inputs, horizon of a merge of history.
+type Expected = (u64, u64, Vec<u64>, Option<u64>);
+
+fn planned(map: &LayerMap, horizon: u64) -> Option<Expected> {
+    match plan(map, &ReadPoints::since(Lsn(horizon)), &POLICY)? {
+        Plan::Merge(job) => {
+            let from = match job.pages.from {
+                PageKey::Slru { page, .. } => page,
+                _ => 0,
+            };
+            let inputs = job.inputs.iter().map(|id| id.number).collect();
+            assert_eq!(job.of.from, job.pages.from);
+            Some((from, job.through.0, inputs, job.reclaims.map(|lsn| lsn.0)))
+        }
+        Plan::Catalogue(_) => panic!("no catalogue here"),
+    }
+}
+
+#[test]
+fn level0_is_merged_where_reads_ask_the_most_of_it() {
+    let empty = LayerMap::default();
+    let one = with_level0(&empty, &[(1, (0, 9))]);
+    let two = with_level0(&one, &[(2, (0, 9))]);
+    // Pages from 5 on have a partition of their own, which has taken over nothing.
+    let split = merged(&two, 0, Some(5), 30, (20, None));
+    let third = with_level0(&split, &[(3, (0, 4)), (4, (0, 4)), (5, (7, 9))]);
+    let left_more = with_level0(&third, &[(6, (0, 4)), (7, (0, 4))]);
+    let rows = [
+        ("nothing", &empty, None),
+        ("too little", &one, None),
+        ("all of it", &two, Some((0, 30, vec![1, 2], None))),
+        ("the other half", &split, Some((5, 30, vec![1, 2], None))),
+        ("the half with more", &third, Some((5, 60, vec![1, 2, 5], None))),
+        (
+            "the half with more again",
+            &left_more,
+            Some((0, 80, vec![20, 3, 4, 6, 7], None)),
+        ),
+    ];
+    for (what, map, expected) in rows {
+        assert_eq!(planned(map, 0), expected, "{what}");
+    }
+}
+
+#[test]
+fn history_is_rewritten_when_it_is_in_many_layers_or_old() {
+    let mut map = LayerMap::default();
+    for round in 0..3 {
+        map = with_level0(&map, &[(round + 1, (0, 9))]);
+        map = merged(&map, 0, None, round * 10 + 20, (10 + round, Some(20 + round)));
+        let expected = (round == 2).then(|| (0, 40, vec![20, 21, 22, 12], Some(7)));
+        assert_eq!(planned(&map, 7), expected, "{round}");
+    }
+    let one = merged(
+        &with_level0(&LayerMap::default(), &[(1, (0, 9))]),
+        0,
+        None,
+        20,
+        (10, Some(20)),
+    );
+    assert_eq!(planned(&one, 99), None);
+    assert_eq!(planned(&one, 100), Some((0, 20, vec![20, 10], Some(100))));
+    // Together with level 0, when that is ripe.
+    let more = with_level0(&one, &[(2, (0, 9)), (3, (0, 9))]);
+    assert_eq!(planned(&more, 99), Some((0, 40, vec![10, 2, 3], None)));
+    assert_eq!(planned(&more, 100), Some((0, 40, vec![20, 10, 2, 3], Some(100))));
+    // Without history there is nothing to rewrite.
+    let none = merged(
+        &with_level0(&LayerMap::default(), &[(1, (0, 9))]),
+        0,
+        None,
+        20,
+        (10, None),
+    );
+    assert_eq!(planned(&none, 100_000), None);
+}
+
+#[test]
+fn catalogue_layers_become_one() {
+    let mut map = LayerMap::default();
+    for number in 0..3 {
+        assert_eq!(plan(&map, &ReadPoints::since(Lsn(0)), &POLICY), None);
+        let layer = desc(number, LayerKind::Catalogue, (0, 0), None);
+        map = map.apply(&Edit::Flush(vec![layer])).unwrap().0;
+    }
+    let Some(Plan::Catalogue(layers)) = plan(&map, &ReadPoints::since(Lsn(0)), &POLICY) else {
+        panic!("nothing planned");
+    };
+    assert_eq!(layers.iter().map(|id| id.number).collect::<Vec<_>>(), [0, 1, 2]);
+}

@@ -1,0 +1,35 @@
+//! A read: from the newest layer to the oldest, until the chain is complete.
+
+use std::sync::Arc;
+
+use lakebed_types::PageKey;
+
+use crate::format::{IndexCache, LayerReader, ReadAt, ReadCount, ReadError};
+use crate::{Chain, LayerId, LayerKind, LayerMap};
+
+/// Offers `chain` what the layers of `map` have of the page. `open` gives the reader of a layer, for instance from the
+/// caller's table of open files.
+///
+/// # Errors
+/// What `open` said, or [`ReadError`].
+pub fn read<R: ReadAt, E: From<ReadError>>(
+    map: &LayerMap,
+    key: &PageKey,
+    chain: &mut Chain,
+    cache: &IndexCache,
+    count: &mut ReadCount,
+    mut open: impl FnMut(LayerId) -> Result<Arc<LayerReader<R>>, E>,
+) -> Result<(), E> {
+    for desc in map.read_order(key, chain.upto()) {
+        // Every value above this layer's end was seen. It is not so for merged layers: those that come later in the
+        // order are older page by page, and may have later values of other pages.
+        if desc.kind == LayerKind::Level0 {
+            chain.reached(desc.last);
+        }
+        if chain.is_complete() {
+            return Ok(());
+        }
+        open(desc.id)?.read(key, chain, cache, count)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! One page's values, cut into segments: what goes into the current layer, what into history, what nowhere.
+//!
+//! A *segment* is a value that stands alone and the deltas above it, up to the next such value. It is what reads at
+//! LSNs from its first value up to the next segment need, and nothing else is. So
+//! - the last segment of a page is its current version;
+//! - an older one is kept as far as the newest LSN that is still read among its own, and dropped if there is none;
+//! - when a segment's deltas pass the policy's bound, an image at the last one's LSN begins the next segment.
+//!
+//! Values go through one after the other; what is held is one segment.
+
+use bytes::Bytes;
+use lakebed_types::{Lsn, PageKey};
+
+use crate::{ImagePolicy, ReadPoints, SinceImage, Value, ValueKind};
+
+/// Makes a page from its values: redo, which this crate knows nothing of.
+pub trait MakeImage {
+    /// Why it could not.
+    type Error;
+
+    /// The page at `lsn`, of which `values` are all the values up to then that this timeline has, or all since one that
+    /// stands alone. Values of an earlier life of the page, before a drop or truncation, may be among them: the caller
+    /// knows where the life began. `None` for what has no image.
+    ///
+    /// # Errors
+    /// A value does not fit the page, or what else the caller says. The merge ends.
+    fn image(
+        &mut self,
+        key: &PageKey,
+        lsn: Lsn,
+        values: &[(Lsn, Value)],
+    ) -> Result<Option<Bytes>, Self::Error>;
+}
+
+/// Versions of one page, oldest first.
+type Versions = Vec<(Lsn, Value)>;
+
+/// Takes the values of one page, oldest first.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    open: Versions,
+    since: SinceImage,
+}
+
+/// What was made of values.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Values for history, oldest first.
+    pub history: Versions,
+    /// Images that were made.
+    pub images: u64,
+    /// Values that nobody reads any more.
+    pub dropped: u64,
+}
+
+impl Segments {
+    pub(crate) fn new() -> Segments {
+        Segments {
+            open: Vec::new(),
+            since: SinceImage::default(),
+        }
+    }
+
+    /// Takes the next value; gives what became history by it.
+    pub(crate) fn push<M: MakeImage>(
+        &mut self,
+        (key, lsn, value): (&PageKey, Lsn, Value),
+        (policy, points): (&ImagePolicy, &ReadPoints),
+        images: &mut M,
+    ) -> Result<Cut, M::Error> {
+        let mut cut = Cut::default();
+        // An image comes after every value of its LSN.
+        if self.open.last().is_some_and(|(last, _)| *last < lsn) {
+            self.make_image(key, (policy, points), images, &mut cut)?;
+        }
+        if value.kind.stands_alone() {
+            self.close(lsn, points, &mut cut);
+        }
+        self.since.add(&value);
+        self.open.push((lsn, value));
+        Ok(cut)
+    }
+
+    /// The page's current version, and what became history by an image of it.
+    pub(crate) fn end<M: MakeImage>(
+        mut self,
+        key: &PageKey,
+        rules: (&ImagePolicy, &ReadPoints),
+        images: &mut M,
+    ) -> Result<(Cut, Versions), M::Error> {
+        let mut cut = Cut::default();
+        self.make_image(key, rules, images, &mut cut)?;
+        Ok((cut, self.open))
+    }
+
+    fn make_image<M: MakeImage>(
+        &mut self,
+        key: &PageKey,
+        (policy, points): (&ImagePolicy, &ReadPoints),
+        images: &mut M,
+        cut: &mut Cut,
+    ) -> Result<(), M::Error> {
+        let Some((lsn, _)) = self.open.last().filter(|_| self.since.is_due(policy)) else {
+            return Ok(());
+        };
+        let lsn = *lsn;
+        if let Some(body) = images.image(key, lsn, &self.open)? {
+            let kind = ValueKind::Image;
+            self.close(lsn, points, cut);
+            self.open.push((lsn, Value { kind, body }));
+            cut.images += 1;
+        }
+        self.since = SinceImage::default();
+        Ok(())
+    }
+
+    /// Ends the open segment: reads from `next` on begin later.
+    fn close(&mut self, next: Lsn, points: &ReadPoints, cut: &mut Cut) {
+        let first = self.open.first().map_or(next, |(first, _)| *first);
+        let newest = points.newest_in(first, next);
+        let values = self.open.len();
+        let kept = newest.map_or(0, |newest| self.open.partition_point(|(lsn, _)| *lsn <= newest));
+        cut.dropped += (values - kept) as u64;
+        cut.history.extend(self.open.drain(..).take(kept));
+    }
+}
+
+#[cfg(test)]
+#[path = "segments_tests.rs"]
+mod tests;
