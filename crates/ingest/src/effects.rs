@@ -27,6 +27,26 @@ pub struct Effects {
     pub catalogue: Vec<CatalogueChange>,
 }
 
+impl Effects {
+    /// Back to none, with the memory kept.
+    pub(crate) fn clear(&mut self) {
+        let Effects {
+            touched,
+            vm_clears,
+            vm_truncates,
+            slru,
+            commit_ts,
+            catalogue,
+        } = self;
+        touched.clear();
+        vm_clears.clear();
+        vm_truncates.clear();
+        slru.clear();
+        commit_ts.clear();
+        catalogue.clear();
+    }
+}
+
 /// Offset of the visibility map's bits in its page: behind the page header.
 const VM_HEADER_BYTES: usize = 24;
 

@@ -17,17 +17,22 @@ use crate::{
 ///
 /// An error means that this record cannot be replayed, and hence nothing after it.
 pub fn interpret(record: &DecodedRecord) -> Result<Effects, IngestError> {
-    let record_type = known_type(record)?;
-    let mut effects = Effects {
-        touched: record
-            .blocks
-            .iter()
-            .map(|block| (block.rel, block.block))
-            .collect(),
-        ..Effects::default()
-    };
-    collect(record, record_type, &mut effects).map_err(|rule| malformed(record, rule))?;
+    let mut effects = Effects::default();
+    interpret_into(record, &mut effects)?;
     Ok(effects)
+}
+
+/// As [`interpret`], in the place of effects that are not needed any more and whose memory is used again.
+///
+/// # Errors
+/// As [`interpret`]; `effects` are of no use then.
+pub fn interpret_into(record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestError> {
+    let record_type = known_type(record)?;
+    effects.clear();
+    effects
+        .touched
+        .extend(record.blocks.iter().map(|block| (block.rel, block.block)));
+    collect(record, record_type, effects).map_err(|rule| malformed(record, rule))
 }
 
 /// The bits of `xl_info` that name the record's type.

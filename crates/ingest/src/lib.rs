@@ -48,7 +48,7 @@ pub use control_state::{ControlState, ControlStateError};
 pub use delta::{CLOG_ABORTED, CLOG_COMMITTED, DeltaError, MAX_MEMBER_STATUS, SlruDelta};
 pub use effects::{CatalogueChange, Effects, Parameters, VmClear, VmTruncate, reaches_every_shard};
 pub use error::IngestError;
-pub use interpret::interpret;
+pub use interpret::{interpret, interpret_into};
 pub use relmap::relation_map_bytes;
 pub use route::{Route, ShardSet, route};
 pub use slru::SlruCut;

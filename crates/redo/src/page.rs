@@ -422,19 +422,25 @@ pub(crate) fn fill_with_items(
 }
 
 /// Packs the items that have storage against the special area, in the order of their numbers.
-fn compact(page: &mut PageBytes) -> Result<(), Fault> {
-    let old = *page;
+/// `descending`: each lies below those with smaller numbers.
+fn compact(page: &mut PageBytes, descending: bool) -> Result<(), Fault> {
     let floor = lower(page);
     let mut top = special(page);
-    let (pointers, items) = page.split_at_mut(floor);
-    // Neighbours stay neighbours, mostly, and are copied together: bytes on the old page, and where they begin now.
+    // In descending order no item moves onto one that still has to move; otherwise they are taken from a copy.
+    let old = (!descending).then(|| *page);
+    // Neighbours stay neighbours, mostly, and are moved together: bytes on the old page, and where they begin now.
     let mut run = (top..top, top);
-    let mut copy = |(from, to): (Range<usize>, usize)| {
-        if from.start != to {
-            let to = to - floor;
-            items[to..to + from.len()].copy_from_slice(&old[from]);
+    let moved = |items: &mut [u8], (from, to): (Range<usize>, usize)| {
+        if from.start == to {
+            return;
+        }
+        let to = to - floor;
+        match &old {
+            Some(old) => items[to..to + from.len()].copy_from_slice(&old[from]),
+            None => items.copy_within(from.start - floor..from.end - floor, to),
         }
     };
+    let (pointers, items) = page.split_at_mut(floor);
     for pointer in pointers[HEADER_BYTES..].as_chunks_mut::<ITEM_ID_BYTES>().0 {
         let bits = u32::from_le_bytes(*pointer);
         let length = max_align((bits >> 17) as usize);
@@ -442,7 +448,7 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
             continue;
         }
         let start = (bits & OFFSET_BITS) as usize;
-        if start + length > PAGE_SIZE {
+        if start < floor || start + length > PAGE_SIZE {
             return Err("a line pointer leads outside the page");
         }
         top = top
@@ -452,11 +458,11 @@ fn compact(page: &mut PageBytes) -> Result<(), Fault> {
         if start + length == run.0.start {
             run = (start..run.0.end, top);
         } else {
-            copy(std::mem::replace(&mut run, (start..start + length, top)));
+            moved(items, std::mem::replace(&mut run, (start..start + length, top)));
         }
         *pointer = (bits & !OFFSET_BITS | top as u32).to_le_bytes();
     }
-    copy(run);
+    moved(items, run);
     set_upper(page, top);
     Ok(())
 }
@@ -467,6 +473,7 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
     let count = item_count(page);
     let stored = upper(page)..special(page);
     let (mut last_used, mut unused, mut outside) = (0, 0, false);
+    let (mut descending, mut last_start) = (true, special(page));
     let pointers = &mut page[HEADER_BYTES..][..usize::from(count) * ITEM_ID_BYTES];
     for (number, pointer) in (1..).zip(pointers.as_chunks_mut::<ITEM_ID_BYTES>().0) {
         let id = ItemId::from_bits(u32::from_le_bytes(*pointer));
@@ -476,12 +483,17 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Result<(), Fault> {
             continue;
         }
         last_used = number;
-        outside |= id.length != 0 && !stored.contains(&usize::from(id.offset));
+        if id.length != 0 {
+            let start = usize::from(id.offset);
+            outside |= !stored.contains(&start);
+            descending &= start + max_align(usize::from(id.length)) <= last_start;
+            last_start = start;
+        }
     }
     if outside {
         return Err("a line pointer leads outside the page's items");
     }
-    compact(page)?;
+    compact(page, descending)?;
     let dropped = count - last_used;
     set_lower(page, lower(page) - usize::from(dropped) * ITEM_ID_BYTES);
     set_free_lines_hint(page, unused > dropped);

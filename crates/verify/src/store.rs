@@ -32,16 +32,24 @@ const MIN_PAGES: usize = 1024;
 /// Most files of the base that are open at a time.
 const MAX_OPEN_FILES: usize = 256;
 
-#[derive(Clone, Copy, Debug)]
+/// Blocks whose locations lie side by side.
+const BLOCKS_PER_GROUP: u32 = 512;
+/// Frames whose pages are one piece of memory.
+const FRAMES_PER_SLAB: usize = 256;
+
+#[derive(Clone, Copy, Debug, Default)]
 enum Location {
-    Frame(usize),
+    /// As the base has it, or zeros.
+    #[default]
+    Base,
+    Frame(u32),
     Scratch(u64),
 }
 
+/// The page that a frame holds is in the slabs.
 #[derive(Debug)]
 struct Frame {
     owner: Option<(PageFile, u32)>,
-    page: Box<PageBytes>,
     /// Differs from the base and from the scratch file.
     dirty: bool,
     /// Used since the hand passed last.
@@ -52,9 +60,40 @@ struct Frame {
 /// A file's pages that are not as the base has them, and where the base has the others.
 #[derive(Debug, Default)]
 struct Pages {
-    locations: FxHashMap<u32, Location>,
+    /// By block number divided by [`BLOCKS_PER_GROUP`]; a relation's pages are mostly asked for all over it.
+    locations: FxHashMap<u32, Box<[Location; BLOCKS_PER_GROUP as usize]>>,
     /// Blocks below this number begin as the base's file of that name has them, all others as zeros.
     base: Option<(PageFile, u32)>,
+}
+
+impl Pages {
+    fn location(&self, block: u32) -> Location {
+        let group = self.locations.get(&(block / BLOCKS_PER_GROUP));
+        group.map_or(Location::Base, |group| group[(block % BLOCKS_PER_GROUP) as usize])
+    }
+
+    fn location_mut(&mut self, block: u32) -> &mut Location {
+        let empty = || Box::new([Location::Base; BLOCKS_PER_GROUP as usize]);
+        let group = self
+            .locations
+            .entry(block / BLOCKS_PER_GROUP)
+            .or_insert_with(empty);
+        &mut group[(block % BLOCKS_PER_GROUP) as usize]
+    }
+
+    /// Blocks that are not as the base has them, or have been looked at.
+    fn located(&self) -> Vec<u32> {
+        let mut blocks = Vec::new();
+        for (group, locations) in &self.locations {
+            let of_group = (group * BLOCKS_PER_GROUP..).zip(&locations[..]);
+            blocks.extend(
+                of_group
+                    .filter(|(_, location)| !matches!(location, Location::Base))
+                    .map(|(block, _)| block),
+            );
+        }
+        blocks
+    }
 }
 
 /// See the module header.
@@ -63,6 +102,8 @@ pub struct PageStore {
     limit: usize,
     files: FxHashMap<PageFile, Pages>,
     frames: Vec<Frame>,
+    /// Pages of the frames, in the same order. Fresh memory, which the system gives as zeros when it is first used.
+    slabs: Vec<Vec<PageBytes>>,
     free_frames: Vec<usize>,
     hand: usize,
     /// Frame of the page that was asked for last: a record's page is asked for several times in a row.
@@ -79,9 +120,10 @@ impl PageStore {
     /// A store that keeps at most `memory_bytes` of pages in memory (at least a small number of pages).
     pub fn new(memory_bytes: usize) -> PageStore {
         PageStore {
-            limit: (memory_bytes / PAGE_SIZE).max(MIN_PAGES),
+            limit: (memory_bytes / PAGE_SIZE).clamp(MIN_PAGES, u32::MAX as usize),
             files: FxHashMap::default(),
             frames: Vec::new(),
+            slabs: Vec::new(),
             free_frames: Vec::new(),
             hand: 0,
             last: 0,
@@ -116,7 +158,7 @@ impl PageStore {
     /// The base or the scratch file cannot be read, or the scratch file cannot be written.
     pub fn read(&mut self, file: PageFile, block: u32) -> Result<&PageBytes, VerifyError> {
         let at = self.fetch(file, block)?;
-        Ok(&self.frames[at].page)
+        Ok(page_of(&self.slabs, at))
     }
 
     /// A page to change.
@@ -125,9 +167,8 @@ impl PageStore {
     /// As [`PageStore::read`].
     pub fn write(&mut self, file: PageFile, block: u32) -> Result<&mut PageBytes, VerifyError> {
         let at = self.fetch(file, block)?;
-        let frame = &mut self.frames[at];
-        frame.dirty = true;
-        Ok(&mut frame.page)
+        self.frames[at].dirty = true;
+        Ok(page_of_mut(&mut self.slabs, at))
     }
 
     /// Forgets all blocks from `first` on, also those of the base: they begin as zeros from now on.
@@ -152,22 +193,16 @@ impl PageStore {
         let Some(pages) = self.files.get_mut(&file) else {
             return;
         };
-        let gone: Vec<u32> = pages
-            .locations
-            .keys()
-            .copied()
-            .filter(|block| which(*block))
-            .collect();
-        for block in gone {
-            match pages.locations.remove(&block) {
-                Some(Location::Frame(at)) => {
-                    let frame = &mut self.frames[at];
+        for block in pages.located().into_iter().filter(|block| which(*block)) {
+            match std::mem::take(pages.location_mut(block)) {
+                Location::Frame(at) => {
+                    let frame = &mut self.frames[at as usize];
                     frame.owner = None;
                     self.free_slots.extend(frame.scratch.take());
-                    self.free_frames.push(at);
+                    self.free_frames.push(at as usize);
                 }
-                Some(Location::Scratch(slot)) => self.free_slots.push(slot),
-                None => {}
+                Location::Scratch(slot) => self.free_slots.push(slot),
+                Location::Base => {}
             }
         }
     }
@@ -181,7 +216,7 @@ impl PageStore {
             return Ok(());
         };
         let base = pages.base;
-        let changed: Vec<u32> = pages.locations.keys().copied().collect();
+        let changed = pages.located();
         self.files.insert(
             to,
             Pages {
@@ -204,19 +239,19 @@ impl PageStore {
             return Ok(self.last);
         }
         let pages = self.files.entry(file).or_default();
-        let (base, location) = (pages.base, pages.locations.get(&block).copied());
-        if let Some(Location::Frame(at)) = location {
+        let (base, location) = (pages.base, pages.location(block));
+        if let Location::Frame(at) = location {
+            let at = at as usize;
             self.frames[at].used = true;
             self.last = at;
             return Ok(at);
         }
         let at = self.frame()?;
         let slot = match location {
-            Some(Location::Scratch(slot)) => {
-                let frame = &mut self.frames[at];
+            Location::Scratch(slot) => {
                 if let Some(scratch) = &self.scratch {
                     scratch
-                        .read_exact_at(&mut frame.page[..], slot * PAGE_SIZE as u64)
+                        .read_exact_at(page_of_mut(&mut self.slabs, at), slot * PAGE_SIZE as u64)
                         .map_err(scratch_error)?;
                 }
                 Some(slot)
@@ -224,18 +259,15 @@ impl PageStore {
             _ => {
                 match base.filter(|(_, blocks)| block < *blocks) {
                     Some((origin, _)) => self.read_base(origin, block, at)?,
-                    None => self.frames[at].page.fill(0),
+                    None => page_of_mut(&mut self.slabs, at).fill(0),
                 }
                 None
             }
         };
         let frame = &mut self.frames[at];
         (frame.owner, frame.dirty, frame.used, frame.scratch) = (Some((file, block)), false, true, slot);
-        self.files
-            .entry(file)
-            .or_default()
-            .locations
-            .insert(block, Location::Frame(at));
+        // No more than fit into 32 bits.
+        *self.files.entry(file).or_default().location_mut(block) = Location::Frame(at as u32);
         self.last = at;
         Ok(at)
     }
@@ -247,7 +279,7 @@ impl PageStore {
             PageFile::Slru(_) => SLRU_SEGMENT_PAGES,
         };
         let (segment, inside) = (u64::from(block) / per_segment, u64::from(block) % per_segment);
-        let page = &mut self.frames[at].page;
+        let page = page_of_mut(&mut self.slabs, at);
         let Some(path) = self.base.get(&file).and_then(|segments| segments.get(&segment)) else {
             page.fill(0);
             return Ok(());
@@ -282,9 +314,11 @@ impl PageStore {
             return Ok(at);
         }
         if self.frames.len() < self.limit {
+            if self.frames.len().is_multiple_of(FRAMES_PER_SLAB) {
+                self.slabs.push(vec![[0; PAGE_SIZE]; FRAMES_PER_SLAB]);
+            }
             self.frames.push(Frame {
                 owner: None,
-                page: Box::new([0; PAGE_SIZE]),
                 dirty: false,
                 used: false,
                 scratch: None,
@@ -317,7 +351,7 @@ impl PageStore {
             }
             if let Some(scratch) = &self.scratch {
                 scratch
-                    .write_all_at(&frame.page[..], slot * PAGE_SIZE as u64)
+                    .write_all_at(page_of(&self.slabs, at), slot * PAGE_SIZE as u64)
                     .map_err(scratch_error)?;
             }
             frame.scratch = Some(slot);
@@ -326,13 +360,18 @@ impl PageStore {
         if let Some((file, block)) = frame.owner.take()
             && let Some(pages) = self.files.get_mut(&file)
         {
-            match slot {
-                Some(slot) => pages.locations.insert(block, Location::Scratch(slot)),
-                None => pages.locations.remove(&block),
-            };
+            *pages.location_mut(block) = slot.map_or(Location::Base, Location::Scratch);
         }
         Ok(())
     }
+}
+
+fn page_of(slabs: &[Vec<PageBytes>], at: usize) -> &PageBytes {
+    &slabs[at / FRAMES_PER_SLAB][at % FRAMES_PER_SLAB]
+}
+
+fn page_of_mut(slabs: &mut [Vec<PageBytes>], at: usize) -> &mut PageBytes {
+    &mut slabs[at / FRAMES_PER_SLAB][at % FRAMES_PER_SLAB]
 }
 
 fn scratch_error(source: io::Error) -> VerifyError {

@@ -117,6 +117,8 @@ pub fn verify(
         ahead: ClearedAhead::default(),
         records: 0,
         unresolved: 0,
+        decoded: None,
+        effects: Box::default(),
     };
     let segments = Segments::open(&request.wal, format, start)?;
     let ahead = segments.bytes_ahead();
@@ -210,9 +212,10 @@ fn replay_in_turns(
     loop {
         match records.next()? {
             Ok(raw) => {
-                replay.raw(&raw)?;
-                if raw.end.0 - told.0 >= BATCH_BYTES as u64 {
-                    told = raw.end;
+                let end = raw.end;
+                replay.raw(raw)?;
+                if end.0 - told.0 >= BATCH_BYTES as u64 {
+                    told = end;
                     watched.at(told);
                 }
             }
@@ -275,7 +278,7 @@ fn receive(
     for batch in receiver {
         let last = batch.last().map(|record| record.end);
         for raw in batch {
-            replay.raw(&raw)?;
+            replay.raw(raw)?;
         }
         if let Some(lsn) = last {
             watched.at(lsn);
@@ -323,16 +326,26 @@ struct Replay<'a> {
     ahead: ClearedAhead,
     records: u64,
     unresolved: u64,
+    /// The last record, in whose place the next one is taken apart.
+    decoded: Option<Box<DecodedRecord>>,
+    /// Its effects, in whose place the next one's are put.
+    effects: Box<Effects>,
 }
 
 impl Replay<'_> {
-    fn raw(&mut self, raw: &RawRecord) -> Result<(), VerifyError> {
-        let record = raw.decode().map_err(lakebed_wal::stream::StreamError::Record)?;
-        self.record(&record)
+    fn raw(&mut self, raw: RawRecord) -> Result<(), VerifyError> {
+        let empty = || Box::new(DecodedRecord::empty(raw.version));
+        let mut record = self.decoded.take().unwrap_or_else(empty);
+        let mut effects = std::mem::take(&mut self.effects);
+        raw.decode_into(&mut record)
+            .map_err(lakebed_wal::stream::StreamError::Record)?;
+        self.effects(&record, &mut effects)?;
+        self.record(&record, &effects)?;
+        (self.decoded, self.effects) = (Some(record), effects);
+        Ok(())
     }
 
-    fn record(&mut self, record: &DecodedRecord) -> Result<(), VerifyError> {
-        let effects = self.effects(record)?;
+    fn record(&mut self, record: &DecodedRecord, effects: &Effects) -> Result<(), VerifyError> {
         self.records += 1;
         self.counts(record).seen += 1;
         if record.blocks.is_empty() {
@@ -341,7 +354,7 @@ impl Replay<'_> {
         for block in &record.blocks {
             self.redo_block(record, block)?;
         }
-        self.cluster.apply(record, &effects)?;
+        self.cluster.apply(record, effects)?;
         for (rel, block) in effects.vm_clears.iter().map(|clear| (clear.rel, clear.block)) {
             self.pay_map_bits(rel, block)?;
         }
@@ -358,7 +371,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    fn effects(&self, record: &DecodedRecord) -> Result<Effects, VerifyError> {
+    fn effects(&self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), VerifyError> {
         if record.rmid >= FIRST_CUSTOM_MANAGER && !self.managers.knows(record.rmid) {
             return Err(VerifyError::CustomManager {
                 lsn: record.start,
@@ -366,7 +379,7 @@ impl Replay<'_> {
                 info: record.info,
             });
         }
-        self.redo.effects(record).map_err(VerifyError::from)
+        self.redo.effects(record, effects).map_err(VerifyError::from)
     }
 
     fn redo_block(&mut self, record: &DecodedRecord, block: &BlockRef) -> Result<(), VerifyError> {

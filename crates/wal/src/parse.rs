@@ -4,7 +4,7 @@
 //! checked against what is there, and a field that Postgres never writes is refused: a record that is not understood
 //! to the last byte must not be replayed.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use smallvec::SmallVec;
 
@@ -51,7 +51,8 @@ struct ImageHeader {
     length: u16,
     hole_offset: u16,
     hole_length: u16,
-    bits: u8,
+    compression: ImageCompression,
+    apply: bool,
 }
 
 struct BlockHeader {
@@ -64,61 +65,89 @@ struct BlockHeader {
 }
 
 /// Decodes a record of this version that starts at `start` and whose aligned end is `end`.
+///
+/// # Errors
+/// The bytes are not a record as Postgres writes it.
 pub fn parse_record(
     version: PgVersion,
     start: Lsn,
     end: Lsn,
     bytes: Bytes,
 ) -> Result<DecodedRecord, RecordError> {
-    let (mut rmid, mut info) = (0, 0);
-    let total = bytes.len();
-    let result = parse(version, start, end, bytes, total, &mut rmid, &mut info);
-    result.map_err(|rule| RecordError {
-        lsn: start,
-        rmid,
-        info,
-        rule,
-    })
+    let mut record = DecodedRecord::empty(version);
+    parse_record_into(&mut record, version, start, end, bytes)?;
+    Ok(record)
 }
 
-fn parse(
+/// As [`parse_record`], in the place of a record that is not needed any more and whose memory is used again. For whoever
+/// takes millions of records apart, one after the other.
+///
+/// # Errors
+/// As [`parse_record`]; `record` is of no use then.
+pub fn parse_record_into(
+    record: &mut DecodedRecord,
     version: PgVersion,
     start: Lsn,
     end: Lsn,
     bytes: Bytes,
-    total: usize,
-    rmid: &mut u8,
-    info: &mut u8,
-) -> Result<DecodedRecord, &'static str> {
-    let mut rest = bytes;
-    if rest.len() < RECORD_HEADER_BYTES {
-        return Err("it is shorter than a record header");
-    }
-    let told = rest.get_u32_le();
-    let xid = rest.get_u32_le();
-    let prev = Lsn(rest.get_u64_le());
-    *info = rest.get_u8();
-    *rmid = rest.get_u8();
-    rest.advance(6); // padding, CRC
-    if usize::try_from(told) != Ok(total) {
+) -> Result<(), RecordError> {
+    (record.version, record.start, record.end) = (version, start, end);
+    (record.rmid, record.info) = (0, 0);
+    (record.origin, record.toplevel_xid) = (None, None);
+    record.blocks.clear();
+    parse(record, bytes).map_err(|rule| RecordError {
+        lsn: start,
+        rmid: record.rmid,
+        info: record.info,
+        rule,
+    })
+}
+
+fn parse(record: &mut DecodedRecord, bytes: Bytes) -> Result<(), &'static str> {
+    // Headers are read from the plain bytes; only what the record keeps shares the memory, which has a cost.
+    let mut rest = Rest(&bytes);
+    let header: [u8; RECORD_HEADER_BYTES] = rest.array().ok_or("it is shorter than a record header")?;
+    let [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        p0,
+        p1,
+        p2,
+        p3,
+        p4,
+        p5,
+        p6,
+        p7,
+        info,
+        rmid,
+        ..,
+    ] = header;
+    record.xid = u32::from_le_bytes([e, f, g, h]);
+    record.prev = Lsn(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]));
+    (record.info, record.rmid) = (info, rmid);
+    if usize::try_from(u32::from_le_bytes([a, b, c, d])) != Ok(bytes.len()) {
         return Err("its length differs from xl_tot_len");
     }
 
     // Few records name more pages; none allocates for them.
     let mut headers: SmallVec<[BlockHeader; 4]> = SmallVec::new();
-    let (mut origin, mut toplevel_xid) = (None, None);
     let mut data_total = 0usize;
     let mut main_length = 0usize;
-    while rest.len() > data_total {
-        let id = take_u8(&mut rest)?;
+    while rest.0.len() > data_total {
+        let id = rest.u8()?;
         match id {
-            ID_DATA_SHORT => main_length = usize::from(take_u8(&mut rest)?),
+            ID_DATA_SHORT => main_length = usize::from(rest.u8()?),
             ID_DATA_LONG => {
-                main_length =
-                    usize::try_from(take_u32(&mut rest)?).map_err(|_| "its main data is too long")?;
+                main_length = usize::try_from(rest.u32()?).map_err(|_| "its main data is too long")?;
             }
-            ID_ORIGIN => origin = Some(take_u16(&mut rest)?),
-            ID_TOPLEVEL_XID => toplevel_xid = Some(take_u32(&mut rest)?),
+            ID_ORIGIN => record.origin = Some(rest.u16()?),
+            ID_TOPLEVEL_XID => record.toplevel_xid = Some(rest.u32()?),
             0..=MAX_BLOCK_ID => {
                 let header = block_header(id, headers.last(), &mut rest)?;
                 data_total += usize::from(header.data_length);
@@ -134,19 +163,28 @@ fn parse(
             break; // the main data's header is the last one
         }
     }
-    if rest.len() != data_total {
+    if rest.0.len() != data_total {
         return Err("the lengths of its parts do not add up to its own");
     }
 
-    let mut blocks = Vec::with_capacity(headers.len());
+    // From here on every part is known to be there.
+    let mut at = bytes.len() - data_total;
+    let mut part = |length: usize| {
+        at += length;
+        bytes.slice(at - length..at)
+    };
+    record.blocks.reserve(headers.len());
     for header in headers {
-        let image = header
-            .image
-            .map(|image| block_image(&image, &mut rest))
-            .transpose()?;
-        let has_data = header.flags & HAS_DATA != 0;
-        let data = has_data.then(|| rest.split_to(usize::from(header.data_length)));
-        blocks.push(BlockRef {
+        let image = header.image.map(|image| BlockImage {
+            bytes: part(usize::from(image.length)),
+            compression: image.compression,
+            hole_offset: image.hole_offset,
+            hole_length: image.hole_length,
+            apply: image.apply,
+        });
+        let has_data = header.data_length > 0;
+        let data = has_data.then(|| part(usize::from(header.data_length)));
+        record.blocks.push(BlockRef {
             id: header.id,
             rel: header.rel,
             block: header.block,
@@ -155,27 +193,20 @@ fn parse(
             data,
         });
     }
-    Ok(DecodedRecord {
-        version,
-        start,
-        end,
-        prev,
-        xid,
-        rmid: *rmid,
-        info: *info,
-        origin,
-        toplevel_xid,
-        blocks,
-        main_data: rest,
-    })
+    record.main_data = part(main_length);
+    Ok(())
 }
 
-fn block_header(id: u8, before: Option<&BlockHeader>, rest: &mut Bytes) -> Result<BlockHeader, &'static str> {
+fn block_header(
+    id: u8,
+    before: Option<&BlockHeader>,
+    rest: &mut Rest<'_>,
+) -> Result<BlockHeader, &'static str> {
     if before.is_some_and(|before| before.id >= id) {
         return Err("its block ids do not ascend");
     }
-    let flags = take_u8(rest)?;
-    let data_length = take_u16(rest)?;
+    let flags = rest.u8()?;
+    let data_length = rest.u16()?;
     if (flags & HAS_DATA != 0) != (data_length > 0) {
         return Err("a block's data flag and data length disagree");
     }
@@ -191,7 +222,7 @@ fn block_header(id: u8, before: Option<&BlockHeader>, rest: &mut Bytes) -> Resul
             .rel
             .with_fork(fork)
     } else {
-        let (spcnode, dbnode, relnode) = (take_u32(rest)?, take_u32(rest)?, take_u32(rest)?);
+        let (spcnode, dbnode, relnode) = (rest.u32()?, rest.u32()?, rest.u32()?);
         RelTag {
             spcnode,
             dbnode,
@@ -199,7 +230,7 @@ fn block_header(id: u8, before: Option<&BlockHeader>, rest: &mut Bytes) -> Resul
             fork,
         }
     };
-    let block = take_u32(rest)?;
+    let block = rest.u32()?;
     Ok(BlockHeader {
         id,
         flags,
@@ -211,17 +242,17 @@ fn block_header(id: u8, before: Option<&BlockHeader>, rest: &mut Bytes) -> Resul
 }
 
 /// The rules are those of `DecodeXLogRecord` in `access/transam/xlogreader.c`.
-fn image_header(rest: &mut Bytes) -> Result<ImageHeader, &'static str> {
-    let length = take_u16(rest)?;
-    let hole_offset = take_u16(rest)?;
-    let bits = take_u8(rest)?;
+fn image_header(rest: &mut Rest<'_>) -> Result<ImageHeader, &'static str> {
+    let length = rest.u16()?;
+    let hole_offset = rest.u16()?;
+    let bits = rest.u8()?;
     let has_hole = bits & IMAGE_HAS_HOLE != 0;
     let compressed = bits & (IMAGE_PGLZ | IMAGE_LZ4 | IMAGE_ZSTD);
     if compressed.count_ones() > 1 {
         return Err("a page image names several compressions");
     }
     let hole_length = match (has_hole, compressed != 0) {
-        (true, true) => take_u16(rest)?,
+        (true, true) => rest.u16()?,
         (true, false) => PAGE_BYTES
             .checked_sub(length)
             .ok_or("a page image is larger than a page")?,
@@ -246,40 +277,41 @@ fn image_header(rest: &mut Bytes) -> Result<ImageHeader, &'static str> {
         length,
         hole_offset,
         hole_length,
-        bits,
-    })
-}
-
-fn block_image(header: &ImageHeader, rest: &mut Bytes) -> Result<BlockImage, &'static str> {
-    let length = usize::from(header.length);
-    if rest.len() < length {
-        return Err("a page image ends outside the record");
-    }
-    let compression = match header.bits & (IMAGE_PGLZ | IMAGE_LZ4 | IMAGE_ZSTD) {
-        0 => ImageCompression::None,
-        IMAGE_PGLZ => ImageCompression::Pglz,
-        IMAGE_LZ4 => ImageCompression::Lz4,
-        _ => ImageCompression::Zstd,
-    };
-    Ok(BlockImage {
-        bytes: rest.split_to(length),
-        compression,
-        hole_offset: header.hole_offset,
-        hole_length: header.hole_length,
-        apply: header.bits & IMAGE_APPLY != 0,
+        compression: match compressed {
+            0 => ImageCompression::None,
+            IMAGE_PGLZ => ImageCompression::Pglz,
+            IMAGE_LZ4 => ImageCompression::Lz4,
+            _ => ImageCompression::Zstd,
+        },
+        apply: bits & IMAGE_APPLY != 0,
     })
 }
 
 const SHORT: &str = "one of its headers ends outside the record";
 
-fn take_u8(rest: &mut Bytes) -> Result<u8, &'static str> {
-    rest.try_get_u8().map_err(|_| SHORT)
-}
+/// What was not read yet of a record's headers.
+struct Rest<'a>(&'a [u8]);
 
-fn take_u16(rest: &mut Bytes) -> Result<u16, &'static str> {
-    rest.try_get_u16_le().map_err(|_| SHORT)
-}
+impl Rest<'_> {
+    #[inline]
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (array, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*array)
+    }
 
-fn take_u32(rest: &mut Bytes) -> Result<u32, &'static str> {
-    rest.try_get_u32_le().map_err(|_| SHORT)
+    #[inline]
+    fn u8(&mut self) -> Result<u8, &'static str> {
+        self.array().map(u8::from_le_bytes).ok_or(SHORT)
+    }
+
+    #[inline]
+    fn u16(&mut self) -> Result<u16, &'static str> {
+        self.array().map(u16::from_le_bytes).ok_or(SHORT)
+    }
+
+    #[inline]
+    fn u32(&mut self) -> Result<u32, &'static str> {
+        self.array().map(u32::from_le_bytes).ok_or(SHORT)
+    }
 }

@@ -39,6 +39,23 @@ pub struct DecodedRecord {
 }
 
 impl DecodedRecord {
+    /// A record of nothing, in whose place others are taken apart (`parse::parse_record_into`).
+    pub fn empty(version: PgVersion) -> DecodedRecord {
+        DecodedRecord {
+            version,
+            start: Lsn::INVALID,
+            end: Lsn::INVALID,
+            prev: Lsn::INVALID,
+            xid: 0,
+            rmid: 0,
+            info: 0,
+            origin: None,
+            toplevel_xid: None,
+            blocks: Vec::new(),
+            main_data: Bytes::new(),
+        }
+    }
+
     /// The block reference with this id.
     pub fn block(&self, id: u8) -> Option<&BlockRef> {
         self.blocks.iter().find(|block| block.id == id)

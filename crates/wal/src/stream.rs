@@ -15,7 +15,7 @@ use lakebed_types::{Lsn, PgVersion};
 use crate::page::{
     FLAG_CONTINUATION, FLAG_OVERWRITE, PageHeaderError, WAL_PAGE_BYTES, WalFormat, header_bytes,
 };
-use crate::parse::{RECORD_HEADER_BYTES, RecordError, parse_record};
+use crate::parse::{RECORD_HEADER_BYTES, RecordError, parse_record, parse_record_into};
 use crate::record::DecodedRecord;
 
 /// The longest record that is accepted, in bytes: Postgres cannot write a longer one (`MaxAllocSize`).
@@ -98,6 +98,11 @@ impl RawRecord {
     /// Takes the record apart.
     pub fn decode(&self) -> Result<DecodedRecord, RecordError> {
         parse_record(self.version, self.start, self.end, self.bytes.clone())
+    }
+
+    /// Takes the record apart in the place of another: see [`parse_record_into`].
+    pub fn decode_into(self, record: &mut DecodedRecord) -> Result<(), RecordError> {
+        parse_record_into(record, self.version, self.start, self.end, self.bytes)
     }
 }
 

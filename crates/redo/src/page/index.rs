@@ -80,7 +80,7 @@ pub(crate) fn index_multi_replace<'a>(
         set_item_id(page, number, ItemId::UNUSED)?;
         before = number;
     }
-    compact(page)?;
+    compact(page, false)?;
     numbers
         .iter()
         .try_for_each(|&number| push_item(page, number, bytes(number)))
@@ -161,7 +161,7 @@ pub(crate) fn index_multi_delete(
         return Err("it deletes items that the page does not have");
     }
     set_lower(page, HEADER_BYTES + usize::from(kept) * ITEM_ID_BYTES);
-    compact(page)
+    compact(page, false)
 }
 
 /// `PageIndexTupleOverwrite`: replaces an item by one of another size, in its place.

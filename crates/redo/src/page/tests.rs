@@ -84,3 +84,47 @@ fn line_pointers_that_would_leave_their_bits_are_refused() {
         assert_eq!(down.is_err(), offset < 16, "{offset}");
     }
 }
+
+/// Items keep their bytes and numbers, and lie against the special area in the order of their numbers, whether they lay in
+/// that order before or not.
+#[test]
+fn repairing_packs_items_in_the_order_of_their_numbers() {
+    for (items, replaced) in [
+        (20u16, &[][..]),
+        (20, &[1]),
+        (20, &[7, 8]),
+        (20, &[20, 3]),
+        (5, &[5, 4, 3, 2, 1]),
+    ] {
+        for gone in 0..=items {
+            let mut page = [0; PAGE_SIZE];
+            init(&mut page, 0);
+            let bytes = |number: u16| vec![number as u8; 16 + usize::from(number * 7 % 40)];
+            for number in 1..=items {
+                add_item(&mut page, &bytes(number), number, Place::HeapSlot).unwrap();
+            }
+            // Removed and added again, an item lies below all others.
+            for &number in replaced {
+                set_item_id(&mut page, number, ItemId::UNUSED).unwrap();
+                add_item(&mut page, &bytes(number), number, Place::HeapSlot).unwrap();
+            }
+            if gone > 0 {
+                set_item_id(&mut page, gone, ItemId::UNUSED).unwrap();
+            }
+            repair_fragmentation(&mut page).unwrap();
+            let mut end = PAGE_SIZE;
+            for number in (1..=items).filter(|number| *number != gone) {
+                let id = item_id(&page, number).unwrap();
+                assert_eq!(usize::from(id.offset) + max_align(usize::from(id.length)), end);
+                assert_eq!(
+                    item(&page, number).unwrap(),
+                    bytes(number),
+                    "{items}, without {gone}"
+                );
+                end = usize::from(id.offset);
+            }
+            assert_eq!(upper(&page), end);
+            assert_eq!(item_count(&page), if gone == items { items - 1 } else { items });
+        }
+    }
+}

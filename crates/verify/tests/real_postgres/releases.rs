@@ -71,8 +71,8 @@ impl Redo for AlsoStored {
         Ok(())
     }
 
-    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
-        Native.effects(record)
+    fn effects(&self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestError> {
+        Native.effects(record, effects)
     }
 }
 

@@ -198,8 +198,8 @@ impl Redo for WrongPages {
         Ok(())
     }
 
-    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
-        Native.effects(record)
+    fn effects(&self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestError> {
+        Native.effects(record, effects)
     }
 }
 
@@ -295,13 +295,13 @@ impl Redo for WrongEffects {
         Ok(())
     }
 
-    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
-        let mut effects = Native.effects(record)?;
+    fn effects(&self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestError> {
+        Native.effects(record, effects)?;
         for (key, delta) in effects.slru.iter_mut().chain(effects.commit_ts.iter_mut()) {
             self.slru(key, delta);
         }
         effects.catalogue.retain_mut(|change| self.catalogue(change));
-        Ok(effects)
+        Ok(())
     }
 }
 
@@ -313,9 +313,9 @@ impl Redo for ForgottenMapClears {
         Native.page(record, block, page)
     }
 
-    fn effects(&self, record: &DecodedRecord) -> Result<Effects, IngestError> {
-        let mut effects = Native.effects(record)?;
+    fn effects(&self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestError> {
+        Native.effects(record, effects)?;
         effects.vm_clears.clear();
-        Ok(effects)
+        Ok(())
     }
 }
