@@ -332,6 +332,11 @@ impl Tier {
         self.process(name).status()
     }
 
+    /// What a role's `/metrics` tells.
+    pub fn metrics(&self, name: &str) -> String {
+        self.process(name).metrics()
+    }
+
     /// Has a safekeeper look through all its WAL and control files, and waits until it has; its status then.
     pub fn scrub(&self, name: &str) -> Value {
         let pass = self.process(name).scrub();

@@ -1,14 +1,14 @@
 //! What is stored where.
 //!
 //! ```text
-//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<first>-<last>-<generation>-<sequence>
+//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<generation>-<number>
 //! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/manifests/<generation>-<sequence>
 //! ```
 //!
-//! Numbers are 16 hex digits, so that names sort by them. A layer's name carries its writer's generation: a stale owner
+//! Numbers of manifests are 16 hex digits, so that names sort by them. A layer's name carries its writer's generation: a stale owner
 //! never overwrites what a newer one wrote. The highest manifest (by generation, then sequence) is the current one.
 
-use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{Generation, ShardIdentity, TenantId, TimelineId};
 
 /// Directory of one shard's timeline.
 pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> String {
@@ -16,15 +16,6 @@ pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) ->
         "tenants/{tenant}/shards/{}-{}/timelines/{timeline}",
         shard.index(),
         shard.count().get()
-    )
-}
-
-/// Name of a layer inside its timeline's `layers/`, also used for the local copy.
-/// The sequence is that of the manifest that will name it: layers that hold only files may share their range.
-pub fn layer_name(first: Lsn, last: Lsn, generation: Generation, sequence: u64) -> String {
-    format!(
-        "{:016x}-{:016x}-{:016x}-{sequence:08x}",
-        first.0, last.0, generation.0
     )
 }
 

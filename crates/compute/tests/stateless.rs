@@ -82,6 +82,9 @@ async fn tier() -> Tier {
             store: format!("file://{}/store", home.path().display()),
             flush_bytes: 64 << 20,
             image_deltas: 24,
+            image_bytes: 16 << 10,
+            index_cache_bytes: 16 << 20,
+            rewind_s: 3600,
             page_cache_bytes: 16 << 20,
         };
         let server = Pageserver::start(

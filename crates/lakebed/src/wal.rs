@@ -42,14 +42,20 @@ async fn restore_wal(args: WalRestoreArgs, as_json: bool) -> anyhow::Result<()> 
         Some(node_id) => as_safekeeper(&archive, &args, node_id).await?,
     };
     let end = restored.state.commit;
-    let ahead = match args.safekeeper {
+    let (ahead, emptied) = match args.safekeeper {
         Some(_) => manifests_beyond(&store, args.tenant, args.timeline, end).await?,
-        None => Vec::new(),
+        None => (Vec::new(), Vec::new()),
     };
     let lost = match args.safekeeper {
         Some(_) => lost_branches(&parents(&store, args.tenant).await?, args.timeline, end),
         None => Vec::new(),
     };
+    if let (Some(shard), true) = (emptied.first(), args.rewind_layers) {
+        bail!(
+            "the WAL was restored up to {end}, and all manifests in {shard} are of layers beyond that: pageservers keep \
+             them for `rewind_s`, and the WAL got to object storage later than that. Nothing was removed"
+        );
+    }
     if args.rewind_layers {
         store
             .delete_all(ahead.iter().map(|beyond| beyond.path.clone()).collect())
@@ -176,13 +182,14 @@ struct Beyond {
     reached: Lsn,
 }
 
+/// Also the directories where nothing else would be left.
 async fn manifests_beyond(
     store: &BlobStore,
     tenant: TenantId,
     timeline: TimelineId,
     end: Lsn,
-) -> Result<Vec<Beyond>, BackupError> {
-    let mut beyond = Vec::new();
+) -> Result<(Vec<Beyond>, Vec<String>), BackupError> {
+    let (mut beyond, mut within_end) = (Vec::new(), BTreeMap::new());
     let within = format!("/timelines/{timeline}/manifests/");
     for path in store.list(&format!("tenants/{tenant}/shards")).await? {
         if !path.contains(&within) {
@@ -191,14 +198,20 @@ async fn manifests_beyond(
         let bytes = store.get(&path).await?;
         let manifest: Manifest =
             manifest::parse(&path, &bytes).map_err(|error| BackupError::NotWal(error.to_string()))?;
-        if manifest.disk_consistent > end {
+        let directory = path
+            .rsplit_once('/')
+            .map_or(path.as_str(), |(directory, _)| directory);
+        let is_within = manifest.disk_consistent <= end;
+        *within_end.entry(directory.to_owned()).or_insert(false) |= is_within;
+        if !is_within {
             beyond.push(Beyond {
                 path,
                 reached: manifest.disk_consistent,
             });
         }
     }
-    Ok(beyond)
+    let emptied = within_end.into_iter().filter(|(_, is_within)| !is_within);
+    Ok((beyond, emptied.map(|(directory, _)| directory).collect()))
 }
 
 /// Every branch's parent, by what shard 0 has stored last.

@@ -15,22 +15,19 @@
 //! - A [`Chain`] collects values, newest first, until one that stands for itself.
 //!
 //! The crate is pure: it sees bytes and places in files, never a file. What a value does to a page is the business of
-//! `redo` and `ingest`. The pageserver still stores layers of version 1 ([`file`], [`MemoryLayer`]), one for each flush;
-//! both go when it moves to the rest of this crate. What that needs there: the map as JSON in the manifest; the LSNs of
-//! databases copied by file among the read points; a takeover that lists the manifests again after it wrote its own. What is
-//! missing here: small partitions side by side are never joined, an edit copies the whole map, and the random operations of
-//! the tests have no drops and truncations.
+//! `redo` and `ingest`, what is stored when and where that of the pageserver.
+//!
+//! What is missing: small partitions side by side are never joined, an edit copies the whole map, what a page was before it
+//! was dropped is kept as its newest version, and the random operations of the tests have no drops and truncations.
 #![forbid(unsafe_code)]
 
 mod chain;
 mod change;
 mod desc;
-pub mod file;
 pub mod format;
 mod image;
 mod key_text;
 mod map;
-mod memory;
 mod memtable;
 mod merge;
 mod plan;
@@ -44,7 +41,6 @@ pub use change::{Durable, durable_steps};
 pub use desc::{BadLayerId, LayerDesc, LayerId, LayerKind};
 pub use image::{ImagePolicy, SinceImage};
 pub use map::{Edit, LayerMap, MapError, Merged, PageRange, Partition};
-pub use memory::MemoryLayer;
 pub use memtable::{Memtable, MemtableError};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
 pub use plan::{Job, Plan, PlanPolicy, plan};

@@ -52,10 +52,3 @@ pub struct Value {
     /// The bytes.
     pub body: Bytes,
 }
-
-impl Value {
-    /// Bytes that the value takes in memory, roughly.
-    pub fn weight(&self) -> usize {
-        self.body.len() + 64
-    }
-}

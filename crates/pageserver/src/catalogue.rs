@@ -189,6 +189,12 @@ impl Catalogue {
         life
     }
 
+    /// LSNs at which databases were copied: pages of the copies begin as those of their templates were there.
+    pub fn copied_at(&self) -> impl Iterator<Item = Lsn> {
+        let versions = self.databases.values().flatten();
+        versions.filter_map(|(lsn, template)| template.map(|_| *lsn))
+    }
+
     /// A file's content, `None` if it does not exist.
     pub fn file(&self, path: &str, lsn: Lsn) -> Option<Bytes> {
         at(self.files.get(path)?, lsn).cloned().flatten()
@@ -280,6 +286,45 @@ pub fn encode(entries: &[(Lsn, Entry)]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// Bytes of a section, but for the last of a run. A layer takes no section of any size.
+const SECTION_BYTES: usize = 8 << 20;
+
+/// Entries as sections of a layer: a byte that says whether the next section goes on with these (1) or not (0), then a
+/// part of what [`encode`] gives. Sections of several layers may follow each other.
+pub fn to_sections(entries: &[(Lsn, Entry)]) -> Vec<Bytes> {
+    let encoded = encode(entries);
+    let mut parts = encoded.chunks(SECTION_BYTES).peekable();
+    let mut sections = Vec::new();
+    while let Some(part) = parts.next() {
+        let mut section = vec![u8::from(parts.peek().is_some())];
+        section.extend_from_slice(part);
+        sections.push(section.into());
+    }
+    sections
+}
+
+/// Reads what [`to_sections`] gave, of one layer or several.
+///
+/// # Errors
+/// See [`CatalogueError`].
+pub fn from_sections(sections: Vec<Bytes>) -> Result<Vec<(Lsn, Entry)>, CatalogueError> {
+    let (mut entries, mut open) = (Vec::new(), Vec::new());
+    for mut section in sections {
+        let more = section.try_get_u8();
+        let more = more.map_err(|_| CatalogueError("a section is empty"))?;
+        open.extend_from_slice(&section);
+        match more {
+            0 => entries.extend(decode(std::mem::take(&mut open).into())?),
+            1 => {}
+            _ => return Err(CatalogueError("a section is of unknown kind")),
+        }
+    }
+    match open.is_empty() {
+        true => Ok(entries),
+        false => Err(CatalogueError("the last section is missing")),
+    }
 }
 
 fn put_rel(out: &mut Vec<u8>, rel: &RelTag) {

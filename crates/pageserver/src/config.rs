@@ -19,12 +19,23 @@ pub struct PageserverConfig {
     pub admin_listen: SocketAddr,
     /// Object storage: `file:///directory`.
     pub store: String,
-    /// Bytes of new WAL in memory, per timeline, that make a new layer.
+    /// Bytes of new WAL in memory, per timeline, that make a new layer; layers that are merged have about as many.
     #[serde(default = "default_flush_bytes")]
     pub flush_bytes: usize,
     /// Deltas of one page since its last image that make a new image.
     #[serde(default = "default_image_deltas")]
-    pub image_deltas: usize,
+    pub image_deltas: u32,
+    /// Bytes of those deltas that make one.
+    #[serde(default = "default_image_bytes")]
+    pub image_bytes: u64,
+    /// Bytes of index blocks of layers that are kept in memory, per timeline.
+    #[serde(default = "default_index_cache_bytes")]
+    pub index_cache_bytes: usize,
+    /// Seconds that a manifest, and the layers that only it names, are kept after there is a newer one. When WAL is lost
+    /// that layers already had, they are taken back to one of these (`lakebed wal restore --rewind-layers`), so this
+    /// must be longer than WAL takes to get to object storage.
+    #[serde(default = "default_rewind_s")]
+    pub rewind_s: u64,
     /// Bytes of built pages that are kept in memory, of all timelines together; 0 keeps none.
     #[serde(default = "default_page_cache_bytes")]
     pub page_cache_bytes: usize,
@@ -38,6 +49,18 @@ fn default_flush_bytes() -> usize {
     64 << 20
 }
 
-fn default_image_deltas() -> usize {
+fn default_image_deltas() -> u32 {
     24
+}
+
+fn default_image_bytes() -> u64 {
+    16 << 10
+}
+
+fn default_index_cache_bytes() -> usize {
+    64 << 20
+}
+
+fn default_rewind_s() -> u64 {
+    3600
 }

@@ -22,7 +22,8 @@ use crate::receive::remove_spools;
 use crate::service::PageService;
 
 /// Format of the data directory.
-const FORMAT: &str = "lakebed pageserver 1\n";
+const FORMAT: &str = "lakebed pageserver 2\n";
+const OLD_FORMAT: &str = "lakebed pageserver 1\n";
 /// Largest message: a batch of pages or a chunk of a file.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -115,6 +116,11 @@ fn open_directory(config: &PageserverConfig) -> anyhow::Result<File> {
     let path = directory.join("format");
     match fs::read_to_string(&path) {
         Ok(found) if found == FORMAT => {}
+        Ok(found) if found == OLD_FORMAT => bail!(
+            "{} is of a lakebed from before the first release, whose layers this version does not read: create its \
+             tenants anew, with an empty directory",
+            directory.display()
+        ),
         Ok(found) => bail!(
             "{} has the format `{}`; this version knows `{}`. Use a newer lakebed",
             directory.display(),
@@ -127,6 +133,20 @@ fn open_directory(config: &PageserverConfig) -> anyhow::Result<File> {
     Ok(lock)
 }
 
+/// What `/v1/layers` tells: the layers of every timeline, as its manifest has them.
+pub fn layers_json(node: &Node) -> serde_json::Value {
+    let layers = |timeline: &Arc<crate::timeline::Timeline>| {
+        let identity = &timeline.identity;
+        json!({
+            "tenant": identity.tenant,
+            "timeline": identity.timeline,
+            "shard": identity.shard.to_string(),
+            "map": timeline.layer_map(),
+        })
+    };
+    json!({ "timelines": node.timelines().iter().map(layers).collect::<Vec<_>>() })
+}
+
 /// What `/v1/status` tells.
 pub fn status_json(node: &Node) -> serde_json::Value {
     let timelines: Vec<_> = node
@@ -134,7 +154,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
         .iter()
         .map(|timeline| {
             let identity = &timeline.identity;
-            let (memory_bytes, layers) = timeline.sizes();
+            let sizes = timeline.sizes();
             json!({
                 "tenant": identity.tenant,
                 "timeline": identity.timeline,
@@ -147,8 +167,12 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "start_lsn": identity.start.to_string(),
                 "last_record_lsn": timeline.last_record().to_string(),
                 "disk_consistent_lsn": timeline.disk_consistent().to_string(),
-                "memory_bytes": memory_bytes,
-                "layers": layers,
+                "memory_bytes": sizes.memory_bytes,
+                "layers": sizes.layers,
+                "layer_bytes": sizes.layer_bytes,
+                "level0_layers": sizes.level0,
+                "history_layers": sizes.history,
+                "partitions": sizes.partitions,
                 "stopped": timeline.stopped(),
             })
         })

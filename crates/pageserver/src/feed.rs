@@ -186,7 +186,7 @@ impl Follower<'_> {
             let before = timeline.last_record();
             ingest_batch(self.node, &mut ingestor, batch, identity.cluster)?;
             // Four times the flush size is where memory ends.
-            while timeline.sizes().0 > 4 * self.node.config.flush_bytes {
+            while timeline.memory_bytes() > 4 * self.node.config.flush_bytes {
                 timeline.flush().await.context("storing a layer to make room")?;
             }
             let progress = v1::ShardProgress {

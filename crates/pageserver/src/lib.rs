@@ -5,20 +5,22 @@
 //! * [`ingest`]: WAL records become versions of pages and entries of the [`catalogue`].
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
-//! * [`layer_file`], [`manifest`]: the durable parts. [`reconstruct`]: replaying a page's values.
+//! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers.
+//! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
 pub mod basebackup;
 pub mod catalogue;
+mod compaction;
 pub mod config;
 pub mod daemon;
 pub mod data_directory;
 mod feed;
 pub mod import;
 pub mod ingest;
-pub mod layer_file;
+pub mod layer_store;
 pub mod manifest;
 pub mod metrics;
 pub mod node;

@@ -2,13 +2,25 @@
 //!
 //! Each change writes a new one, `<generation>-<sequence>`, created with put-if-absent; the highest is current. An
 //! owner with a lower generation can still write, but nobody reads what it writes.
+//!
+//! **Taking over** ([`claim`]): the new owner stores what it found under its own generation, then lists again: the owner
+//! before may have gone on between the first look and that. An owner lists after each manifest that it stores, and stops when
+//! there is a higher generation. So of two owners at least one sees the other: either the earlier one stops before it
+//! deletes anything, or the new one begins with its last manifest.
+//!
+//! **Old manifests** are kept for a while, and with them the layers that they name: who lost WAL deletes manifests that are
+//! ahead of it, and the one before is current again.
 
-use lakebed_blobstore::{BlobError, BlobStore, paths};
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lakebed_blobstore::{BlobError, BlobStore, Listed, paths};
+use lakebed_layer::{LayerId, LayerMap};
 use lakebed_types::{Generation, Lsn, PgVersion, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// Newest format that this version writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The WAL's cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +31,7 @@ pub struct Cluster {
     pub postgres_major: PgVersion,
     /// Bytes of a WAL segment.
     pub wal_segment_bytes: u32,
-    /// Its pages carry checksums. A manifest from before there was this field is of a cluster without.
+    /// Its pages carry checksums. An attachment from before there was this field is of a cluster without.
     #[serde(default)]
     pub data_checksums: bool,
 }
@@ -33,17 +45,14 @@ pub struct Parent {
     pub lsn: Lsn,
 }
 
-/// One layer object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerEntry {
-    /// Name in `layers/`.
-    pub name: String,
-    /// Values are above this LSN.
-    pub first: Lsn,
-    /// Values are at or below this LSN.
-    pub last: Lsn,
-    /// Size of the object.
-    pub bytes: u64,
+/// A layer that this manifest does not name and that earlier ones did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gone {
+    /// The layer.
+    pub layer: LayerId,
+    /// Generation and sequence of the first manifest without it: once all before that are deleted, it may be too.
+    pub since: (Generation, u64),
 }
 
 /// A shard's timeline as object storage knows it.
@@ -58,14 +67,18 @@ pub struct Manifest {
     pub parent: Option<Parent>,
     /// First LSN of the timeline's own history.
     pub start: Lsn,
-    /// First LSN that may be read, when that is after the start; a manifest from before there was this field is of a
-    /// timeline that can be read from its start.
-    #[serde(default)]
+    /// First LSN that may be read, when that is after the start.
     pub consistent: Lsn,
     /// Everything up to here is in the layers.
     pub disk_consistent: Lsn,
-    /// Layers, oldest first.
-    pub layers: Vec<LayerEntry>,
+    /// Its layers.
+    pub map: LayerMap,
+    /// Layers whose objects are still to be deleted.
+    pub gone: Vec<Gone>,
+    /// Branches that hang here, and where: these LSNs stay readable.
+    pub branches: BTreeMap<TimelineId, Lsn>,
+    /// Below this LSN only single LSNs can be read.
+    pub horizon: Lsn,
 }
 
 /// Why there is no usable manifest.
@@ -96,35 +109,119 @@ pub enum ManifestError {
     },
 }
 
-/// Reads the current manifest; `None` when the timeline was never stored. Also its sequence number.
+/// Where the manifests of a shard's timeline are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    store: BlobStore,
+    /// The timeline's directory.
+    directory: String,
+}
+
+/// Generation and sequence: the order of manifests.
+pub type Version = (Generation, u64);
+
+impl Place {
+    /// Of a shard's timeline.
+    pub fn new(store: &BlobStore, tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> Place {
+        Place {
+            store: store.clone(),
+            directory: paths::timeline(tenant, shard, timeline),
+        }
+    }
+
+    /// The timeline's directory in object storage.
+    pub fn directory(&self) -> &str {
+        &self.directory
+    }
+
+    fn path(&self, (generation, sequence): Version) -> String {
+        let name = paths::manifest_name(generation, sequence);
+        format!("{}/manifests/{name}", self.directory)
+    }
+
+    /// All manifests, oldest first.
+    ///
+    /// # Errors
+    /// Object storage's.
+    pub async fn list(&self) -> Result<Vec<(Version, Listed)>, ManifestError> {
+        let listed = self
+            .store
+            .list_objects(&format!("{}/manifests", self.directory))
+            .await?;
+        let version = |listed: Listed| Some((paths::parse_manifest(&listed.path)?, listed));
+        let mut all: Vec<_> = listed.into_iter().filter_map(version).collect();
+        all.sort_by_key(|(version, _)| *version);
+        Ok(all)
+    }
+
+    /// The version of the current manifest; `None` when the timeline was never stored.
+    ///
+    /// # Errors
+    /// [`ManifestError::Superseded`] when it is of a higher generation than `own`, or object storage's.
+    pub async fn current(&self, own: Generation) -> Result<Option<Version>, ManifestError> {
+        let newest = self.list().await?.pop().map(|(version, _)| version);
+        match newest {
+            Some((found, _)) if found > own => Err(ManifestError::Superseded {
+                directory: self.directory.clone(),
+                found,
+                own,
+            }),
+            newest => Ok(newest),
+        }
+    }
+
+    async fn read(&self, version: Version) -> Result<Manifest, ManifestError> {
+        let path = self.path(version);
+        parse(&path, &self.store.get(&path).await?)
+    }
+
+    /// Stores a manifest under a version that was never used.
+    ///
+    /// # Errors
+    /// See [`BlobError`]; `Exists` means that another process uses the same generation.
+    pub async fn write(&self, version: Version, manifest: &Manifest) -> Result<(), ManifestError> {
+        let path = self.path(version);
+        let bytes = encode(&path, manifest)?;
+        Ok(self.store.put_if_absent(&path, bytes).await?)
+    }
+
+    /// Deletes manifests.
+    ///
+    /// # Errors
+    /// Object storage's; repeat it.
+    pub async fn delete(&self, versions: &[Version]) -> Result<(), ManifestError> {
+        match versions.is_empty() {
+            true => Ok(()),
+            false => {
+                let paths = versions.iter().map(|version| self.path(*version)).collect();
+                Ok(self.store.delete_all(paths).await?)
+            }
+        }
+    }
+}
+
+/// Makes `own` the generation of the newest manifest: stores the current one again, under the next version. Gives it with
+/// that version's sequence number, which nobody else has; `None` when the timeline was never stored.
 ///
 /// # Errors
 /// See [`ManifestError`].
-pub async fn read_current(
-    store: &BlobStore,
-    tenant: TenantId,
-    shard: ShardIdentity,
-    timeline: TimelineId,
-    own: Generation,
-) -> Result<Option<(Manifest, u64)>, ManifestError> {
-    let directory = paths::timeline(tenant, shard, timeline);
-    let names = store.list(&format!("{directory}/manifests")).await?;
-    let newest = names
-        .iter()
-        .filter_map(|path| Some((paths::parse_manifest(path)?, path)))
-        .max();
-    let Some(((generation, sequence), path)) = newest else {
+pub async fn claim(place: &Place, own: Generation) -> Result<Option<(Manifest, u64)>, ManifestError> {
+    let Some(mut base) = place.current(own).await? else {
         return Ok(None);
     };
-    if generation > own {
-        return Err(ManifestError::Superseded {
-            directory,
-            found: generation,
-            own,
-        });
+    let mut sequence = if base.0 == own { base.1 } else { 0 };
+    loop {
+        let manifest = place.read(base).await?;
+        sequence += 1;
+        place.write((own, sequence), &manifest).await?;
+        place.current(own).await?;
+        let others = place.list().await?.into_iter().map(|(version, _)| version);
+        match others.filter(|version| *version < (own, 0)).max() {
+            // The owner before went on meanwhile.
+            Some(newest) if base.0 < own && newest > base => base = newest,
+            _ => return Ok(Some((manifest, sequence))),
+        }
     }
-    let manifest = parse(path, &store.get(path).await?)?;
-    Ok(Some((manifest, if generation == own { sequence } else { 0 })))
 }
 
 /// Reads what the object at `path` holds.
@@ -149,31 +246,26 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
     let OnlyFormat { format } = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
     if format > FORMAT {
         return Err(damaged(format!(
-            "it has format {format}; this version reads up to {FORMAT}. Use a newer lakebed"
+            "it has format {format}; this version reads {FORMAT}. Use a newer lakebed"
         )));
     }
-    serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))
+    if format < FORMAT {
+        return Err(damaged(format!(
+            "it has format {format}, of a lakebed from before the first release, and this version reads {FORMAT} only: \
+             create the tenant anew"
+        )));
+    }
+    let manifest: Manifest = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    manifest.map.check().map_err(|error| damaged(error.to_string()))?;
+    Ok(manifest)
 }
 
-/// Stores a manifest as the next one of this generation.
-///
-/// # Errors
-/// See [`BlobError`]; `Exists` means that another process uses the same generation.
-pub async fn write(
-    store: &BlobStore,
-    tenant: TenantId,
-    shard: ShardIdentity,
-    timeline: TimelineId,
-    (generation, sequence): (Generation, u64),
-    manifest: &Manifest,
-) -> Result<(), ManifestError> {
-    let path = paths::timeline(tenant, shard, timeline);
-    let path = format!("{path}/manifests/{}", paths::manifest_name(generation, sequence));
-    let json = serde_json::to_vec_pretty(manifest).map_err(|error| ManifestError::Damaged {
-        path: path.clone(),
+fn encode(path: &str, manifest: &Manifest) -> Result<Bytes, ManifestError> {
+    let json = serde_json::to_vec(manifest).map_err(|error| ManifestError::Damaged {
+        path: path.to_owned(),
         reason: error.to_string(),
     })?;
     let mut bytes = format!("{:08x}\n", crc32c::crc32c(&json)).into_bytes();
     bytes.extend_from_slice(&json);
-    Ok(store.put_if_absent(&path, bytes.into()).await?)
+    Ok(bytes.into())
 }

@@ -1,13 +1,21 @@
 //! Counters and gauges of a pageserver.
 
+use std::time::Duration;
+
+use lakebed_layer::MergeCount;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::timeline::read::Cost;
 
 /// Bounds of [`Metrics::page_chain_length`].
 const CHAIN_LENGTHS: [f64; 12] = [
     0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0,
 ];
+
+/// Bounds of [`Metrics::page_layers`].
+const LAYERS: [f64; 12] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0];
 
 /// Handles to the metrics; cheap to clone.
 #[derive(Clone, Debug)]
@@ -20,6 +28,12 @@ pub struct Metrics {
     pub page_seconds: Histogram,
     /// Values that were replayed for each page: an image alone is 1, a page that is known or all zeros 0.
     pub page_chain_length: Histogram,
+    /// Layers that had the page, for each page: the read amplification.
+    pub page_layers: Histogram,
+    /// Blocks read for each page, of data and of index.
+    pub page_blocks: Histogram,
+    /// Time of the replay of each page that was built.
+    pub page_redo_seconds: Histogram,
     /// Records ingested.
     pub records: Counter,
     /// Connections to safekeepers that ended with an error.
@@ -28,6 +42,20 @@ pub struct Metrics {
     pub flushes: Counter,
     /// Attempts to store a layer that failed and will be repeated.
     pub flush_failures: Counter,
+    /// Changes of the layers that compaction made.
+    pub merges: Counter,
+    /// Attempts of compaction that failed and will be repeated.
+    pub compaction_failures: Counter,
+    /// Bytes that compaction read.
+    pub compaction_read_bytes: Counter,
+    /// Bytes that compaction wrote.
+    pub compaction_written_bytes: Counter,
+    /// Images that compaction made.
+    pub compaction_images: Counter,
+    /// Values that compaction dropped: nobody can read them any more.
+    pub compaction_dropped: Counter,
+    /// Objects removed.
+    pub objects_removed: Counter,
 }
 
 impl Metrics {
@@ -38,10 +66,20 @@ impl Metrics {
             page_failures: Counter::default(),
             page_seconds: Histogram::new(exponential_buckets(0.000_005, 2.0, 18)),
             page_chain_length: Histogram::new(CHAIN_LENGTHS),
+            page_layers: Histogram::new(LAYERS),
+            page_blocks: Histogram::new(LAYERS),
+            page_redo_seconds: Histogram::new(exponential_buckets(0.000_001, 2.0, 18)),
             records: Counter::default(),
             feed_errors: Counter::default(),
             flushes: Counter::default(),
             flush_failures: Counter::default(),
+            merges: Counter::default(),
+            compaction_failures: Counter::default(),
+            compaction_read_bytes: Counter::default(),
+            compaction_written_bytes: Counter::default(),
+            compaction_images: Counter::default(),
+            compaction_dropped: Counter::default(),
+            objects_removed: Counter::default(),
         };
         let m = &metrics;
         registry.register("pageserver_pages", "Pages served", m.pages.clone());
@@ -60,6 +98,49 @@ impl Metrics {
             "Values that were replayed for a page",
             m.page_chain_length.clone(),
         );
+        registry.register(
+            "pageserver_page_layers",
+            "Layers that had a page that was served",
+            m.page_layers.clone(),
+        );
+        registry.register(
+            "pageserver_page_blocks",
+            "Blocks of layers that were read for a page",
+            m.page_blocks.clone(),
+        );
+        registry.register(
+            "pageserver_page_redo_seconds",
+            "Time of the replay of a page",
+            m.page_redo_seconds.clone(),
+        );
+        let compaction = [
+            ("merges", "Changes of the layers by compaction", &m.merges),
+            (
+                "failures",
+                "Failed attempts of compaction",
+                &m.compaction_failures,
+            ),
+            (
+                "read_bytes",
+                "Bytes that compaction read",
+                &m.compaction_read_bytes,
+            ),
+            (
+                "written_bytes",
+                "Bytes that compaction wrote",
+                &m.compaction_written_bytes,
+            ),
+            ("images", "Images that compaction made", &m.compaction_images),
+            ("dropped", "Values that compaction dropped", &m.compaction_dropped),
+            (
+                "objects_removed",
+                "Objects that nothing named any more",
+                &m.objects_removed,
+            ),
+        ];
+        for (name, help, counter) in compaction {
+            registry.register(format!("pageserver_compaction_{name}"), help, counter.clone());
+        }
         registry.register("pageserver_records", "WAL records ingested", m.records.clone());
         registry.register(
             "pageserver_feed_errors",
@@ -73,5 +154,26 @@ impl Metrics {
             m.flush_failures.clone(),
         );
         metrics
+    }
+
+    /// Counts a page that was served.
+    pub fn served(&self, cost: &Cost, took: Duration) {
+        self.pages.inc();
+        self.page_chain_length.observe(cost.values as f64);
+        self.page_layers.observe(f64::from(cost.layers.found));
+        self.page_blocks
+            .observe(f64::from(cost.layers.data_blocks + cost.layers.index_blocks));
+        self.page_redo_seconds.observe(cost.redo.as_secs_f64());
+        self.page_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts what a merge did between two moments.
+    pub fn merged(&self, before: &MergeCount, after: &MergeCount) {
+        self.compaction_read_bytes
+            .inc_by(after.bytes_read - before.bytes_read);
+        self.compaction_written_bytes
+            .inc_by(after.bytes_written - before.bytes_written);
+        self.compaction_images.inc_by(after.images - before.images);
+        self.compaction_dropped.inc_by(after.dropped - before.dropped);
     }
 }

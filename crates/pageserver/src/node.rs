@@ -9,20 +9,21 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use lakebed_blobstore::BlobStore;
+use lakebed_layer::ImagePolicy;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
-use crate::feed;
 use crate::import::{Circumstances, Import};
-use crate::manifest::{self, Cluster, Parent};
+use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
-use crate::timeline::{Identity, Thresholds, Timeline, TimelineError};
+use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
+use crate::{compaction, feed};
 
 /// How long creating a branch waits for the parent to ingest the branch point.
 const BRANCH_WAIT: Duration = Duration::from_secs(30);
@@ -155,6 +156,8 @@ pub struct Node {
     shards: RwLock<HashMap<ShardKey, Shard>>,
     /// One attach, import, create or delete at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One merge of layers at a time.
+    compactions: Semaphore,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -176,9 +179,16 @@ impl Node {
             managers,
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
+            compactions: Semaphore::new(1),
             tasks: TaskTracker::new(),
             shutdown,
         })
+    }
+
+    /// Waits for the turn to merge; it is over when what is returned is dropped.
+    pub async fn compaction_turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.compactions.acquire().await.ok()
     }
 
     fn with_shards<T>(&self, look: impl FnOnce(&mut HashMap<ShardKey, Shard>) -> T) -> T {
@@ -239,10 +249,21 @@ impl Node {
             .join(timeline.to_string())
     }
 
-    fn thresholds(&self) -> Thresholds {
-        Thresholds {
-            flush_bytes: self.config.flush_bytes,
-            image_deltas: self.config.image_deltas,
+    fn storage(&self, key: ShardKey, timeline: TimelineId) -> Storage {
+        let usual = Thresholds::of_size(self.config.flush_bytes);
+        Storage {
+            directory: self.directory(key, timeline),
+            store: self.store.clone(),
+            thresholds: Thresholds {
+                images: ImagePolicy {
+                    deltas: self.config.image_deltas,
+                    bytes: self.config.image_bytes,
+                },
+                index_cache_bytes: self.config.index_cache_bytes,
+                rewind_seconds: self.config.rewind_s,
+                ..usual
+            },
+            managers: self.managers.clone(),
         }
     }
 
@@ -313,8 +334,17 @@ impl Node {
             Some(Parent { timeline, lsn }) => Some((self.timeline(tenant, shard, timeline)?, lsn)),
             None => None,
         };
-        let current = manifest::read_current(&self.store, tenant, shard, spec.timeline, generation).await;
+        let place = Place::new(&self.store, tenant, shard, spec.timeline);
+        let current = manifest::claim(&place, generation).await;
         let current = current.map_err(TimelineError::from)?;
+        if let Some((parent, lsn)) = &parent {
+            if current.is_none() {
+                wait_for(parent, *lsn, BRANCH_WAIT).await?;
+                // The branch begins with the parent's catalogue, so that must survive a loss of memory.
+                parent.flush().await?;
+            }
+            parent.add_branch(spec.timeline, *lsn).await?;
+        }
         let stored = current
             .as_ref()
             .map(|(manifest, _)| (manifest.start, manifest.consistent));
@@ -329,18 +359,11 @@ impl Node {
             start,
             consistent: consistent.max(start),
         };
-        let directory = self.directory(key, spec.timeline);
-        let (store, thresholds, managers) = (self.store.clone(), self.thresholds(), self.managers.clone());
+        let storage = self.storage(key, spec.timeline);
         let timeline = match (current, parent) {
-            (Some(current), parent) => {
-                Timeline::open(identity, parent, directory, store, thresholds, managers, current).await?
-            }
-            (None, Some((parent, lsn))) => {
-                wait_for(&parent, lsn, BRANCH_WAIT).await?;
-                // The branch begins with the parent's catalogue, so that must survive a loss of memory.
-                parent.flush().await?;
-                let parent = Some((parent, lsn));
-                let timeline = Timeline::create(identity, parent, directory, store, thresholds, managers);
+            (Some(current), parent) => Timeline::open(identity, parent, storage, current).await?,
+            (None, Some(parent)) => {
+                let timeline = Timeline::create(identity, Some(parent), storage);
                 timeline.flush().await?;
                 timeline
             }
@@ -350,7 +373,7 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a timeline: feed and flush.
+    /// Runs a timeline: feed, flush and compaction.
     fn start(self: &Arc<Self>, key: ShardKey, timeline: Arc<Timeline>, spec: TimelineSpec) {
         let stop = self.shutdown.child_token();
         let (tell, safekeepers) = watch::channel(spec.safekeepers.clone());
@@ -365,6 +388,8 @@ impl Node {
                 shard.timelines.insert(timeline.identity.timeline, running);
             }
         });
+        self.tasks
+            .spawn(compaction::run(self.clone(), timeline.clone(), stop.clone()));
         self.tasks
             .spawn(feed::run(self.clone(), timeline, safekeepers, stop));
     }
@@ -395,7 +420,9 @@ impl Node {
             last_record_start: import.last_record_start,
             consistent: import.consistent,
         };
-        let current = manifest::read_current(&self.store, key.0, key.1, timeline, generation).await;
+        let current = Place::new(&self.store, key.0, key.1, timeline)
+            .current(generation)
+            .await;
         if current.map_err(TimelineError::from)?.is_some() {
             return Ok(taken);
         }
@@ -408,9 +435,7 @@ impl Node {
             start: import.start,
             consistent: import.consistent,
         };
-        let directory = self.directory(key, timeline);
-        let (store, thresholds, managers) = (self.store.clone(), self.thresholds(), self.managers.clone());
-        let new = Timeline::create(identity, None, directory, store, thresholds, managers);
+        let new = Timeline::create(identity, None, self.storage(key, timeline));
         let (portions, portion_bytes) = (new.clone(), self.config.flush_bytes);
         let runtime = tokio::runtime::Handle::current();
         let rest = blocking(move || {
@@ -435,6 +460,11 @@ impl Node {
             running.stop.cancel();
             let _ = std::fs::remove_dir_all(self.directory(key, timeline));
             self.pages.forget(timeline);
+            if let Some((parent, _)) = &running.timeline.parent
+                && let Err(error) = parent.remove_branch(timeline).await
+            {
+                tracing::warn!(%timeline, %error, "what the deleted branch read of its parent stays");
+            }
         }
         self.remember()
     }

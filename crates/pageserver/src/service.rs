@@ -85,6 +85,7 @@ fn status(error: NodeError) -> Status {
         NodeError::NotAttached { .. } | NodeError::NoTimeline(_) => Status::not_found(text),
         NodeError::NeverStored(_) | NodeError::Import(_) => Status::failed_precondition(text),
         NodeError::ParentBehind { .. } => Status::unavailable(text),
+        NodeError::Timeline(TimelineError::BeforeHistory { .. }) => Status::out_of_range(text),
         NodeError::Timeline(TimelineError::Blob(_)) => Status::unavailable(text),
         NodeError::Timeline(_) | NodeError::Local { .. } => Status::internal(text),
     }
@@ -396,10 +397,8 @@ async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetP
 fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::PageResult {
     let begin = Instant::now();
     match timeline.page_with(&node.pages, key, lsn) {
-        Ok((page, chain_length)) => {
-            node.metrics.pages.inc();
-            node.metrics.page_chain_length.observe(chain_length as f64);
-            node.metrics.page_seconds.observe(begin.elapsed().as_secs_f64());
+        Ok((page, cost)) => {
+            node.metrics.served(&cost, begin.elapsed());
             v1::PageResult {
                 status: PageStatus::Ok.into(),
                 page,

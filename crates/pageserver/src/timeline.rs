@@ -1,31 +1,44 @@
 //! One timeline of one shard: versions of pages, in memory and in layers, and the catalogue.
 //!
 //! ```text
-//! ingest ──► active memory layer ──flush──► layer file ──► object storage, then manifest
-//!                    ▲ newest                                   ▲ oldest
-//!                    └──────────── a read goes this way ────────┘ and on into the parent at the branch point
+//! ingest ──► active table ──flush──► level-0 layers ──compaction──► current and history layers
+//!                 ▲ newest                                                    ▲ oldest
+//!                 └──────────── a read goes this way ─────────────────────────┘ and on into the parent at the branch point
 //! ```
+//!
+//! * `read`: a page at an LSN, its [`read::Cost`].
+//! * `flush`: what is in memory becomes layers. `commit`: a change of the layers becomes durable, in object storage.
+//! * `compaction`: layers are merged; [`crate::compaction`] is the task.
 //!
 //! One task ingests; any number read. Positions: `remote_consistent == disk_consistent <= last_record`: a layer counts
 //! once its manifest is stored. A record that cannot be ingested stops the timeline: it serves what it has and says
 //! why it went no further.
 
+mod commit;
+pub mod compaction;
+mod flush;
+pub mod read;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
-use lakebed_blobstore::{BlobError, BlobStore, paths};
-use lakebed_layer::file::LayerBuilder;
-use lakebed_layer::{Chain, MemoryLayer, Value, ValueKind};
-use lakebed_redo::{Managers, PageBytes, checksum};
+use lakebed_blobstore::{BlobError, BlobStore};
+use lakebed_layer::format::{IndexCache, ReadError, WriteError};
+use lakebed_layer::{
+    ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy, Value,
+};
+use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
-use crate::layer_file::{LayerFile, LayerFileError};
-use crate::manifest::{self, Cluster, LayerEntry, Manifest, ManifestError, Parent};
-use crate::page_cache::PageCache;
-use crate::reconstruct::{self, ReconstructError};
+use crate::layer_store::{Layer, LayerStore, LayerStoreError};
+use crate::manifest::{Cluster, Manifest, ManifestError, Place};
+use crate::reconstruct::ReconstructError;
+use commit::Commits;
+use flush::Frozen;
 
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
@@ -50,30 +63,52 @@ pub struct Identity {
     pub consistent: Lsn,
 }
 
-/// When a page gets an image, and when memory goes to a file.
+/// Sizes and rules of storage.
 #[derive(Clone, Copy, Debug)]
 pub struct Thresholds {
-    /// Bytes of the memory layer that make a flush.
+    /// Bytes in memory that make a flush.
     pub flush_bytes: usize,
-    /// Deltas of one page since its last image that make a new one.
-    pub image_deltas: usize,
+    /// When a page gets an image.
+    pub images: ImagePolicy,
+    /// When layers are merged.
+    pub plan: PlanPolicy,
+    /// Bytes of index blocks that are kept in memory.
+    pub index_cache_bytes: usize,
+    /// Manifests are kept for so long after there is a newer one.
+    pub rewind_seconds: u64,
 }
 
-impl Default for Thresholds {
-    fn default() -> Self {
+impl Thresholds {
+    /// The usual rules for tables and layers of this size.
+    pub fn of_size(flush_bytes: usize) -> Thresholds {
         Thresholds {
-            flush_bytes: 64 << 20,
-            image_deltas: 24,
+            flush_bytes,
+            images: ImagePolicy::default(),
+            plan: PlanPolicy {
+                layer_bytes: flush_bytes as u64,
+                ..PlanPolicy::default()
+            },
+            index_cache_bytes: 64 << 20,
+            rewind_seconds: 3600,
         }
     }
 }
 
-/// Why a read or a flush failed.
+/// Why a read, a flush or a merge failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TimelineError {
-    /// A layer on disk is unreadable.
+    /// A layer cannot be read.
     #[error(transparent)]
-    Layer(#[from] LayerFileError),
+    Read(#[from] ReadError),
+    /// A layer cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A layer's file or object is not to be had.
+    #[error(transparent)]
+    Layer(#[from] LayerStoreError),
+    /// A change does not fit the layers that there are.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// A chain does not replay.
     #[error("page {key:?}: {source}")]
     Reconstruct {
@@ -113,24 +148,47 @@ pub enum TimelineError {
 /// What the write path changes and every read sees.
 #[derive(Debug)]
 struct State {
-    active: MemoryLayer,
+    active: Memtable,
     /// Catalogue entries that are in no layer yet.
     pending: Vec<(Lsn, Entry)>,
     /// Being flushed.
     frozen: Option<Frozen>,
-    /// Oldest first.
-    layers: Vec<Arc<LayerFile>>,
+    layers: Arc<Layers>,
     catalogue: Catalogue,
+    /// Values were half taken: nothing more may be stored.
+    broken: bool,
     stopped: Option<String>,
 }
 
-/// What one flush stores. After a failure the next flush stores the same again.
-#[derive(Clone, Debug)]
-struct Frozen {
-    memory: Arc<MemoryLayer>,
-    /// How many of the pending entries belong to it.
-    entries: usize,
-    last: Lsn,
+/// Layers as of one change, each of them open.
+#[derive(Clone, Debug, Default)]
+struct Layers {
+    map: LayerMap,
+    open: BTreeMap<LayerId, Arc<Layer>>,
+}
+
+impl Layers {
+    fn reader(&self, id: LayerId) -> Result<Arc<Layer>, TimelineError> {
+        let found = self.open.get(&id).cloned();
+        found.ok_or_else(|| TimelineError::Internal(format!("layer {id} is not open")))
+    }
+}
+
+/// What a timeline has, for status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes in memory tables.
+    pub memory_bytes: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Bytes of them.
+    pub layer_bytes: u64,
+    /// Layers of level 0.
+    pub level0: usize,
+    /// Layers of history.
+    pub history: usize,
+    /// Partitions.
+    pub partitions: usize,
 }
 
 /// Changes of one or more records, to be published together.
@@ -149,18 +207,32 @@ pub struct Timeline {
     pub identity: Identity,
     /// The parent and the branch point, for a branch.
     pub parent: Option<(Arc<Timeline>, Lsn)>,
-    directory: PathBuf,
-    store: BlobStore,
+    files: LayerStore,
+    manifests: Place,
     thresholds: Thresholds,
     /// Redo of extensions' records.
     managers: Managers,
+    index_cache: IndexCache,
     state: RwLock<State>,
     last_record: watch::Sender<Lsn>,
     /// Rung by readers whose WAL does not come.
     stalled: Notify,
     disk_consistent: watch::Sender<Lsn>,
-    /// Manifest sequence and its layers; held through a flush, so that there is one at a time.
-    flushing: tokio::sync::Mutex<(u64, Vec<LayerEntry>)>,
+    /// Held through a change of the layers, so that there is one at a time.
+    commits: tokio::sync::Mutex<Commits>,
+}
+
+/// Where a timeline is to be kept, and how.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Local directory for its layers.
+    pub directory: PathBuf,
+    /// Object storage.
+    pub store: BlobStore,
+    /// Sizes and rules.
+    pub thresholds: Thresholds,
+    /// Redo of extensions' records.
+    pub managers: Managers,
 }
 
 impl Timeline {
@@ -168,119 +240,122 @@ impl Timeline {
     pub fn create(
         identity: Identity,
         parent: Option<(Arc<Timeline>, Lsn)>,
-        directory: PathBuf,
-        store: BlobStore,
-        thresholds: Thresholds,
-        managers: Managers,
+        storage: Storage,
     ) -> Arc<Timeline> {
-        let catalogue = parent
-            .as_ref()
-            .map(|(parent, lsn)| parent.read(|state| state.catalogue.branch(*lsn)));
-        Self::build(
+        let commits = Commits {
+            horizon: identity.start,
+            ..Commits::default()
+        };
+        // There is no manifest yet that could number what is stored before the first one; the clock does.
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let micros = since.map_or(0, |since| since.as_micros() as u64);
+        let first_number = 1 << 63 | micros << 11;
+        let catalogue = inherited(&parent);
+        Arc::new(Self::build(
             identity,
             parent,
-            directory,
-            store,
-            thresholds,
-            managers,
-            catalogue.unwrap_or_default(),
-            Vec::new(),
-            (0, Vec::new()),
-        )
+            storage,
+            first_number,
+            catalogue,
+            commits,
+        ))
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one private constructor for two ways to begin"
-    )]
     fn build(
         identity: Identity,
         parent: Option<(Arc<Timeline>, Lsn)>,
-        directory: PathBuf,
-        store: BlobStore,
-        thresholds: Thresholds,
-        managers: Managers,
+        storage: Storage,
+        first_number: u64,
         catalogue: Catalogue,
-        layers: Vec<Arc<LayerFile>>,
-        flushed: (u64, Vec<LayerEntry>),
-    ) -> Arc<Timeline> {
-        let at = layers
-            .last()
-            .map_or(identity.start, |layer| layer.last().max(identity.start));
-        let state = State {
-            active: MemoryLayer::default(),
-            pending: Vec::new(),
-            frozen: None,
-            layers,
-            catalogue,
-            stopped: None,
-        };
-        Arc::new(Timeline {
-            identity,
-            parent,
+        commits: Commits,
+    ) -> Timeline {
+        let Storage {
             directory,
             store,
             thresholds,
             managers,
+        } = storage;
+        let manifests = Place::new(&store, identity.tenant, identity.shard, identity.timeline);
+        let numbers = (identity.generation, first_number);
+        let files = LayerStore::new(directory, store, manifests.directory(), numbers);
+        let state = State {
+            active: empty_table(),
+            pending: Vec::new(),
+            frozen: None,
+            layers: Arc::default(),
+            catalogue,
+            broken: false,
+            stopped: None,
+        };
+        Timeline {
+            last_record: watch::Sender::new(identity.start),
+            disk_consistent: watch::Sender::new(identity.start),
+            identity,
+            parent,
+            files,
+            manifests,
+            thresholds,
+            managers,
+            index_cache: IndexCache::new(thresholds.index_cache_bytes),
             state: RwLock::new(state),
-            last_record: watch::Sender::new(at),
             stalled: Notify::new(),
-            disk_consistent: watch::Sender::new(at),
-            flushing: tokio::sync::Mutex::new(flushed),
-        })
+            commits: tokio::sync::Mutex::new(commits),
+        }
     }
 
-    /// Opens a stored timeline: its manifest, with the layers that are missing on local disk fetched.
+    /// Opens a stored timeline, of which `claimed` is what [`crate::manifest::claim`] gave; layers that are missing on
+    /// local disk are fetched.
     ///
     /// # Errors
     /// See [`TimelineError`].
     pub async fn open(
         identity: Identity,
         parent: Option<(Arc<Timeline>, Lsn)>,
-        directory: PathBuf,
-        store: BlobStore,
-        thresholds: Thresholds,
-        managers: Managers,
-        (manifest, sequence): (Manifest, u64),
+        storage: Storage,
+        claimed: (Manifest, u64),
     ) -> Result<Arc<Timeline>, TimelineError> {
-        let mut catalogue = match &parent {
-            Some((parent, lsn)) => parent.read(|state| state.catalogue.branch(*lsn)),
-            None => Catalogue::default(),
+        let (manifest, sequence) = claimed;
+        let mut catalogue = inherited(&parent);
+        let commits = Commits {
+            sequence,
+            stored: true,
+            gone: manifest.gone,
+            branches: manifest.branches,
+            horizon: manifest.horizon,
+            superseded: None,
         };
-        make_directory(&directory)?;
-        let remote = paths::timeline(identity.tenant, identity.shard, identity.timeline);
-        let mut layers = Vec::new();
-        for entry in &manifest.layers {
-            let path = directory.join(&entry.name);
-            let layer = match LayerFile::open(&path) {
-                Ok(layer) => layer,
-                Err(error) => {
-                    if path.exists() {
-                        tracing::warn!(%error, "local layer is unusable; fetching it again");
-                    }
-                    let bytes = store.get(&format!("{remote}/layers/{}", entry.name)).await?;
-                    LayerFile::create(&path, &bytes)?
-                }
-            };
-            for (lsn, entry) in catalogue::decode(layer.catalogue()?)? {
-                catalogue.add(lsn, &entry);
-            }
-            layers.push(Arc::new(layer));
-        }
-        let timeline = Self::build(
+        // Nobody else has this sequence number, so nobody else gives these numbers to layers.
+        let first_number = sequence << 24;
+        let mut timeline = Self::build(
             identity,
             parent,
-            directory,
-            store,
-            thresholds,
-            managers,
-            catalogue,
-            layers,
-            (sequence, manifest.layers),
+            storage,
+            first_number,
+            Catalogue::default(),
+            commits,
         );
+        let mut open = BTreeMap::new();
+        for desc in manifest.map.layers() {
+            open.insert(desc.id, timeline.files.open_or_fetch(desc).await?);
+        }
+        timeline.files.remove_strangers(&manifest.map);
+        let layers = Layers {
+            map: manifest.map,
+            open,
+        };
+        for id in layers.map.catalogue() {
+            let sections = layers.reader(*id)?.sections()?;
+            for (lsn, entry) in catalogue::from_sections(sections)? {
+                catalogue.add(lsn, &entry);
+            }
+        }
+        let state = timeline.state.get_mut();
+        let state = state.map_err(|_| TimelineError::Internal("a lock is poisoned".to_owned()))?;
+        state.catalogue = catalogue;
+        state.layers = Arc::new(layers);
         timeline.last_record.send_replace(manifest.disk_consistent);
         timeline.disk_consistent.send_replace(manifest.disk_consistent);
-        Ok(timeline)
+        Ok(Arc::new(timeline))
     }
 
     fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -305,6 +380,11 @@ impl Timeline {
     /// Everything up to here is in object storage.
     pub fn disk_consistent(&self) -> Lsn {
         *self.disk_consistent.borrow()
+    }
+
+    /// Follows [`Timeline::disk_consistent`].
+    pub fn watch_disk_consistent(&self) -> watch::Receiver<Lsn> {
+        self.disk_consistent.subscribe()
     }
 
     /// Follows [`Timeline::last_record`].
@@ -332,21 +412,46 @@ impl Timeline {
         self.write(|state| state.stopped.get_or_insert(reason).clone());
     }
 
-    /// Bytes in the memory layers, number of layer files.
-    pub fn sizes(&self) -> (usize, usize) {
+    /// Bytes in memory and in layers.
+    pub fn sizes(&self) -> Sizes {
         self.read(|state| {
-            (
-                state.active.bytes() + state.frozen.as_ref().map_or(0, |frozen| frozen.memory.bytes()),
-                state.layers.len(),
-            )
+            let map = &state.layers.map;
+            let frozen = state.frozen.as_ref().map_or(0, |frozen| frozen.table.bytes());
+            let count = |kind| map.layers().filter(|desc| desc.kind == kind).count();
+            Sizes {
+                memory_bytes: state.active.bytes() + frozen,
+                layers: map.layers().count(),
+                layer_bytes: map.layers().map(|desc| desc.bytes).sum(),
+                level0: count(LayerKind::Level0),
+                history: count(LayerKind::History),
+                partitions: map.partitions().count(),
+            }
         })
     }
 
-    /// Publishes changes and moves the last record to `end`.
+    /// Bytes in memory tables.
+    pub fn memory_bytes(&self) -> usize {
+        self.read(|state| {
+            state.active.bytes() + state.frozen.as_ref().map_or(0, |frozen| frozen.table.bytes())
+        })
+    }
+
+    /// The layers, as the manifest has them.
+    pub fn layer_map(&self) -> LayerMap {
+        self.read(|state| state.layers.map.clone())
+    }
+
+    /// Publishes changes and moves the last record to `end`. Memory is bounded by whoever calls this: it waits while
+    /// [`Timeline::memory_bytes`] is above what it may be.
     pub fn publish(&self, changes: Changes, end: Lsn) {
         self.write(|state| {
-            for (key, lsn, value) in changes.values {
-                state.active.push(key, lsn, value);
+            if let Err(error) = take_values(&mut state.active, changes.values) {
+                // A bug. What was taken of the batch is not seen, and must not be stored.
+                state.broken = true;
+                state.stopped.get_or_insert(error.to_string());
+            }
+            if state.broken {
+                return;
             }
             for (lsn, entry) in &changes.entries {
                 state.catalogue.add(*lsn, entry);
@@ -399,362 +504,27 @@ impl Timeline {
         self.read(|state| question(&state.catalogue))
     }
 
-    /// Whether enough is in memory for a flush.
-    pub fn wants_flush(&self) -> bool {
-        self.read(|state| state.active.bytes() >= self.thresholds.flush_bytes)
-    }
-
-    /// Versions that a read of `key` in `(floor, upto]` needs, through this timeline and its ancestors.
-    fn chain(&self, key: &PageKey, floor: Lsn, upto: Lsn) -> Result<Chain, TimelineError> {
-        let mut chain = Chain::new(floor, upto);
-        let mut timeline = self;
-        loop {
-            let layers = timeline.read(|state| {
-                chain.offer(state.active.get(key));
-                if let Some(frozen) = &state.frozen {
-                    chain.offer(frozen.memory.get(key));
-                }
-                state.layers.clone()
-            });
-            for layer in layers.iter().rev() {
-                chain.reached(layer.last());
-                if chain.is_complete() {
-                    return Ok(chain);
-                }
-                if layer.first() < upto || layer.first() == layer.last() {
-                    chain.offer(&layer.read(key)?);
-                }
-                chain.reached(layer.first());
-            }
-            match &timeline.parent {
-                Some((parent, lsn)) if !chain.is_complete() => {
-                    chain.limit(*lsn);
-                    timeline = parent;
-                }
-                _ => return Ok(chain),
-            }
-        }
-    }
-
-    /// A relation's or SLRU's page at an LSN: zeros if it has no version.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub fn page(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
-        if !self.identity.shard.owns(key) {
-            return Err(TimelineError::WrongShard(*key));
-        }
-        self.page_of_life(key, lsn).map(|(page, _)| page)
-    }
-
-    /// As [`Timeline::page`], starting from what was built before, and with the number of values that were replayed:
-    /// an image alone is 1, an unchanged page 0.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub fn page_with(
-        &self,
-        cache: &PageCache,
-        key: &PageKey,
-        lsn: Lsn,
-    ) -> Result<(Bytes, usize), TimelineError> {
-        if !self.identity.shard.owns(key) {
-            return Err(TimelineError::WrongShard(*key));
-        }
-        let id = self.identity.timeline;
-        // Of an earlier life of the page it is of no use.
-        let known = cache
-            .get(id, key, lsn)
-            .filter(|(at, _)| *at >= self.life_floor(key, lsn));
-        let (page, length) = match known {
-            Some((at, page)) => self.page_since(key, at, page, lsn)?,
-            None => {
-                let (page, length) = self.page_of_life(key, lsn)?;
-                (self.sealed(key, page), length)
-            }
-        };
-        cache.put(id, key, lsn, page.clone());
-        Ok((page, length))
-    }
-
-    /// The page at `lsn`, from the same page at `at` in the same life.
-    fn page_since(
-        &self,
-        key: &PageKey,
-        at: Lsn,
-        known: Bytes,
-        lsn: Lsn,
-    ) -> Result<(Bytes, usize), TimelineError> {
-        let chain = self.chain(key, at, lsn)?;
-        if chain.is_empty() {
-            return Ok((known, 0));
-        }
-        let mut page = reconstruct::zeros();
-        if !chain.has_base() {
-            page.copy_from_slice(&known);
-        }
-        let length = chain.len();
-        self.replay(key, chain, &mut page)?;
-        Ok((self.sealed(key, page), length))
-    }
-
-    /// A page as it is handed out: with its checksum, if the cluster's pages carry one. Redo leaves that alone, as
-    /// Postgres does until it writes the page.
-    fn sealed(&self, key: &PageKey, mut page: Box<PageBytes>) -> Bytes {
-        if let (PageKey::Rel { block, .. }, true) = (key, self.identity.cluster.data_checksums) {
-            checksum::set(&mut page, *block);
-        }
-        Bytes::from(page as Box<[u8]>)
-    }
-
-    /// Values at or below it belong to an earlier life of the page.
-    fn life_floor(&self, key: &PageKey, lsn: Lsn) -> Lsn {
-        match key {
-            PageKey::Rel { rel, block } => {
-                self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn))
-                    .floor
-            }
-            _ => Lsn(0),
-        }
-    }
-
-    fn page_of_life(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, usize), TimelineError> {
-        let (floor, copied_from) = match key {
-            PageKey::Rel { rel, block } => {
-                let life = self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn));
-                let source = life.copied_from.map(|rel| PageKey::Rel { rel, block: *block });
-                (life.floor, source)
-            }
-            _ => (Lsn(0), None),
-        };
-        let chain = self.chain(key, floor, lsn)?;
-        let (mut page, before) = match copied_from.filter(|_| !chain.has_base()) {
-            // The copy was made of the template's files as of this record, which is after everything before it.
-            Some(source) => self.page_of_life(&source, floor)?,
-            None => (reconstruct::zeros(), 0),
-        };
-        let length = before + chain.len();
-        self.replay(key, chain, &mut page)?;
-        Ok((page, length))
-    }
-
-    fn replay(&self, key: &PageKey, chain: Chain, page: &mut PageBytes) -> Result<(), TimelineError> {
-        let cluster = &self.identity.cluster;
-        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
-        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
-    }
-
-    /// Number of values that a read of the page replays: an image alone is 1.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub fn chain_length(&self, key: &PageKey, lsn: Lsn) -> Result<usize, TimelineError> {
-        Ok(self.chain(key, self.life_floor(key, lsn), lsn)?.len())
-    }
-
-    /// The control state's bytes at an LSN.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub fn control(&self, lsn: Lsn) -> Result<Bytes, TimelineError> {
-        let chain = self.chain(&PageKey::Control, Lsn(0), lsn)?;
-        let newest = chain.into_values().last();
-        newest
-            .map(|(_, value)| value.body)
-            .ok_or(TimelineError::NoControl(lsn))
-    }
-
     /// Size of a fork.
     pub fn relation_size(&self, rel: RelTag, lsn: Lsn) -> Option<u32> {
         self.catalogue(|catalogue| catalogue.size(rel, lsn))
     }
-
-    /// Moves what is in memory into a layer file, then to object storage. Returns when the manifest is stored. A
-    /// timeline that is not stored yet is stored by its first flush, also when there is nothing in memory.
-    ///
-    /// # Errors
-    /// See [`TimelineError`]. Nothing is lost: what was in memory stays readable, and the next flush tries again.
-    pub async fn flush(self: &Arc<Self>) -> Result<(), TimelineError> {
-        let mut flushing = self.flushing.lock().await;
-        let first = self.disk_consistent();
-        let (Frozen { memory, last, .. }, entries) = self.write(|state| {
-            let State {
-                active,
-                pending,
-                frozen,
-                ..
-            } = state;
-            let frozen = frozen.get_or_insert_with(|| Frozen {
-                memory: Arc::new(std::mem::take(active)),
-                entries: pending.len(),
-                last: self.last_record(),
-            });
-            (frozen.clone(), pending[..frozen.entries].to_vec())
-        });
-        let stored = flushing.0 > 0;
-        if stored && memory.is_empty() && entries.is_empty() && last == first {
-            self.write(|state| state.frozen = None);
-            return Ok(());
-        }
-        let sequence = next_sequence(&flushing);
-        let mut layers = flushing.1.clone();
-        let mut new_layer = None;
-        if !memory.is_empty() || !entries.is_empty() {
-            let count = entries.len();
-            let (layer, entry) = self.store_layer(memory, entries, (first, last), sequence).await?;
-            layers.push(entry);
-            new_layer = Some((layer, count));
-        }
-        let manifest = Manifest {
-            format: manifest::FORMAT,
-            cluster: self.identity.cluster,
-            parent: self.parent.as_ref().map(|(parent, lsn)| Parent {
-                timeline: parent.identity.timeline,
-                lsn: *lsn,
-            }),
-            start: self.identity.start,
-            consistent: self.identity.consistent,
-            disk_consistent: last,
-            layers: layers.clone(),
-        };
-        let Identity {
-            tenant,
-            shard,
-            timeline,
-            generation,
-            ..
-        } = self.identity;
-        manifest::write(
-            &self.store,
-            tenant,
-            shard,
-            timeline,
-            (generation, sequence),
-            &manifest,
-        )
-        .await?;
-        *flushing = (sequence, layers);
-        self.write(|state| {
-            if let Some((layer, entries)) = new_layer {
-                state.layers.push(Arc::new(layer));
-                state.pending.drain(..entries);
-            }
-            state.frozen = None;
-        });
-        self.disk_consistent.send_replace(last);
-        Ok(())
-    }
-
-    /// Stores images of an import, all at the start, as a layer of its own. Nobody sees it before the first
-    /// [`Timeline::flush`] has stored the manifest that names it.
-    ///
-    /// # Errors
-    /// See [`TimelineError`].
-    pub async fn store_portion(self: &Arc<Self>, portion: Changes) -> Result<(), TimelineError> {
-        let mut flushing = self.flushing.lock().await;
-        let mut memory = MemoryLayer::default();
-        for (key, lsn, value) in portion.values {
-            memory.push(key, lsn, value);
-        }
-        let start = self.identity.start;
-        let sequence = next_sequence(&flushing);
-        let (layer, entry) = self
-            .store_layer(Arc::new(memory), portion.entries, (start, start), sequence)
-            .await?;
-        flushing.1.push(entry);
-        self.write(|state| state.layers.push(Arc::new(layer)));
-        Ok(())
-    }
-
-    /// Writes a layer to local disk and to object storage.
-    async fn store_layer(
-        self: &Arc<Self>,
-        memory: Arc<MemoryLayer>,
-        entries: Vec<(Lsn, Entry)>,
-        (first, last): (Lsn, Lsn),
-        sequence: u64,
-    ) -> Result<(LayerFile, LayerEntry), TimelineError> {
-        let name = paths::layer_name(first, last, self.identity.generation, sequence);
-        let timeline = self.clone();
-        let path = self.directory.join(&name);
-        let build = move || timeline.write_layer(&memory, &entries, first, last, &path);
-        let (layer, object) = tokio::task::spawn_blocking(build)
-            .await
-            .map_err(|error| TimelineError::Internal(format!("writing a layer: {error}")))??;
-        let remote = paths::timeline(self.identity.tenant, self.identity.shard, self.identity.timeline);
-        let bytes = object.len() as u64;
-        self.store.put(&format!("{remote}/layers/{name}"), object).await?;
-        let entry = LayerEntry {
-            name,
-            first,
-            last,
-            bytes,
-        };
-        Ok((layer, entry))
-    }
-
-    fn write_layer(
-        &self,
-        memory: &MemoryLayer,
-        entries: &[(Lsn, Entry)],
-        first: Lsn,
-        last: Lsn,
-        path: &std::path::Path,
-    ) -> Result<(LayerFile, Bytes), TimelineError> {
-        make_directory(&self.directory)?;
-        let mut builder = LayerBuilder::new();
-        for (key, values) in memory.sorted() {
-            match self.image_for(key, values)? {
-                Some(image) => {
-                    let mut values = values.to_vec();
-                    values.push(image);
-                    builder.add(key, &values);
-                }
-                None => builder.add(key, values),
-            }
-        }
-        let bytes = builder.finish(first, last, &catalogue::encode(entries));
-        Ok((LayerFile::create(path, &bytes)?, bytes.into()))
-    }
-
-    /// An image of the page's newest version, if its chain has become long.
-    fn image_for(
-        &self,
-        key: &PageKey,
-        values: &[(Lsn, Value)],
-    ) -> Result<Option<(Lsn, Value)>, TimelineError> {
-        let since = values
-            .iter()
-            .rev()
-            .take_while(|(_, value)| !value.kind.stands_alone())
-            .count();
-        let (Some((lsn, _)), true) = (values.last(), since >= self.thresholds.image_deltas) else {
-            return Ok(None);
-        };
-        let (page, _) = self.page_of_life(key, *lsn)?;
-        Ok(Some((
-            *lsn,
-            Value {
-                kind: ValueKind::Image,
-                body: Bytes::copy_from_slice(&page[..]),
-            },
-        )))
-    }
 }
 
-/// Of the next manifest and a layer that it names. An import stores layers before its first manifest; none of them may
-/// have the name of another.
-fn next_sequence((manifest, layers): &(u64, Vec<LayerEntry>)) -> u64 {
-    (*manifest).max(layers.len() as u64) + 1
+/// The catalogue that a branch begins with.
+fn inherited(parent: &Option<(Arc<Timeline>, Lsn)>) -> Catalogue {
+    let parent = parent.as_ref();
+    let branch = parent.map(|(parent, lsn)| parent.read(|state| state.catalogue.branch(*lsn)));
+    branch.unwrap_or_default()
 }
 
-fn make_directory(directory: &std::path::Path) -> Result<(), TimelineError> {
-    let made = std::fs::create_dir_all(directory);
-    made.map_err(|source| {
-        LayerFileError::Io {
-            path: directory.to_owned(),
-            source,
-        }
-        .into()
-    })
+/// Its bound is [`Thresholds::flush_bytes`] and who publishes: a table cannot end in the middle of a batch.
+fn empty_table() -> Memtable {
+    Memtable::new(usize::MAX)
+}
+
+fn take_values(table: &mut Memtable, values: Vec<(PageKey, Lsn, Value)>) -> Result<(), MemtableError> {
+    for (key, lsn, value) in values {
+        table.push(key, lsn, value.kind, &value.body)?;
+    }
+    Ok(())
 }

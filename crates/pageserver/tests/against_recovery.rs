@@ -11,9 +11,9 @@ use lakebed_blobstore::BlobStore;
 use lakebed_pageserver::data_directory::{DataDirectoryError, Item, visit};
 use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
-use lakebed_pageserver::manifest;
+use lakebed_pageserver::manifest::{self, Place};
 use lakebed_pageserver::page_cache::PageCache;
-use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
+use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, Stop, run, temp_dir, wait_until, workloads};
 use lakebed_redo::{Managers, PageBytes, mask};
 use lakebed_types::shard::shard_of;
@@ -25,10 +25,16 @@ use lakebed_wal::record::DecodedRecord;
 use lakebed_wal::stream::WalDecoder;
 
 const SHARDS: u8 = 2;
-const SMALL: Thresholds = Thresholds {
-    flush_bytes: 8 << 20,
-    image_deltas: 16,
-};
+
+/// Small, so that there are layers.
+fn storage(directory: &Path, store: &BlobStore) -> Storage {
+    Storage {
+        directory: directory.to_owned(),
+        store: store.clone(),
+        thresholds: Thresholds::of_size(4 << 20),
+        managers: Managers::default(),
+    }
+}
 
 fn records(pg_wal: &Path, start: Lsn, format: WalFormat) -> Vec<DecodedRecord> {
     let size = u64::from(format.segment_bytes);
@@ -81,14 +87,7 @@ async fn import_all(cluster: &Path, store: &BlobStore) -> (Vec<Shard>, Lsn, WalF
             consistent: start,
         };
         let local = temp_dir();
-        let timeline = Timeline::create(
-            identity,
-            None,
-            local.path().join("t"),
-            store.clone(),
-            SMALL,
-            Managers::default(),
-        );
+        let timeline = Timeline::create(identity, None, storage(&local.path().join("t"), store));
         // Most of it in layers of one LSN.
         let portions = store_portions(&timeline, imported).await;
         assert!(portions > 5, "{portions} portions");
@@ -122,22 +121,12 @@ async fn take_over(shard: &Shard, store: &BlobStore) -> Shard {
         generation: Generation(old.generation.0 + 1),
         ..old.clone()
     };
-    let current =
-        manifest::read_current(store, old.tenant, old.shard, old.timeline, identity.generation).await;
-    let current = current.unwrap().expect("a manifest");
+    let place = Place::new(store, old.tenant, old.shard, old.timeline);
+    let claimed = manifest::claim(&place, identity.generation).await;
+    let claimed = claimed.unwrap().expect("a manifest");
     let local = temp_dir();
-    let directory = local.path().join("t");
-    let timeline = Timeline::open(
-        identity,
-        None,
-        directory,
-        store.clone(),
-        SMALL,
-        Managers::default(),
-        current,
-    )
-    .await
-    .unwrap();
+    let storage = storage(&local.path().join("t"), store);
+    let timeline = Timeline::open(identity, None, storage, claimed).await.unwrap();
     Shard { timeline, local }
 }
 
@@ -295,8 +284,8 @@ fn built_on_what_was_built(shards: &[Shard], key: &PageKey, steps: &[Lsn]) {
             page[..] == timeline.page(key, *lsn).unwrap()[..],
             "{key} at {lsn}"
         );
-        let (again, replayed) = timeline.page_with(&cache, key, *lsn).unwrap();
-        assert!(again == page && replayed == 0, "{key} at {lsn}");
+        let (again, cost) = timeline.page_with(&cache, key, *lsn).unwrap();
+        assert!(again == page && cost.values == 0, "{key} at {lsn}");
     }
 }
 
@@ -338,12 +327,15 @@ async fn pages_equal_stock_recovery() {
     for shard in &mut shards {
         ingest(shard, &records[..middle]).await;
         shard.timeline.flush().await.unwrap();
+        assert!(shard.timeline.compact().await.unwrap().pages > 0);
         // What comes after the flush is lost with the disk, and ingested again.
         ingest(shard, &records[middle..middle + 1000]).await;
         *shard = take_over(shard, &store).await;
         assert_eq!(shard.timeline.last_record(), records[middle - 1].end);
         ingest(shard, &records[middle..]).await;
         shard.timeline.flush().await.unwrap();
+        shard.timeline.compact().await.unwrap();
+        println!("{:?}", shard.timeline.sizes());
         assert!(shard.local.path().join("t").is_dir());
     }
     // The tablespace's directory is the primary's; recovery makes its own beside it.

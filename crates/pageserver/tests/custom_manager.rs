@@ -9,8 +9,8 @@ use lakebed_blobstore::BlobStore;
 use lakebed_ingest::ControlState;
 use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
-use lakebed_pageserver::manifest;
-use lakebed_pageserver::timeline::{Identity, Thresholds, Timeline};
+use lakebed_pageserver::manifest::{self, Place};
+use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, temp_dir};
 use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
 use lakebed_types::{
@@ -95,12 +95,20 @@ async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers:
         start: imported.start,
         consistent: imported.consistent,
     };
-    let (directory, store) = (directory.to_owned(), store.clone());
-    let timeline = Timeline::create(identity, None, directory, store, Thresholds::default(), managers);
+    let timeline = Timeline::create(identity, None, storage(directory, store, managers));
     let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
     timeline.publish(changes, imported.start);
     timeline.flush().await.unwrap();
     timeline
+}
+
+fn storage(directory: &Path, store: &BlobStore, managers: Managers) -> Storage {
+    Storage {
+        directory: directory.to_owned(),
+        store: store.clone(),
+        thresholds: Thresholds::of_size(1 << 20),
+        managers,
+    }
 }
 
 /// The same timeline from object storage, taken over by a node with these plug-ins.
@@ -115,18 +123,10 @@ async fn taken_over(
         generation: Generation(old.generation.0 + 1),
         ..old.clone()
     };
-    let current = manifest::read_current(store, old.tenant, old.shard, old.timeline, identity.generation);
-    let current = current.await.unwrap().expect("a manifest");
-    let (directory, store) = (directory.to_owned(), store.clone());
-    let opened = Timeline::open(
-        identity,
-        None,
-        directory,
-        store,
-        Thresholds::default(),
-        managers,
-        current,
-    );
+    let place = Place::new(store, old.tenant, old.shard, old.timeline);
+    let claimed = manifest::claim(&place, identity.generation).await.unwrap();
+    let storage = storage(directory, store, managers);
+    let opened = Timeline::open(identity, None, storage, claimed.expect("a manifest"));
     opened.await.unwrap()
 }
 

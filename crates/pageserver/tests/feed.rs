@@ -54,6 +54,9 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         store: "memory:".to_owned(),
         flush_bytes: 1 << 20,
         image_deltas: 24,
+        image_bytes: 16 << 10,
+        index_cache_bytes: 1 << 20,
+        rewind_s: 3600,
         page_cache_bytes: 1 << 20,
     };
     let store = BlobStore::open(&config.store).unwrap();

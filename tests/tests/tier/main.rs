@@ -2,6 +2,7 @@
 
 mod branches;
 mod campaign;
+mod compaction;
 mod comparison;
 mod disk_faults;
 mod durability;

@@ -183,6 +183,9 @@ impl Tier {
             store: format!("file://{}", store.display()),
             flush_bytes: 64 << 20,
             image_deltas: 24,
+            image_bytes: 16 << 10,
+            index_cache_bytes: 16 << 20,
+            rewind_s: 3600,
             page_cache_bytes: 16 << 20,
         };
         let stop = CancellationToken::new();

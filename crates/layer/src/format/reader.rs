@@ -41,6 +41,8 @@ pub struct ReadCount {
     pub layers: u32,
     /// Of those, layers whose filter said no.
     pub filtered: u32,
+    /// Layers that had values of the page.
+    pub found: u32,
     /// Index blocks that were not in the cache.
     pub index_blocks: u32,
     /// Data blocks read.
@@ -142,7 +144,7 @@ impl<R: ReadAt> LayerReader<R> {
             count.filtered += 1;
             return Ok(());
         }
-        let asked = (*key, chain.upto());
+        let (asked, mut found) = ((*key, chain.upto()), false);
         let mut leaf = self.top.upto(key, asked.1);
         while let Some(entry) = leaf.checked_sub(1).and_then(|leaf| self.top.get(leaf)) {
             let entries = self.index(&entry, asked, cache, count)?;
@@ -151,6 +153,7 @@ impl<R: ReadAt> LayerReader<R> {
                 if entry.key != *key || chain.is_complete() {
                     return Ok(());
                 }
+                count.found += u32::from(!std::mem::replace(&mut found, true));
                 let piece = self.data(entry.place, asked, count)?.find(key);
                 let piece = piece.map_err(|what| self.damage(BlockKind::Data, entry.place, asked, what))?;
                 chain.offer(&piece.values);

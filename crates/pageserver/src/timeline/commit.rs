@@ -1,0 +1,222 @@
+//! A change of the layers becomes durable.
+//!
+//! In the order that [`durable_steps`] says: new layers to object storage, then a manifest that names them. Objects that
+//! it does not name any more stay until every manifest that names them is deleted ([`Timeline::sweep`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lakebed_layer::{Durable, Edit, LayerDesc, LayerId, LayerMap, durable_steps};
+use lakebed_types::{Generation, Lsn, TimelineId};
+
+use super::{Layers, State, Timeline, TimelineError};
+use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
+
+/// What the manifest has besides the layers.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    /// Of the last manifest that may have been stored.
+    pub sequence: u64,
+    /// Whether there is a manifest.
+    pub stored: bool,
+    pub gone: Vec<Gone>,
+    pub branches: BTreeMap<TimelineId, Lsn>,
+    pub horizon: Lsn,
+    /// Generation of the owner that took over.
+    pub superseded: Option<Generation>,
+}
+
+impl Timeline {
+    /// Stores `new` layers, which are on local disk, and a manifest with the change; then it counts. `and` is done
+    /// together with it.
+    pub(super) async fn commit(
+        self: &Arc<Self>,
+        commits: &mut Commits,
+        edit: Option<Edit>,
+        new: &[LayerDesc],
+        flushed: Lsn,
+        and: impl FnOnce(&mut State),
+    ) -> Result<(), TimelineError> {
+        let layers = self.read(|state| state.layers.clone());
+        let steps = match &edit {
+            Some(edit) => durable_steps(&layers.map, edit, new)?,
+            None => vec![Durable::Commit(Box::new(layers.map.clone()))],
+        };
+        let removed = steps.iter().filter_map(|step| match step {
+            Durable::Remove(id) => Some(*id),
+            _ => None,
+        });
+        let removed: Vec<LayerId> = removed.collect();
+        let (mut open, mut and) = (layers.open.clone(), Some(and));
+        for step in steps {
+            match step {
+                Durable::Store(id) => {
+                    self.files.upload(id).await?;
+                    for desc in new.iter().filter(|desc| desc.id == id) {
+                        open.insert(id, self.files.open(desc)?);
+                    }
+                }
+                Durable::Commit(map) => {
+                    self.store_manifest(commits, &map, &removed, flushed).await?;
+                    // Nothing may fail from here on: what the manifest calls gone must not be named again.
+                    open.retain(|id, _| map.get(*id).is_some());
+                    let layers = Layers {
+                        map: *map,
+                        open: std::mem::take(&mut open),
+                    };
+                    self.write(|state| {
+                        state.layers = Arc::new(layers);
+                        and.take().into_iter().for_each(|and| and(state));
+                    });
+                }
+                // Its object goes when no manifest names it.
+                Durable::Remove(id) => self.files.remove_local(&[id]),
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the next manifest. A sequence number is used once: of an attempt that failed it is unknown whether it will
+    /// yet take effect.
+    async fn store_manifest(
+        &self,
+        commits: &mut Commits,
+        map: &LayerMap,
+        removed: &[LayerId],
+        flushed: Lsn,
+    ) -> Result<(), TimelineError> {
+        let identity = &self.identity;
+        if let Some(found) = commits.superseded {
+            return Err(self.superseded(found).into());
+        }
+        commits.sequence += 1;
+        let version: Version = (identity.generation, commits.sequence);
+        let newly = removed.iter().map(|layer| Gone {
+            layer: *layer,
+            since: version,
+        });
+        let gone: Vec<Gone> = commits.gone.iter().copied().chain(newly).collect();
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            cluster: identity.cluster,
+            parent: self.parent.as_ref().map(|(parent, lsn)| Parent {
+                timeline: parent.identity.timeline,
+                lsn: *lsn,
+            }),
+            start: identity.start,
+            consistent: identity.consistent,
+            disk_consistent: flushed,
+            map: map.clone(),
+            gone: gone.clone(),
+            branches: commits.branches.clone(),
+            horizon: commits.horizon,
+        };
+        self.manifests.write(version, &manifest).await?;
+        let looked = self.manifests.current(identity.generation).await;
+        if let Err(ManifestError::Superseded { found, .. }) = &looked {
+            commits.superseded = Some(*found);
+        }
+        looked?;
+        // Only now: after a failure the next manifest may name these layers again.
+        (commits.gone, commits.stored) = (gone, true);
+        Ok(())
+    }
+
+    fn superseded(&self, found: Generation) -> ManifestError {
+        ManifestError::Superseded {
+            directory: self.manifests.directory().to_owned(),
+            found,
+            own: self.identity.generation,
+        }
+    }
+
+    /// Keeps `lsn` readable for a branch, durably, whatever comes later.
+    ///
+    /// # Errors
+    /// The LSN is not readable any more, or see [`TimelineError`].
+    pub async fn add_branch(self: &Arc<Self>, branch: TimelineId, lsn: Lsn) -> Result<(), TimelineError> {
+        let mut commits = self.commits.lock().await;
+        if commits.branches.get(&branch) == Some(&lsn) {
+            return Ok(());
+        }
+        if lsn < commits.horizon && !commits.branches.values().any(|known| *known == lsn) {
+            return Err(TimelineError::BeforeHistory {
+                asked: lsn,
+                start: commits.horizon,
+            });
+        }
+        commits.branches.insert(branch, lsn);
+        let stored = self
+            .commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
+            .await;
+        if stored.is_err() {
+            commits.branches.remove(&branch);
+        }
+        stored
+    }
+
+    /// Forgets a branch that was deleted.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]; what the branch read stays then.
+    pub async fn remove_branch(self: &Arc<Self>, branch: TimelineId) -> Result<(), TimelineError> {
+        let mut commits = self.commits.lock().await;
+        match commits.branches.remove(&branch) {
+            None => Ok(()),
+            Some(_) => {
+                self.commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
+                    .await
+            }
+        }
+    }
+
+    /// Deletes manifests that are older than is kept, then objects that only they named. How many objects went.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]; what is left goes another time.
+    pub async fn sweep(&self) -> Result<usize, TimelineError> {
+        let mut commits = self.commits.lock().await;
+        if let Some(found) = commits.superseded {
+            return Err(self.superseded(found).into());
+        }
+        let listed = self.manifests.list().await?;
+        let Some((newest, now)) = listed
+            .last()
+            .map(|(version, listed)| (*version, listed.written_unix_s))
+        else {
+            return Ok(0);
+        };
+        if newest.0 > self.identity.generation {
+            commits.superseded = Some(newest.0);
+            return Err(self.superseded(newest.0).into());
+        }
+        // By the store's clock. The newest one of those is what there was so long ago, so it stays.
+        let keep = i64::try_from(self.thresholds.rewind_seconds).unwrap_or(i64::MAX);
+        let old = listed
+            .iter()
+            .rev()
+            .find(|(_, listed)| listed.written_unix_s <= now.saturating_sub(keep));
+        let Some((oldest_kept, _)) = old else {
+            return Ok(0);
+        };
+        let versions = listed.iter().map(|(version, _)| *version);
+        let deleted: Vec<Version> = versions.filter(|version| version < oldest_kept).collect();
+        self.manifests.delete(&deleted).await?;
+        let named = |gone: &Gone| self.read(|state| state.layers.map.get(gone.layer).is_some());
+        let old = |gone: &&Gone| gone.since <= *oldest_kept && !named(gone);
+        let (gone, kept): (Vec<Gone>, Vec<Gone>) = commits.gone.iter().partition(old);
+        let layers: Vec<LayerId> = gone.iter().map(|gone| gone.layer).collect();
+        self.files.remove_objects(&layers).await?;
+        commits.gone = kept;
+        Ok(layers.len())
+    }
+}
+
+/// Runs what reads and writes files where it may take its time.
+pub(super) async fn blocking<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> Result<T, TimelineError> + Send + 'static,
+) -> Result<T, TimelineError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| TimelineError::Internal(format!("{name}: {error}")))?
+}

@@ -1,0 +1,222 @@
+//! Layers are merged, as [`plan()`] says.
+//!
+//! Everything of the timeline's own history can be read, so the read points are all LSNs from the horizon on, the branch
+//! points below it, and the LSNs at which databases were copied: a page of the copy begins as its template's was there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lakebed_layer::{
+    Edit, Finished, Job, LayerDesc, LayerId, LayerKind, Merge, MergeCount, MergeError, MergeRules, Plan,
+    ReadPoints, Step, plan,
+};
+use lakebed_types::Lsn;
+
+use super::commit::blocking;
+use super::read::Redo;
+use super::{Timeline, TimelineError};
+use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
+
+/// A merge that runs.
+pub struct Running {
+    merge: Merge<LocalFile, LayerSink>,
+}
+
+/// What is to be done next.
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// Catalogue layers become one.
+    Catalogue(Vec<LayerId>),
+    /// A merge, which has begun.
+    Merge(Box<Running>),
+}
+
+/// What a slice of a merge did.
+pub enum Slice {
+    /// Time is up; there is more to do.
+    Pause(Box<Running>),
+    /// Layers are complete; they count once they are committed. There is more to do.
+    Cut(Box<Running>, Box<Finished<LayerSink>>),
+    /// The same, and nothing is left.
+    Done(Box<Running>, Box<Finished<LayerSink>>),
+}
+
+impl Running {
+    /// What was done so far.
+    pub fn count(&self) -> MergeCount {
+        self.merge.count()
+    }
+}
+
+impl From<MergeError<TimelineError>> for TimelineError {
+    fn from(error: MergeError<TimelineError>) -> TimelineError {
+        match error {
+            MergeError::Read(error) => error.into(),
+            MergeError::Write(error) => error.into(),
+            MergeError::Create(source) => LayerStoreError::Create(source).into(),
+            MergeError::Image { source, .. } => source,
+        }
+    }
+}
+
+impl Timeline {
+    /// LSNs that are read.
+    async fn read_points(&self) -> ReadPoints {
+        let commits = self.commits.lock().await;
+        let copied: Vec<Lsn> = self.catalogue(|catalogue| catalogue.copied_at().collect());
+        let single = commits.branches.values().copied().chain(copied);
+        ReadPoints::new(single.map(|lsn| (lsn, lsn)).chain([(commits.horizon, Lsn::MAX)]))
+    }
+
+    /// Plans the next step of compaction.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub async fn plan_compaction(&self) -> Result<Next, TimelineError> {
+        let points = self.read_points().await;
+        let layers = self.read(|state| state.layers.clone());
+        let job: Job = match plan(&layers.map, &points, &self.thresholds.plan) {
+            None => return Ok(Next::Nothing),
+            Some(Plan::Catalogue(layers)) => return Ok(Next::Catalogue(layers)),
+            Some(Plan::Merge(job)) => *job,
+        };
+        let rules = MergeRules {
+            images: self.thresholds.images,
+            points,
+            layer_bytes: self.thresholds.plan.layer_bytes,
+        };
+        let readers = job.inputs.iter().map(|id| layers.reader(*id));
+        let readers = readers.collect::<Result<_, _>>()?;
+        let merge = Merge::new(job, rules, readers);
+        Ok(Next::Merge(Box::new(Running { merge })))
+    }
+
+    /// Goes on with a merge for about `time`. Nothing counts before it is committed.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]; the merge is over then, and may be planned again.
+    pub async fn merge_for(
+        self: &Arc<Self>,
+        mut running: Box<Running>,
+        time: Duration,
+    ) -> Result<Slice, TimelineError> {
+        let timeline = self.clone();
+        let work = move || {
+            let (begin, mut images) = (Instant::now(), Redo(&timeline));
+            loop {
+                match running.merge.step(&mut &timeline.files, &mut images)? {
+                    Step::Page if begin.elapsed() >= time => return Ok(Slice::Pause(running)),
+                    Step::Page => {}
+                    Step::Cut(finished) => return Ok(Slice::Cut(running, finished)),
+                    Step::Done(finished) => return Ok(Slice::Done(running, finished)),
+                }
+            }
+        };
+        blocking("a merge", work).await
+    }
+
+    /// Makes what a merge finished count.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]; nothing has changed then, and the merge is over.
+    pub async fn commit_merge(
+        self: &Arc<Self>,
+        finished: Box<Finished<LayerSink>>,
+    ) -> Result<(), TimelineError> {
+        let Finished { merged, sinks } = *finished;
+        let new: Vec<LayerDesc> = sinks.iter().map(|(_, desc)| *desc).collect();
+        let timeline = self.clone();
+        let seal = move || {
+            for (sink, desc) in sinks {
+                timeline.files.seal(desc.id, sink)?;
+            }
+            Ok(())
+        };
+        blocking("a merge", seal).await?;
+        self.commit_layers(Edit::Merge(Box::new(merged)), &new).await
+    }
+
+    /// Copies the sections of catalogue layers into one.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]; nothing has changed then.
+    pub async fn merge_catalogue(self: &Arc<Self>, replaced: Vec<LayerId>) -> Result<(), TimelineError> {
+        let (timeline, layers) = (self.clone(), self.read(|state| state.layers.clone()));
+        let inputs = replaced.clone();
+        let copy = move || {
+            let (mut sections, mut lsns) = (Vec::new(), None);
+            for id in &inputs {
+                let reader = layers.reader(*id)?;
+                sections.extend(reader.sections()?);
+                let desc = reader.desc();
+                let (first, _) = lsns.unwrap_or((desc.first, desc.last));
+                lsns = Some((first, desc.last));
+            }
+            timeline.write_layer(LayerKind::Catalogue, lsns.unwrap_or_default(), &sections, |_| {
+                Ok(())
+            })
+        };
+        let with = blocking("a merge of the catalogue", copy).await?;
+        self.commit_layers(Edit::Catalogue { replaced, with }, &[with])
+            .await
+    }
+
+    async fn commit_layers(self: &Arc<Self>, edit: Edit, new: &[LayerDesc]) -> Result<(), TimelineError> {
+        let mut commits = self.commits.lock().await;
+        let flushed = self.disk_consistent();
+        let done = self.commit(&mut commits, Some(edit), new, flushed, |_| {}).await;
+        if done.is_err() {
+            self.files
+                .remove_local(&new.iter().map(|desc| desc.id).collect::<Vec<_>>());
+        }
+        done
+    }
+
+    /// Compacts until there is nothing to do. For tests; the daemon's task is [`crate::compaction`].
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub async fn compact(self: &Arc<Self>) -> Result<MergeCount, TimelineError> {
+        let mut total = MergeCount::default();
+        loop {
+            let mut running = match self.plan_compaction().await? {
+                Next::Nothing => return Ok(total),
+                Next::Catalogue(layers) => {
+                    self.merge_catalogue(layers).await?;
+                    continue;
+                }
+                Next::Merge(running) => running,
+            };
+            loop {
+                let done;
+                (running, done) = match self.merge_for(running, Duration::MAX).await? {
+                    Slice::Pause(running) => (running, false),
+                    Slice::Cut(running, finished) => {
+                        self.commit_merge(finished).await?;
+                        (running, false)
+                    }
+                    Slice::Done(running, finished) => {
+                        self.commit_merge(finished).await?;
+                        (running, true)
+                    }
+                };
+                if done {
+                    break;
+                }
+            }
+            total = sum(total, running.count());
+        }
+    }
+}
+
+fn sum(a: MergeCount, b: MergeCount) -> MergeCount {
+    MergeCount {
+        pages: a.pages + b.pages,
+        values: a.values + b.values,
+        dropped: a.dropped + b.dropped,
+        images: a.images + b.images,
+        bytes_read: a.bytes_read + b.bytes_read,
+        bytes_written: a.bytes_written + b.bytes_written,
+    }
+}

@@ -1,0 +1,172 @@
+//! What is in memory becomes layers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lakebed_layer::format::{Codec, LayerWriter};
+use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, Value, ValueKind};
+use lakebed_types::{Lsn, PageKey};
+
+use super::commit::blocking;
+use super::read::Cost;
+use super::{Changes, Layers, Timeline, TimelineError, empty_table, take_values};
+use crate::catalogue::{self, Entry};
+use crate::layer_store::{LayerSink, LayerStoreError};
+
+/// What one flush stores. After a failure the next flush stores the same again.
+#[derive(Clone, Debug)]
+pub(super) struct Frozen {
+    pub table: Arc<Memtable>,
+    /// How many of the pending entries belong to it.
+    entries: usize,
+    last: Lsn,
+}
+
+impl Timeline {
+    /// Whether enough is in memory for a flush.
+    pub fn wants_flush(&self) -> bool {
+        self.read(|state| state.active.bytes() >= self.thresholds.flush_bytes)
+    }
+
+    /// Moves what is in memory into layers, and those to object storage. Returns when the manifest is stored. A
+    /// timeline that is not stored yet is stored by its first flush, also when there is nothing in memory.
+    ///
+    /// # Errors
+    /// See [`TimelineError`]. Nothing is lost: what was in memory stays readable, and the next flush tries again.
+    pub async fn flush(self: &Arc<Self>) -> Result<(), TimelineError> {
+        let mut commits = self.commits.lock().await;
+        let first = self.disk_consistent();
+        let (frozen, entries) = self.freeze()?;
+        let last = frozen.last;
+        if commits.stored && frozen.table.is_empty() && entries.is_empty() && last == first {
+            self.write(|state| state.frozen = None);
+            return Ok(());
+        }
+        let count = entries.len();
+        let (timeline, table) = (self.clone(), frozen.table);
+        let write = move || timeline.write_layers(&table, &entries, (first, last));
+        let new = blocking("a flush", write).await?;
+        let edit = (!new.is_empty()).then(|| Edit::Flush(new.clone()));
+        let stored = self.commit(&mut commits, edit, &new, last, |state| {
+            state.pending.drain(..count);
+            state.frozen = None;
+        });
+        if let Err(error) = stored.await {
+            // The next attempt writes its own.
+            self.files
+                .remove_local(&new.iter().map(|desc| desc.id).collect::<Vec<_>>());
+            return Err(error);
+        }
+        self.disk_consistent.send_replace(last);
+        Ok(())
+    }
+
+    /// What there is to flush: what the last attempt did not store, or what is in memory now.
+    fn freeze(&self) -> Result<(Frozen, Vec<(Lsn, Entry)>), TimelineError> {
+        self.write(|state| {
+            if state.broken {
+                let reason = state.stopped.clone().unwrap_or_default();
+                return Err(TimelineError::Internal(reason));
+            }
+            let frozen = match state.frozen.take() {
+                Some(frozen) => frozen,
+                None => Frozen {
+                    table: Arc::new(std::mem::replace(&mut state.active, empty_table())),
+                    entries: state.pending.len(),
+                    last: self.last_record(),
+                },
+            };
+            state.frozen = Some(frozen.clone());
+            let entries = state.pending.get(..frozen.entries).unwrap_or_default().to_vec();
+            Ok((frozen, entries))
+        })
+    }
+
+    /// Stores images of an import, all at the start, as a layer of its own. Nobody sees it before the first
+    /// [`Timeline::flush`] has stored the manifest that names it.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub async fn store_portion(self: &Arc<Self>, portion: Changes) -> Result<(), TimelineError> {
+        let _one = self.commits.lock().await;
+        let mut table = empty_table();
+        let taken = take_values(&mut table, portion.values);
+        taken.map_err(|error| TimelineError::Internal(error.to_string()))?;
+        let (timeline, start, entries) = (self.clone(), self.identity.start, portion.entries);
+        let write = move || timeline.write_layers(&table, &entries, (start, start));
+        let new = blocking("an import", write).await?;
+        let layers = self.read(|state| state.layers.clone());
+        let (map, _) = layers.map.apply(&Edit::Flush(new.clone()))?;
+        let mut open = layers.open.clone();
+        for desc in &new {
+            self.files.upload(desc.id).await?;
+            open.insert(desc.id, self.files.open(desc)?);
+        }
+        self.write(|state| state.layers = Arc::new(Layers { map, open }));
+        Ok(())
+    }
+
+    /// Writes what is in memory to local disk: a layer of level 0, and one of the catalogue.
+    fn write_layers(
+        self: &Arc<Self>,
+        table: &Memtable,
+        entries: &[(Lsn, Entry)],
+        lsns: (Lsn, Lsn),
+    ) -> Result<Vec<LayerDesc>, TimelineError> {
+        let mut new = Vec::new();
+        if !table.is_empty() {
+            new.push(self.write_layer(LayerKind::Level0, lsns, &[], |writer| {
+                for key in table.sorted_pages() {
+                    let values = table.values(&key);
+                    for (lsn, value) in &values {
+                        writer.value(&key, *lsn, value)?;
+                    }
+                    if let Some((lsn, image)) = self.image_for(table, &key, &values)? {
+                        writer.value(&key, lsn, &image)?;
+                    }
+                }
+                Ok(())
+            })?);
+        }
+        if !entries.is_empty() {
+            let sections = catalogue::to_sections(entries);
+            new.push(self.write_layer(LayerKind::Catalogue, lsns, &sections, |_| Ok(()))?);
+        }
+        Ok(new)
+    }
+
+    /// Writes a layer to local disk.
+    pub(super) fn write_layer(
+        &self,
+        kind: LayerKind,
+        (first, last): (Lsn, Lsn),
+        sections: &[Bytes],
+        fill: impl FnOnce(&mut LayerWriter<LayerSink>) -> Result<(), TimelineError>,
+    ) -> Result<LayerDesc, TimelineError> {
+        let (id, sink) = self.files.begin().map_err(LayerStoreError::Create)?;
+        let mut writer = LayerWriter::new(sink, id, kind, Codec::Lz4)?;
+        fill(&mut writer)?;
+        let (sink, desc) = writer.finish(first, last, sections)?;
+        self.files.seal(id, sink)?;
+        Ok(desc)
+    }
+
+    /// An image of the page's newest version in a table, if its chain has become long there.
+    fn image_for(
+        self: &Arc<Self>,
+        table: &Memtable,
+        key: &PageKey,
+        values: &[(Lsn, &Value)],
+    ) -> Result<Option<(Lsn, Value)>, TimelineError> {
+        let since = table.since_image(key).unwrap_or_default();
+        let (Some((lsn, _)), true) = (values.last(), since.is_due(&self.thresholds.images)) else {
+            return Ok(None);
+        };
+        let page = self.page_of_life(key, *lsn, &mut Cost::default())?;
+        let image = Value {
+            kind: ValueKind::Image,
+            body: Bytes::from(page as Box<[u8]>),
+        };
+        Ok(Some((*lsn, image)))
+    }
+}

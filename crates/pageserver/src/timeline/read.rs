@@ -1,0 +1,233 @@
+//! A page at an LSN.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lakebed_layer::format::ReadCount;
+use lakebed_layer::{Chain, MakeImage, Value, read};
+use lakebed_redo::{PageBytes, checksum};
+use lakebed_types::{Lsn, PageKey};
+
+use super::{Timeline, TimelineError};
+use crate::catalogue::Life;
+use crate::page_cache::PageCache;
+use crate::reconstruct;
+
+/// What a read cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Values that were replayed: an image alone is 1, an unchanged page 0.
+    pub values: usize,
+    /// Layers and blocks.
+    pub layers: ReadCount,
+    /// Time of the replay.
+    pub redo: Duration,
+}
+
+impl Timeline {
+    /// Offers `chain` what this timeline and its ancestors have of the page.
+    fn collect(&self, key: &PageKey, chain: &mut Chain, count: &mut ReadCount) -> Result<(), TimelineError> {
+        let mut timeline: &Timeline = self;
+        loop {
+            let layers = timeline.read(|state| {
+                state.active.read(key, chain);
+                if let Some(frozen) = &state.frozen {
+                    frozen.table.read(key, chain);
+                }
+                state.layers.clone()
+            });
+            read(&layers.map, key, chain, &timeline.index_cache, count, |id| {
+                layers.reader(id)
+            })?;
+            match &timeline.parent {
+                Some((parent, lsn)) if !chain.is_complete() => {
+                    chain.limit(*lsn);
+                    timeline = parent;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// A relation's or SLRU's page at an LSN: zeros if it has no version.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page(&self, key: &PageKey, lsn: Lsn) -> Result<Box<PageBytes>, TimelineError> {
+        self.page_and_cost(key, lsn).map(|(page, _)| page)
+    }
+
+    /// As [`Timeline::page`], and what it cost.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page_and_cost(&self, key: &PageKey, lsn: Lsn) -> Result<(Box<PageBytes>, Cost), TimelineError> {
+        if !self.identity.shard.owns(key) {
+            return Err(TimelineError::WrongShard(*key));
+        }
+        let mut cost = Cost::default();
+        let page = self.page_of_life(key, lsn, &mut cost)?;
+        Ok((page, cost))
+    }
+
+    /// As [`Timeline::page_and_cost`], starting from what was built before.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn page_with(
+        &self,
+        cache: &PageCache,
+        key: &PageKey,
+        lsn: Lsn,
+    ) -> Result<(Bytes, Cost), TimelineError> {
+        if !self.identity.shard.owns(key) {
+            return Err(TimelineError::WrongShard(*key));
+        }
+        let id = self.identity.timeline;
+        // Of an earlier life of the page it is of no use.
+        let known = cache
+            .get(id, key, lsn)
+            .filter(|(at, _)| *at >= self.life(key, lsn).floor);
+        let mut cost = Cost::default();
+        let page = match known {
+            Some((at, page)) => self.page_since(key, at, page, lsn, &mut cost)?,
+            None => {
+                let page = self.page_of_life(key, lsn, &mut cost)?;
+                self.sealed(key, page)
+            }
+        };
+        cache.put(id, key, lsn, page.clone());
+        Ok((page, cost))
+    }
+
+    /// The page at `lsn`, from the same page at `at` in the same life.
+    fn page_since(
+        &self,
+        key: &PageKey,
+        at: Lsn,
+        known: Bytes,
+        lsn: Lsn,
+        cost: &mut Cost,
+    ) -> Result<Bytes, TimelineError> {
+        let mut chain = Chain::new(at, lsn);
+        self.collect(key, &mut chain, &mut cost.layers)?;
+        if chain.is_empty() {
+            return Ok(known);
+        }
+        let mut page = reconstruct::zeros();
+        if !chain.has_base() {
+            page.copy_from_slice(&known);
+        }
+        self.replay(key, chain, &mut page, cost)?;
+        Ok(self.sealed(key, page))
+    }
+
+    /// A page as it is handed out: with its checksum, if the cluster's pages carry one. Redo leaves that alone, as
+    /// Postgres does until it writes the page.
+    fn sealed(&self, key: &PageKey, mut page: Box<PageBytes>) -> Bytes {
+        if let (PageKey::Rel { block, .. }, true) = (key, self.identity.cluster.data_checksums) {
+            checksum::set(&mut page, *block);
+        }
+        Bytes::from(page as Box<[u8]>)
+    }
+
+    /// Where the history of the page begins that counts at `lsn`.
+    fn life(&self, key: &PageKey, lsn: Lsn) -> Life {
+        match key {
+            PageKey::Rel { rel, block } => self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn)),
+            _ => Life {
+                floor: Lsn(0),
+                copied_from: None,
+            },
+        }
+    }
+
+    pub(super) fn page_of_life(
+        &self,
+        key: &PageKey,
+        lsn: Lsn,
+        cost: &mut Cost,
+    ) -> Result<Box<PageBytes>, TimelineError> {
+        let life = self.life(key, lsn);
+        let mut chain = Chain::new(life.floor, lsn);
+        self.collect(key, &mut chain, &mut cost.layers)?;
+        self.page_of_chain(key, life, chain, cost)
+    }
+
+    fn page_of_chain(
+        &self,
+        key: &PageKey,
+        life: Life,
+        chain: Chain,
+        cost: &mut Cost,
+    ) -> Result<Box<PageBytes>, TimelineError> {
+        let source = match (key, life.copied_from) {
+            (PageKey::Rel { block, .. }, Some(rel)) => Some(PageKey::Rel { rel, block: *block }),
+            _ => None,
+        };
+        let mut page = match source.filter(|_| !chain.has_base()) {
+            // The copy was made of the template's files as of this record, which is after everything before it.
+            Some(source) => self.page_of_life(&source, life.floor, cost)?,
+            None => reconstruct::zeros(),
+        };
+        self.replay(key, chain, &mut page, cost)?;
+        Ok(page)
+    }
+
+    fn replay(
+        &self,
+        key: &PageKey,
+        chain: Chain,
+        page: &mut PageBytes,
+        cost: &mut Cost,
+    ) -> Result<(), TimelineError> {
+        let begin = Instant::now();
+        let cluster = &self.identity.cluster;
+        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
+        cost.values += chain.len();
+        cost.redo += begin.elapsed();
+        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
+    }
+
+    /// The control state's bytes at an LSN.
+    ///
+    /// # Errors
+    /// See [`TimelineError`].
+    pub fn control(&self, lsn: Lsn) -> Result<Bytes, TimelineError> {
+        let mut chain = Chain::new(Lsn(0), lsn);
+        self.collect(&PageKey::Control, &mut chain, &mut ReadCount::default())?;
+        let newest = chain.into_values().last();
+        newest
+            .map(|(_, value)| value.body)
+            .ok_or(TimelineError::NoControl(lsn))
+    }
+}
+
+/// Makes the images of a merge.
+pub(super) struct Redo<'a>(pub &'a Timeline);
+
+impl MakeImage for Redo<'_> {
+    type Error = TimelineError;
+
+    fn image(
+        &mut self,
+        key: &PageKey,
+        lsn: Lsn,
+        values: &[(Lsn, Value)],
+    ) -> Result<Option<Bytes>, TimelineError> {
+        let Redo(timeline) = self;
+        // Its versions are not steps from one to the next.
+        if *key == PageKey::Control {
+            return Ok(None);
+        }
+        let (life, mut cost) = (timeline.life(key, lsn), Cost::default());
+        let mut chain = Chain::new(life.floor, lsn);
+        chain.offer(values);
+        if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
+            chain.limit(*branch);
+            parent.collect(key, &mut chain, &mut cost.layers)?;
+        }
+        let page = timeline.page_of_chain(key, life, chain, &mut cost)?;
+        Ok(Some(Bytes::from(page as Box<[u8]>)))
+    }
+}

@@ -1,0 +1,448 @@
+//! Layers of a real timeline are merged: every page at every LSN stays what it was, on a branch too, over takeovers in
+//! the middle of a merge; a read asks one layer and those of level 0; what nothing names any more goes, and nothing else.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lakebed_blobstore::{BlobStore, paths};
+use lakebed_layer::{ImagePolicy, LayerKind, PlanPolicy};
+use lakebed_pageserver::import::{Circumstances, Import};
+use lakebed_pageserver::ingest::Ingestor;
+use lakebed_pageserver::manifest::{self, ManifestError, Place};
+use lakebed_pageserver::timeline::compaction::{Next, Slice};
+use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
+use lakebed_pgtest::{Cluster, temp_dir};
+use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
+use lakebed_types::{
+    ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
+};
+use lakebed_wal::record::{BlockRef, DecodedRecord};
+
+const RMID: u8 = 142;
+const REL: RelTag = RelTag {
+    spcnode: 1663,
+    dbnode: 5,
+    relnode: 99_999,
+    fork: ForkNumber::Main,
+};
+const BLOCKS: u32 = 120;
+/// Records between two flushes.
+const ROUND: u64 = 700;
+
+/// Writes the block's data where the main data says.
+struct Plugin;
+
+impl ResourceManager for Plugin {
+    fn name(&self) -> &str {
+        "toy"
+    }
+
+    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
+        let &[low, high] = record.main else {
+            return Err("its main data is not a position");
+        };
+        let at = usize::from(u16::from_le_bytes([low, high]));
+        let data = record.own.data.ok_or("no data")?;
+        let target = page.get_mut(at..at + data.len()).ok_or("outside the page")?;
+        target.copy_from_slice(data);
+        page::set_lsn(page, record.end);
+        Ok(())
+    }
+
+    fn mask(&self, page: &mut PageBytes, _block: u32) {
+        mask::lsn_and_checksum(page);
+    }
+}
+
+/// Numbers that look random.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Pages as they must be: all versions of each block.
+#[derive(Clone, Default)]
+struct Expected(BTreeMap<u32, Vec<(Lsn, Box<PageBytes>)>>);
+
+impl Expected {
+    fn write(&mut self, lsn: Lsn, block: u32, at: usize, data: &[u8], begins: bool) {
+        let versions = self.0.entry(block).or_default();
+        let before = versions.last().filter(|_| !begins);
+        let mut page = before.map_or(Box::new([0; 8192]), |(_, page)| page.clone());
+        page[at..at + data.len()].copy_from_slice(data);
+        page::set_lsn(&mut page, lsn);
+        versions.push((lsn, page));
+    }
+
+    fn page(&self, block: u32, lsn: Lsn) -> Box<PageBytes> {
+        let versions = self.0.get(&block).into_iter().flatten();
+        let seen = versions.take_while(|(at, _)| *at <= lsn).last();
+        seen.map_or(Box::new([0; 8192]), |(_, page)| page.clone())
+    }
+}
+
+fn managers() -> Managers {
+    let mut managers = Managers::default();
+    managers.register(RMID, Arc::new(Plugin)).unwrap();
+    managers
+}
+
+/// Small, so that a few thousand records make many partitions.
+fn storage(directory: &Path, store: &BlobStore) -> Storage {
+    Storage {
+        directory: directory.to_owned(),
+        store: store.clone(),
+        thresholds: Thresholds {
+            images: ImagePolicy {
+                deltas: 6,
+                bytes: 4096,
+            },
+            plan: PlanPolicy {
+                level0: 3,
+                layer_bytes: 30_000,
+                history: 2,
+                reclaim_bytes: 1 << 16,
+                catalogue: 3,
+            },
+            rewind_seconds: 0,
+            ..Thresholds::of_size(1 << 20)
+        },
+        managers: managers(),
+    }
+}
+
+async fn imported(cluster: &Path, directory: &Path, store: &BlobStore) -> Arc<Timeline> {
+    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
+    let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
+    let identity = Identity {
+        tenant: TenantId([1; 16]),
+        timeline: TimelineId([2; 16]),
+        shard,
+        generation: Generation(1),
+        cluster: imported.cluster,
+        start: imported.start,
+        consistent: imported.consistent,
+    };
+    let timeline = Timeline::create(identity, None, storage(directory, store));
+    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
+    timeline.publish(changes, imported.start);
+    timeline.flush().await.unwrap();
+    timeline
+}
+
+/// The same timeline without the local disk, owned by the next generation.
+async fn taken_over(old: &Timeline, directory: &Path, store: &BlobStore) -> Arc<Timeline> {
+    let identity = Identity {
+        generation: Generation(old.identity.generation.0 + 1),
+        ..old.identity.clone()
+    };
+    let place = Place::new(store, identity.tenant, identity.shard, identity.timeline);
+    let claimed = manifest::claim(&place, identity.generation).await.unwrap();
+    let storage = storage(directory, store);
+    let parent = old.parent.clone();
+    Timeline::open(identity, parent, storage, claimed.unwrap())
+        .await
+        .unwrap()
+}
+
+/// Ingests the records after the timeline's last one.
+fn ingest(timeline: &Arc<Timeline>, records: &[DecodedRecord]) {
+    let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
+    let last = timeline.last_record();
+    for record in records.iter().filter(|record| record.end > last) {
+        ingestor.record(record).unwrap();
+    }
+    ingestor.publish(records.last().map_or(last, |record| record.end));
+}
+
+/// Records behind `start`; one block gets a third of them.
+fn make(numbers: &mut Numbers, start: Lsn, expected: &mut Expected) -> Vec<DecodedRecord> {
+    let mut records = Vec::new();
+    for number in 0..ROUND {
+        let lsn = Lsn(start.0 + number * 64);
+        let block = match numbers.below(3) {
+            0 => 7,
+            _ => numbers.below(u64::from(BLOCKS)) as u32,
+        };
+        let at = 100 + numbers.below(7000) as u16;
+        let data: Vec<u8> = (0..1 + numbers.below(200))
+            .map(|_| numbers.below(256) as u8)
+            .collect();
+        let begins = numbers.below(40) == 0;
+        let end = Lsn(lsn.0 + 64);
+        expected.write(end, block, usize::from(at), &data, begins);
+        records.push(DecodedRecord {
+            version: PgVersion::V15,
+            start: lsn,
+            end,
+            prev: Lsn(0),
+            xid: 0,
+            rmid: RMID,
+            info: 0x20,
+            origin: None,
+            toplevel_xid: None,
+            blocks: vec![BlockRef {
+                id: 0,
+                rel: REL,
+                block,
+                will_init: begins,
+                image: None,
+                data: Some(data.into()),
+            }],
+            main_data: Bytes::copy_from_slice(&at.to_le_bytes()),
+        });
+    }
+    records
+}
+
+/// Compares every page at some LSNs, and what each read asked.
+fn check(timeline: &Arc<Timeline>, expected: &Expected, lsns: &[Lsn]) {
+    let level0 = |timeline: &Timeline| timeline.sizes().level0 as u32;
+    let bound = 1 + level0(timeline);
+    let bound = bound
+        + timeline
+            .parent
+            .as_ref()
+            .map_or(0, |(parent, _)| 1 + level0(parent));
+    for lsn in lsns {
+        for block in 0..BLOCKS {
+            let key = PageKey::Rel { rel: REL, block };
+            let (page, cost) = timeline.page_and_cost(&key, *lsn).unwrap();
+            assert!(page == expected.page(block, *lsn), "block {block} at {lsn}");
+            assert!(
+                cost.layers.found <= bound,
+                "block {block} at {lsn}: {cost:?}, not {bound}"
+            );
+        }
+    }
+}
+
+async fn objects(store: &BlobStore, timeline: &Timeline) -> Vec<String> {
+    let Identity {
+        tenant,
+        shard,
+        timeline,
+        ..
+    } = timeline.identity;
+    let directory = paths::timeline(tenant, shard, timeline);
+    let listed = store.list(&format!("{directory}/layers")).await.unwrap();
+    let mut names: Vec<String> = listed
+        .iter()
+        .filter_map(|path| Some(path.rsplit('/').next()?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+fn named(timeline: &Timeline) -> Vec<String> {
+    let mut names: Vec<String> = timeline
+        .layer_map()
+        .layers()
+        .map(|desc| desc.id.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_page_stays_what_it_was_while_layers_are_merged() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let store = BlobStore::open("memory:").unwrap();
+    let mut timeline = imported(&cluster.data_dir(), &local.path().join("0"), &store).await;
+    let (mut numbers, mut expected) = (Numbers(1), Expected::default());
+    let (mut records, mut lsns) = (Vec::new(), vec![timeline.identity.start]);
+    let mut branch: Option<(Arc<Timeline>, Expected, Vec<Lsn>)> = None;
+    let (mut merges, mut cuts, mut dropped) = (0, 0, 0);
+    for round in 0..14u64 {
+        let start = timeline.last_record();
+        let new = make(&mut numbers, start, &mut expected);
+        lsns.push(new[new.len() / 2].end);
+        records.extend(new);
+        ingest(&timeline, &records);
+        check(&timeline, &expected, &lsns[lsns.len() - 1..]);
+        timeline.flush().await.unwrap();
+        if round == 5 {
+            // In the middle of what there is, so that some of it is in merged layers.
+            let at = lsns[3];
+            timeline.add_branch(TimelineId([3; 16]), at).await.unwrap();
+            let identity = Identity {
+                timeline: TimelineId([3; 16]),
+                start: at,
+                consistent: at,
+                ..timeline.identity.clone()
+            };
+            let directory = local.path().join("branch");
+            let parent = Some((timeline.clone(), at));
+            let child = Timeline::create(identity, parent, storage(&directory, &store));
+            child.flush().await.unwrap();
+            let kept = expected.0.iter().map(|(block, versions)| {
+                let seen = versions.iter().filter(|(lsn, _)| *lsn <= at);
+                (*block, seen.cloned().collect())
+            });
+            branch = Some((child, Expected(kept.collect()), lsns[..4].to_vec()));
+        }
+        if let Some((child, expected, lsns)) = &mut branch {
+            let new = make(&mut numbers, child.last_record(), expected);
+            lsns.push(new[new.len() / 3].end);
+            ingest(child, &new);
+            child.flush().await.unwrap();
+            dropped += child.compact().await.unwrap().dropped;
+            check(child, expected, lsns);
+        }
+        if let (Next::Merge(mut running), 1) = (timeline.plan_compaction().await.unwrap(), merges % 2) {
+            // Killed in the middle of a merge, at one of its cuts.
+            {
+                for _ in 0..2 {
+                    running = match timeline.merge_for(running, Duration::MAX).await.unwrap() {
+                        Slice::Cut(running, finished) => {
+                            timeline.commit_merge(finished).await.unwrap();
+                            cuts += 1;
+                            running
+                        }
+                        Slice::Pause(running) | Slice::Done(running, _) => running,
+                    };
+                }
+            }
+            let directory = local.path().join(format!("{}", round + 1));
+            let next = taken_over(&timeline, &directory, &store).await;
+            // Who was superseded can neither flush nor delete.
+            let last = timeline.last_record();
+            timeline.publish(Default::default(), Lsn(last.0 + 8));
+            for refused in [timeline.flush().await, timeline.sweep().await.map(drop)] {
+                assert!(
+                    matches!(
+                        refused,
+                        Err(TimelineError::Manifest(ManifestError::Superseded { .. }))
+                    ),
+                    "{refused:?}"
+                );
+            }
+            timeline = next;
+            assert_eq!(timeline.last_record(), last);
+        }
+        let count = timeline.compact().await.unwrap();
+        (merges, dropped) = (merges + u32::from(count.pages > 0), dropped + count.dropped);
+        check(&timeline, &expected, &lsns);
+    }
+    let sizes = timeline.sizes();
+    assert!(
+        sizes.partitions > 3 && sizes.level0 < 3 && sizes.history > 0,
+        "{sizes:?}"
+    );
+    println!("{sizes:?}, {merges} merges, {cuts} cuts before a kill, {dropped} values dropped");
+    assert!(cuts > 0 && merges > 3, "{cuts} cuts, {merges} merges");
+    // All history can be read: what went are deltas that an image of the same LSN stands for.
+    assert!(timeline.layer_map().catalogue().len() < 3);
+    assert_eq!(timeline.relation_size(REL, timeline.last_record()), Some(BLOCKS));
+
+    // With nothing kept for a way back, what is there is what is named, and it is enough.
+    let before = objects(&store, &timeline).await;
+    let removed = timeline.sweep().await.unwrap();
+    let (after, named) = (objects(&store, &timeline).await, named(&timeline));
+    assert!(
+        removed > 20 && before.len() >= after.len() + removed,
+        "{removed} of {before:?}"
+    );
+    assert!(
+        named.iter().all(|name| after.contains(name)),
+        "{named:?} not all in {after:?}"
+    );
+    let again = taken_over(&timeline, &local.path().join("again"), &store).await;
+    check(&again, &expected, &lsns);
+    let (child, expected, lsns) = branch.unwrap();
+    let child = taken_over(&child, &local.path().join("branch-again"), &store).await;
+    check(&child, &expected, &lsns);
+    let history = child.layer_map();
+    assert!(history.layers().any(|desc| desc.kind == LayerKind::History));
+}
+
+#[tokio::test]
+async fn a_timeline_can_be_taken_back_to_manifests_that_are_kept() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let store = BlobStore::open("memory:").unwrap();
+    let directory = local.path().join("a");
+    let first = imported(&cluster.data_dir(), &directory, &store).await;
+    let place = Place::new(
+        &store,
+        first.identity.tenant,
+        first.identity.shard,
+        first.identity.timeline,
+    );
+    // An owner that keeps them.
+    let keeping = Storage {
+        thresholds: Thresholds {
+            rewind_seconds: 3600,
+            ..storage(&directory, &store).thresholds
+        },
+        ..storage(&directory, &store)
+    };
+    let claimed = manifest::claim(&place, Generation(1)).await.unwrap().unwrap();
+    let timeline = Timeline::open(first.identity.clone(), None, keeping, claimed)
+        .await
+        .unwrap();
+    let (mut numbers, mut expected) = (Numbers(2), Expected::default());
+    let (mut back, mut back_to) = (Expected::default(), Vec::new());
+    for round in 0..8 {
+        let records = make(&mut numbers, timeline.last_record(), &mut expected);
+        ingest(&timeline, &records);
+        timeline.flush().await.unwrap();
+        if round == 3 {
+            back = expected.clone();
+            back_to = place.list().await.unwrap();
+        }
+        timeline.compact().await.unwrap();
+        timeline.sweep().await.unwrap();
+    }
+    let beyond = place.list().await.unwrap();
+    let beyond: Vec<_> = beyond[back_to.len()..]
+        .iter()
+        .map(|(version, _)| *version)
+        .collect();
+    assert!(beyond.len() > 8);
+    place.delete(&beyond).await.unwrap();
+    let again = taken_over(&timeline, &local.path().join("b"), &store).await;
+    let at = again.last_record();
+    assert!(at < timeline.last_record());
+    check(&again, &back, &[at]);
+}
+
+#[tokio::test]
+async fn a_claim_goes_on_from_what_is_there() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let store = BlobStore::open("memory:").unwrap();
+    let timeline = imported(&cluster.data_dir(), &local.path().join("a"), &store).await;
+    let identity = &timeline.identity;
+    let place = Place::new(&store, identity.tenant, identity.shard, identity.timeline);
+    // Same generation, after a restart: numbers go on, and an old format is refused by name.
+    let (manifest, sequence) = manifest::claim(&place, Generation(1)).await.unwrap().unwrap();
+    assert_eq!(
+        place.current(Generation(1)).await.unwrap(),
+        Some((Generation(1), sequence))
+    );
+    assert_eq!(manifest.disk_consistent, identity.start);
+    let error = place.current(Generation(0)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ManifestError::Superseded {
+                found: Generation(1),
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let json = br#"{"format": 1, "layers": []}"#;
+    let old = [format!("{:08x}\n", crc32c::crc32c(json)).as_bytes(), json].concat();
+    let error = manifest::parse("m", &old).unwrap_err().to_string();
+    assert!(error.contains("before the first release"), "{error}");
+}

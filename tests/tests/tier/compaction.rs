@@ -1,0 +1,97 @@
+//! Layers are merged while WAL comes in and pageservers die: every page stays what stock recovery makes, and a read asks
+//! no more layers than it may.
+
+use std::process::Stdio;
+
+use lakebed_pgtest::{Cluster, wait_until};
+use lakebed_tests::comparison::{Writer, compare};
+use lakebed_tests::pages::Pages;
+use lakebed_tests::recovery::{recover, wal_directory};
+use lakebed_tests::{Shape, Tier};
+
+use crate::workload;
+
+/// The value of a counter.
+fn counter(metrics: &str, name: &str) -> u64 {
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().expect("a number"))
+}
+
+/// Waits until every pageserver has changed its layers so often by compaction since it started.
+fn wait_for_merges(tier: &Tier, times: u64) {
+    for name in tier.names("pageserver") {
+        wait_until(&format!("{times} merges on {name}"), || {
+            counter(&tier.metrics(&name), "pageserver_compaction_merges_total") >= times
+        });
+    }
+}
+
+/// Level-0 layers of the timeline that has most.
+fn level0(tier: &Tier, name: &str) -> u64 {
+    let status = tier.status(name);
+    let timelines = status["timelines"].as_array().expect("timelines");
+    let counts = timelines
+        .iter()
+        .filter_map(|timeline| timeline["level0_layers"].as_u64());
+    counts.max().expect("a timeline")
+}
+
+#[test]
+fn layers_are_merged_under_load_and_over_kills() {
+    let base = Cluster::init();
+    let shape = Shape {
+        flush_bytes: 640 << 10,
+        ..Shape::default()
+    };
+    let mut tier = Tier::start_from(&shape, Some(&base.data_dir()));
+    let compute = tier.compute_with("main", "main", &workload::SETTINGS);
+    compute.run("pgbench", &["-i", "-q", "-s", "2"]);
+    let mut load = compute.program("pgbench");
+    load.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut load = load
+        .args(["-n", "-c", "2", "-T", "600"])
+        .spawn()
+        .expect("pgbench");
+    wait_for_merges(&tier, 5);
+    tier.client(&["branch", "create", "b"]);
+    for name in tier.names("pageserver") {
+        tier.kill_role(&name);
+        tier.start_role(&name);
+    }
+    wait_for_merges(&tier, 5);
+    compute
+        .sql(&["select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgbench'"]);
+    load.wait().expect("pgbench");
+    tier.client(&["branch", "create", "end"]);
+    compute.stop();
+
+    // Nothing is in memory or cached any more, and the histograms are those of what follows.
+    for name in tier.names("pageserver") {
+        tier.kill_role(&name);
+        tier.start_role(&name);
+    }
+    let main = Pages::of(&tier, "main");
+    let wal = wal_directory(&tier, "safekeeper-1", &main);
+    for name in ["b", "end"] {
+        // The first branch is in the middle of what was merged since.
+        let branch = Pages::of(&tier, name);
+        let mut recovered = base.copy();
+        recover(&mut recovered, main.start(), &wal, branch.start());
+        for pages in [&main, &branch] {
+            let result = compare(pages, branch.start(), &recovered.data_dir(), &Writer::Recovery);
+            result.assert_equal();
+            assert!(result.relation_pages() > 3000, "{result}");
+        }
+    }
+    for name in tier.names("pageserver") {
+        let (metrics, bound) = (tier.metrics(&name), level0(&tier, &name) + 1);
+        let read = counter(&metrics, "pageserver_page_layers_count");
+        let within = [1, 2, 3, 4, 5, 6, 8, 12, 16].into_iter().find(|le| *le >= bound);
+        let within = within.unwrap_or_else(|| panic!("{name}: {bound} layers of level 0"));
+        let bucket = format!("pageserver_page_layers_bucket{{le=\"{within}.0\"}}");
+        assert_eq!(counter(&metrics, &bucket), read, "{name}: {bound}\n{metrics}");
+        assert!(read > 3000, "{name}: {read}");
+    }
+}
