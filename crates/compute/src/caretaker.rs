@@ -64,6 +64,7 @@ impl Caretaker {
             local: Arc::new(LocalWal::new(LOCAL_WAL_BYTES)),
             acks: Arc::new(Nobody),
             written: written_to,
+            spans: Arc::default(),
             standing: tell,
             members,
             stop,

@@ -29,6 +29,7 @@ pub mod programs;
 pub mod quorum;
 pub mod shared_memory;
 pub mod sidecar;
+pub mod spans;
 pub mod wal_source;
 
 pub use branch::Branch;

@@ -16,6 +16,7 @@ use crate::acks::Acks;
 use crate::files::Files;
 use crate::local_wal::LocalWal;
 use crate::quorum::Standing;
+use crate::spans::Spans;
 
 /// Where the numbers are.
 #[derive(Clone, Debug)]
@@ -24,6 +25,7 @@ pub struct Metrics {
     pub(crate) files: Arc<Files>,
     pub(crate) local: Arc<LocalWal>,
     pub(crate) acks: Arc<Acks>,
+    pub(crate) spans: Arc<Spans>,
     pub(crate) standing: watch::Receiver<Standing>,
 }
 
@@ -82,6 +84,29 @@ impl Collector for Metrics {
             let name = format!("lakebed_compute_{name}");
             let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
             counter.encode(metric)?;
+        }
+        let spans = [
+            ("wal_read", "Reading WAL that Postgres wrote", &self.spans.read),
+            (
+                "wal_handed_over",
+                "Waking the quorum's driver",
+                &self.spans.handed_over,
+            ),
+            ("wal_sent", "Sending WAL to all safekeepers", &self.spans.sent),
+            ("wal_answered", "Answers of a quorum to WAL", &self.spans.answered),
+            ("wal_released", "Waking flushes that waited", &self.spans.released),
+        ];
+        for (name, help, span) in spans {
+            let (us, count) = span.total_us();
+            for (what, value) in [("us", us), ("times", count)] {
+                let counter = ConstCounter::new(value);
+                let (name, help) = (
+                    format!("lakebed_compute_{name}_{what}"),
+                    format!("{help}, {what}"),
+                );
+                let metric = encoder.encode_descriptor(&name, &help, None, counter.metric_type())?;
+                counter.encode(metric)?;
+            }
         }
         let standing = self.standing.borrow().clone();
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);

@@ -33,6 +33,7 @@ use crate::postgres::{self, Postgres};
 use crate::programs;
 use crate::quorum::{Driver, Lost, Members, Standing, Won};
 use crate::shared_memory::SharedMemory;
+use crate::spans::Spans;
 use crate::wal_source::{SourceError, WalSource};
 
 /// How long the quorum may take to give this compute its term.
@@ -195,6 +196,7 @@ async fn boot(
     let region = memory.region();
     let local = Arc::new(LocalWal::new(config.local_wal_bytes));
     let acks = Arc::new(Acks::new(region));
+    let spans = Arc::new(Spans::default());
     let (written, written_to) = watch::channel(Lsn::INVALID);
     let (page_images, told) = watch::channel(None);
     let (tell, mut standing) = watch::channel(Standing::default());
@@ -205,6 +207,7 @@ async fn boot(
         local: local.clone(),
         acks: acks.clone(),
         written: written_to,
+        spans: spans.clone(),
         standing: tell,
         members,
         stop: stop.clone(),
@@ -252,6 +255,7 @@ async fn boot(
         local: local.clone(),
         acks: acks.clone(),
         written,
+        spans: spans.clone(),
         page_images,
         stop: source_stop.clone(),
     };
@@ -278,6 +282,7 @@ async fn boot(
         files,
         local,
         acks,
+        spans,
         standing: standing.clone(),
     };
     let inspect = Inspect {

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_shim_abi::path::WalSegment;
@@ -30,6 +30,7 @@ use crate::acks::Acks;
 use crate::full_page_writes::Told;
 use crate::local_wal::{Chunk, LocalWal};
 use crate::shared_memory::{sleep, wake};
+use crate::spans::Spans;
 
 /// How often a wait looks whether it should end.
 const LOOK: Duration = Duration::from_millis(100);
@@ -85,6 +86,8 @@ pub struct WalSource {
     pub acks: Arc<Acks>,
     /// Their end, for the quorum's driver.
     pub written: watch::Sender<Lsn>,
+    /// What all of this takes.
+    pub spans: Arc<Spans>,
     /// Whether Postgres writes page images, as it told last.
     pub page_images: watch::Sender<Option<Told>>,
     /// Ends the thread.
@@ -134,6 +137,7 @@ impl WalSource {
                 }
                 continue;
             }
+            let taken = Instant::now();
             reader.written = end;
             let chunk = self.read_records(&mut reader)?;
             // The bytes are in memory now: the places in the ring may be used again.
@@ -141,9 +145,12 @@ impl WalSource {
             let complete = reader.decoder.position();
             if let Some(chunk) = chunk {
                 self.local.push(chunk);
+                self.acks.written(next - 1, complete);
+                self.spans.read_since(taken);
                 self.written.send_replace(complete);
+            } else {
+                self.acks.written(next - 1, complete);
             }
-            self.acks.written(next - 1, complete);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Error};
 
 /// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest HTTP/2 frame that we accept: pages and WAL come in few large frames instead of many of 16 KiB.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
 /// Flow-control window: bytes in flight on a connection.
@@ -16,7 +16,19 @@ const WINDOW_BYTES: u32 = 16 << 20;
 /// # Errors
 /// The address is not one, or nobody answers in time.
 pub async fn connect(address: &str) -> Result<Channel, Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+    endpoint(address)?.connect().await
+}
+
+/// As [`connect`], when the first call is made.
+///
+/// # Errors
+/// The address is not one.
+pub fn connect_lazy(address: &str) -> Result<Channel, Error> {
+    Ok(endpoint(address)?.connect_lazy())
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(5))
@@ -24,6 +36,5 @@ pub async fn connect(address: &str) -> Result<Channel, Error> {
         .keep_alive_while_idle(true)
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
-        .max_frame_size(MAX_FRAME_BYTES);
-    endpoint.connect().await
+        .max_frame_size(MAX_FRAME_BYTES))
 }

@@ -8,9 +8,11 @@
 mod connect;
 pub mod convert;
 pub mod differences;
+pub mod frame;
+pub mod propose;
 pub mod quorum;
 
-pub use connect::connect;
+pub use connect::{connect, connect_lazy};
 
 /// Generated from `proto/*.proto`; documented there.
 pub mod v1 {

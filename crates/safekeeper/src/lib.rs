@@ -8,9 +8,9 @@
 //! | `000000010000000000000001` … | WAL segments in Postgres's own format and naming ([`wal_store`]) |
 //!
 //! Each timeline ([`timeline`]) has one task ([`owner`]) that changes it: it feeds the acceptor core of
-//! `lakebed-quorum` and executes its commands on [`disk`]. WAL is cut at record boundaries on its way in
+//! `lakebed-quorum` and executes its commands on [`disk`]. It has a thread of its own while a proposer is connected. WAL is cut at record boundaries on its way in
 //! ([`intake`]). Everybody else sees a [`view`] of it and reads the segment files beside the owner ([`wal_files`],
-//! [`boundary`]). Messages are served by [`propose`], [`read_wal`] and [`feed`] ([`selection`]); [`wire`] checks what arrives.
+//! [`boundary`]). Messages are served, behind [`door`], by [`propose`], [`read_wal`] and [`feed`] ([`selection`]); [`wire`] checks what arrives.
 //!
 //! [`backup`] brings committed WAL to object storage and lets go of what is safe there.
 //!
@@ -30,6 +30,7 @@ pub mod control_file;
 pub mod data_dir;
 pub mod decoded;
 pub mod disk;
+mod door;
 pub mod durable_file;
 pub mod feed;
 pub mod flush_mark;
@@ -41,6 +42,7 @@ pub mod propose;
 pub mod read_wal;
 pub mod recovery;
 pub mod scrub;
+mod seat;
 pub mod selection;
 pub mod server;
 mod service;

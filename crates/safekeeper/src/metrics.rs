@@ -20,6 +20,8 @@ pub struct Metrics {
     pub control_writes: Counter,
     /// Seconds that a flush of WAL took.
     pub flush_seconds: Histogram,
+    /// Seconds from an append that was taken to its answer.
+    pub append_seconds: Histogram,
     /// Times that a timeline found no room on its disk.
     pub full_disks: Counter,
     /// Bytes of WAL that the scrubber read.
@@ -65,6 +67,7 @@ impl Default for Metrics {
             disk_batches: Counter::default(),
             control_writes: Counter::default(),
             flush_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            append_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             full_disks: Counter::default(),
             scrub_bytes: Counter::default(),
             scrub_healed: Counter::default(),
@@ -150,6 +153,11 @@ impl Metrics {
             "flush_seconds",
             "Duration of WAL flushes",
             self.flush_seconds.clone(),
+        );
+        r.register(
+            "append_seconds",
+            "From an append that was taken to its answer",
+            self.append_seconds.clone(),
         );
         r.register(
             "full_disks",

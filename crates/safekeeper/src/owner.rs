@@ -1,13 +1,14 @@
 //! The one task that owns a timeline: it feeds the acceptor core and executes its commands.
 //!
 //! ```text
-//! sessions ──► mailbox ──► intake ──► acceptor ──► batch ──► disk (one worker at a time)
+//! streams ──► mailbox ──► intake ──► acceptor ──► batch ──► disk (one worker at a time)
 //!    ▲                                  │  ▲                      │
 //!    └───────── waiting replies ◄───────┘  └──── completions ◄────┘
 //! ```
 //!
-//! While the disk works on one batch, further requests are taken and their commands collected in the next, so that
-//! one flush serves all appends that came meanwhile. A reply is sent when what it says is on disk. Mailbox, batch and
+//! While a proposer is connected all of this is on one thread ([`crate::seat`]): what has arrived is taken, written and
+//! flushed once, and answered. Without one the owner is a task among others, and leaves the disk to a thread that may
+//! block. Either way one flush serves all appends that came meanwhile. A reply is sent when what it says is on disk. Mailbox, batch and
 //! bytes in flight are bounded; a proposer that sends faster waits.
 //!
 //! A proposer's history may cut WAL, so it is taken only when the disk is idle, and nothing else is taken before
@@ -18,14 +19,14 @@
 //! keeps a proposer's lease. When there is room again it takes WAL again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lakebed_quorum::acceptor::{Acceptor, Command, Input, When};
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Refusal, Request, Response};
 use lakebed_types::{Lsn, NodeId, Term};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -33,8 +34,10 @@ use crate::boundary;
 use crate::disk::{Batch, Completion, Disk, DiskError};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::propose::{self, Newcomer};
 use crate::recovery::Boundary;
 use crate::scrub::heal::{self, Missing};
+use crate::seat;
 use crate::timeline::{self, Loaded};
 use crate::view::{Progress, Shards, View};
 use crate::wal_files::WalFiles;
@@ -49,6 +52,8 @@ pub const MAX_NOTES: usize = 16;
 pub const MAX_ORDERS: usize = 4;
 /// How long a full disk is left alone before it is looked at again.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// Streams that wait for their owner.
+pub const MAX_NEWCOMERS: usize = 8;
 /// Repairs that wait for their owner.
 pub const MAX_REPAIRS: usize = 1;
 /// Operations that wait for the disk.
@@ -141,6 +146,7 @@ pub enum Note {
 }
 
 struct Waiting {
+    since: Instant,
     when: When,
     reply: mpsc::OwnedPermit<Outgoing>,
     answer: Answer,
@@ -155,6 +161,17 @@ pub(crate) struct Inboxes {
     pub(crate) notes: mpsc::Receiver<Note>,
     pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) repairs: mpsc::Receiver<Repair>,
+    pub(crate) newcomers: mpsc::Receiver<Newcomer>,
+}
+
+/// Why an owner stops working where it is.
+pub(crate) enum Leave {
+    /// For good.
+    Ended,
+    /// A proposer has come: this is its stream.
+    ForThread(Newcomer),
+    /// The last proposer has gone.
+    FromThread,
 }
 
 /// See the module header.
@@ -174,6 +191,9 @@ pub(crate) struct Owner {
     notes: mpsc::Receiver<Note>,
     orders: mpsc::Receiver<Order>,
     repairs: mpsc::Receiver<Repair>,
+    newcomers: mpsc::Receiver<Newcomer>,
+    /// Streams that are served on its thread; `None` while it has none.
+    serving: Option<JoinSet<()>>,
     /// A history that waits for the disk to be idle.
     held: Option<Mail>,
     /// The same of a repair.
@@ -205,6 +225,7 @@ impl Owner {
             notes,
             orders,
             repairs,
+            newcomers,
         } = inboxes;
         let owner = Owner {
             acceptor,
@@ -220,6 +241,8 @@ impl Owner {
             notes,
             orders,
             repairs,
+            newcomers,
+            serving: None,
             held: None,
             repair: None,
             barrier: false,
@@ -235,14 +258,54 @@ impl Owner {
         owner
     }
 
-    /// Works until it is told to end, or the disk fails.
+    /// Works until it is told to end, or the disk fails: on a thread of its own while proposers are connected.
     pub(crate) async fn run(mut self, end: CancellationToken) {
+        loop {
+            match self.work(&end).await {
+                Leave::ForThread(newcomer) => match seat::take(self, newcomer, end.clone()).await {
+                    Some(owner) => self = owner,
+                    None => return,
+                },
+                Leave::Ended | Leave::FromThread => return,
+            }
+        }
+    }
+
+    /// Takes its place on the thread that it is on now, and serves a stream there.
+    pub(crate) fn sit_down(&mut self, newcomer: Newcomer) {
+        self.serving
+            .get_or_insert_default()
+            .spawn(propose::serve(newcomer));
+    }
+
+    /// Leaves the thread: its streams are told why, unless they have ended.
+    pub(crate) async fn stand_up(&mut self, leave: &Leave) {
+        if matches!(leave, Leave::Ended) {
+            self.mailbox.close();
+            while self.mailbox.try_recv().is_ok() {}
+            self.waiting.clear();
+        }
+        if let Some(mut serving) = self.serving.take() {
+            while serving.join_next().await.is_some() {}
+        }
+    }
+
+    /// Works until there is a reason not to do it here.
+    pub(crate) async fn work(&mut self, end: &CancellationToken) -> Leave {
         let mut job: Option<(Job, Vec<OwnedSemaphorePermit>)> = None;
         let mut ending = false;
+        let mut left = false;
         while self.stopped.is_none() {
+            let open =
+                !ending && self.held.is_none() && !self.barrier && self.batch.len() < MAX_BATCH_OPERATIONS;
             if job.is_none() {
                 if !self.batch.is_empty() {
-                    job = self.start_job();
+                    if self.serving.is_none() {
+                        job = self.start_job();
+                    } else if !open || self.mailbox.is_empty() {
+                        self.work_on_disk().await;
+                        continue;
+                    }
                 } else if let Some(mail) = self.held.take() {
                     self.history(mail).await;
                     self.barrier = !self.batch.is_empty();
@@ -253,11 +316,16 @@ impl Owner {
                     break;
                 } else if self.look_is_due() {
                     job = self.start_look();
+                } else if left
+                    && self.serving.as_ref().is_some_and(JoinSet::is_empty)
+                    && self.newcomers.is_empty()
+                {
+                    return Leave::FromThread;
                 }
             }
             let look = self.full.as_ref().filter(|_| job.is_none()).map(|(_, at)| *at);
-            let open =
-                !ending && self.held.is_none() && !self.barrier && self.batch.len() < MAX_BATCH_OPERATIONS;
+            let here = self.serving.is_some();
+            let idle = job.is_none() && self.batch.is_empty();
             tokio::select! {
                 biased;
                 done = finished(&mut job) => {
@@ -273,6 +341,11 @@ impl Owner {
                 Some(repair) = self.repairs.recv(), if open && self.repair.is_none() => self.repair = Some(repair),
                 Some(note) = self.notes.recv(), if open => self.noted(note),
                 Some(order) = self.orders.recv(), if open => self.ordered(order),
+                Some(newcomer) = self.newcomers.recv(), if open && (here || idle) => match here {
+                    true => self.sit_down(newcomer),
+                    false => return Leave::ForThread(newcomer),
+                },
+                () = one_left(&mut self.serving) => left = true,
                 mail = self.mailbox.recv(), if open => match mail {
                     Some(mail) => self.take(mail),
                     None => ending = true,
@@ -289,6 +362,20 @@ impl Owner {
             self.metrics.timelines_running.dec();
             self.view.send_modify(|view| view.stopped = Some(reason));
         }
+        Leave::Ended
+    }
+
+    /// Executes the batch on this thread, which has nothing else to do.
+    async fn work_on_disk(&mut self) {
+        let Some(mut disk) = self.disk.take() else { return };
+        let batch = std::mem::take(&mut self.batch);
+        self.metrics.disk_batches.inc();
+        let result = disk.execute(batch);
+        self.rooms.clear();
+        self.barrier = false;
+        self.job_done(Ok((disk, result))).await;
+        // The answers go out before anything else is taken.
+        tokio::task::yield_now().await;
     }
 
     fn start_job(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
@@ -654,7 +741,12 @@ impl Owner {
             slowest: self.shards.slowest(),
             reason,
         };
-        self.waiting.push(Waiting { when, reply, answer });
+        self.waiting.push(Waiting {
+            since: Instant::now(),
+            when,
+            reply,
+            answer,
+        });
     }
 
     /// Refuses what the core cannot know to be wrong.
@@ -676,6 +768,11 @@ impl Owner {
             .waiting
             .extract_if(.., |waiting| acceptor.is_met(waiting.when))
         {
+            if matches!(waiting.answer.response.body, Body::Appended { .. }) {
+                self.metrics
+                    .append_seconds
+                    .observe(waiting.since.elapsed().as_secs_f64());
+            }
             waiting.reply.send(Outgoing::Answer(Box::new(waiting.answer)));
         }
         let done = |(control, _): &mut (u64, _)| acceptor.is_met(When::AfterControl(*control));
@@ -700,6 +797,14 @@ async fn due(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a stream; for ever when there is none.
+async fn one_left(serving: &mut Option<JoinSet<()>>) {
+    match serving {
+        Some(serving) if !serving.is_empty() => drop(serving.join_next().await),
+        _ => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The safekeeper as a whole: its timelines, and their start, service and end.
 //!
-//! [`Safekeeper::open`] takes the data directory and starts every timeline in it; [`Safekeeper::serve`] answers gRPC
+//! [`Safekeeper::open`] takes the data directory and starts every timeline in it; [`Safekeeper::serve`] answers
 //! until it is told to end; [`run`] does both. A process that has more to offer (metrics, status pages) opens,
 //! registers, and serves.
 
@@ -23,13 +23,13 @@ use tokio::sync::{Mutex, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
-use tonic::transport::server::TcpIncoming;
 
 use crate::backup::archive::Archive;
 use crate::backup::peers::Peers;
 use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
+use crate::door;
 use crate::metrics::Metrics;
 use crate::owner::Order;
 use crate::scrub;
@@ -116,7 +116,7 @@ impl Safekeeper {
         }))
     }
 
-    /// Answers gRPC until `shutdown`, then ends every timeline. Tells the address once requests are answered.
+    /// Answers gRPC and proposers until `shutdown`, then ends every timeline. Tells the address once requests are answered.
     pub async fn serve(
         self: Arc<Self>,
         shutdown: CancellationToken,
@@ -143,7 +143,7 @@ impl Safekeeper {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+            .serve_with_incoming_shutdown(door::open(&self, listener), async move {
                 shutdown.cancelled().await;
                 // Streams have no end of their own, and the server waits for them.
                 ending.cancel();

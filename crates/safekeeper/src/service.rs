@@ -2,18 +2,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use lakebed_proto::{convert, v1};
 use tokio::sync::mpsc;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::data_dir::Name;
-use crate::owner::Outgoing;
 use crate::server::Safekeeper;
-use crate::{feed, pack, propose, read_wal, wire};
+use crate::{feed, read_wal, wire};
 
 /// The service of one safekeeper.
 pub(crate) struct Service(Arc<Safekeeper>);
@@ -67,24 +65,6 @@ impl v1::safekeeper_server::Safekeeper for Service {
     ) -> Result<Response<v1::SafekeeperTimelineStatus>, Status> {
         let timeline = self.0.timeline(name(Some(request.get_ref()))?)?;
         Ok(Response::new(timeline.status()))
-    }
-
-    type ProposeStream = Out<v1::AcceptorMessage>;
-
-    async fn propose(
-        &self,
-        request: Request<Streaming<v1::ProposerMessage>>,
-    ) -> Result<Response<Self::ProposeStream>, Status> {
-        let (out, answers) = mpsc::channel(propose::MAX_ANSWERS_DUE);
-        let shorten = Arc::new(AtomicBool::new(false));
-        let mut pack = pack::Pack::new(self.0.config().node_id, shorten.clone());
-        let stream = propose::serve(self.0.clone(), request.into_inner(), (out, shorten));
-        self.0.serve_stream(stream);
-        let answers = ReceiverStream::new(answers).map(move |outgoing| match outgoing {
-            Outgoing::Answer(answer) => Ok(pack.answer(*answer)),
-            Outgoing::End(status) => Err(status),
-        });
-        Ok(Response::new(Box::pin(answers)))
     }
 
     type ReadWalStream = Out<v1::WalChunk>;

@@ -28,9 +28,10 @@ use crate::durable_file::DurableFileError;
 use crate::intake::{Intake, IntakeError};
 use crate::metrics::Metrics;
 use crate::owner::{
-    Inboxes, MAILBOX_MESSAGES, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, MAX_REPAIRS, Mail, Note, Order, Owner,
-    Question, Repair,
+    Inboxes, MAILBOX_MESSAGES, MAX_NEWCOMERS, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, MAX_REPAIRS, Mail, Note,
+    Order, Owner, Question, Repair,
 };
+use crate::propose::Newcomer;
 use crate::recovery::{self, Damage};
 use crate::scrub::ScrubStatus;
 use crate::view::{Shards, View};
@@ -187,6 +188,8 @@ pub struct Working {
     pub orders: mpsc::Sender<Order>,
     /// To its owner, from the scrubber.
     pub repairs: mpsc::Sender<Repair>,
+    /// To its owner, streams of proposers that have greeted.
+    pub(crate) streams: mpsc::Sender<Newcomer>,
     /// Room for WAL in flight, in bytes.
     pub room: Arc<Semaphore>,
     /// Its WAL on disk.
@@ -265,6 +268,7 @@ impl Timeline {
         let (notes, noted) = mpsc::channel(MAX_NOTES);
         let (orders, ordered) = mpsc::channel(MAX_ORDERS);
         let (repairs, repaired) = mpsc::channel(MAX_REPAIRS);
+        let (streams, newcomers) = mpsc::channel(MAX_NEWCOMERS);
         let view = Arc::new(watch::Sender::new(View::default()));
         let shards = Arc::new(Shards::default());
         let end = CancellationToken::new();
@@ -278,6 +282,7 @@ impl Timeline {
                 notes: noted,
                 orders: ordered,
                 repairs: repaired,
+                newcomers,
             },
             (view.clone(), shards.clone()),
             metrics.clone(),
@@ -289,6 +294,7 @@ impl Timeline {
             notes,
             orders,
             repairs,
+            streams,
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT_BYTES)),
             decoded: DecodedWal::new(files.clone(), metrics.clone()),
             files,

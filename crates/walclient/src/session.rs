@@ -192,6 +192,7 @@ impl Session<'_> {
             local: local.clone(),
             acks: Arc::new(Commits(commit)),
             written: written_to,
+            spans: Arc::default(),
             standing: tell,
             members,
             stop: stop.clone(),

@@ -1,24 +1,26 @@
 //! The stream to one safekeeper: opened, reopened, and told about.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lakebed_proto::differences::Answers;
+use lakebed_proto::frame::{self, Frame, Inbound};
+use lakebed_proto::propose;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_proto::{connect, v1};
+use lakebed_proto::{connect_lazy, v1};
 use lakebed_quorum::message::Response;
 use lakebed_types::NodeId;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use v1::acceptor_message::Message;
 
+use super::outbox::Outbox;
 use crate::config::WireWal;
 
-/// Messages on their way to one safekeeper. A safekeeper that is further behind than this gets a new stream, and then
-/// larger messages.
-const MESSAGES: usize = 8192;
-/// Largest message: a WAL record may be up to a gibibyte, a greeting is small.
-pub(super) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Largest answer to a call beside the stream.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Pause before a stream is opened again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -38,7 +40,8 @@ pub(super) struct LinkEvent {
 pub(super) enum LinkEventKind {
     /// It is open.
     Open {
-        messages: mpsc::Sender<v1::ProposerMessage>,
+        outbox: Outbox,
+        /// For what is asked beside the stream.
         client: SafekeeperClient<Channel>,
         /// How WAL may go out on it.
         wire: WireWal,
@@ -114,49 +117,64 @@ async fn follow(
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<bool, Broken> {
     let mut worked = false;
-    let channel = connect(address)
-        .await
-        .map_err(|error| Broken::here(format!("{error:?}"), worked))?;
-    let mut client = SafekeeperClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (messages, outgoing) = mpsc::channel(MESSAGES);
-    let open = LinkEventKind::Open {
-        messages,
-        client: client.clone(),
-        wire,
-    };
-    // The server may answer only once it has read a message, so ours go on their way first.
+    let socket = propose::connect(address).await;
+    let socket = Arc::new(socket.map_err(|error| Broken::here(format!("{address}: {error}"), worked))?);
+    let channel = connect_lazy(address).map_err(|error| Broken::here(format!("{error:?}"), worked))?;
+    let outbox = Outbox::new(socket.clone());
+    let sending = outbox.rest();
+    let client = SafekeeperClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let open = LinkEventKind::Open { outbox, client, wire };
     if events.send(event(open)).await.is_err() {
         return Ok(false);
     }
-    let response = client.propose(ReceiverStream::new(outgoing)).await;
-    let mut answers = response
-        .map_err(|status| Broken::there(&status, worked))?
-        .into_inner();
-    let mut differences = Answers::default();
+    let sending = sending.send();
+    tokio::pin!(sending);
+    let (mut inbound, mut differences) = (Inbound::default(), Answers::default());
     loop {
-        let answer = answers.message().await;
-        let Some(answer) = answer.map_err(|status| Broken::there(&status, worked))? else {
-            return Ok(worked);
-        };
-        if let Some(Message::Greeting(greeting)) = &answer.message {
-            // Before the greeting itself, which lets WAL flow.
-            let codec = event(LinkEventKind::Codec(greeting.codec));
-            if events.send(codec).await.is_err() {
-                return Ok(worked);
+        while let Some(frame) = inbound
+            .next()
+            .map_err(|error| Broken::here(error.to_string(), worked))?
+        {
+            let answer: v1::AcceptorMessage = match frame {
+                Frame::Message(answer) => answer,
+                Frame::End(end) => return Err(Broken::there(&frame::status(end), worked)),
+            };
+            if let Some(Message::Greeting(greeting)) = &answer.message {
+                // Before the greeting itself, which lets WAL flow.
+                let codec = event(LinkEventKind::Codec(greeting.codec));
+                if events.send(codec).await.is_err() {
+                    return Ok(worked);
+                }
+            }
+            let response = differences
+                .response(answer)
+                .map_err(|error| Broken::here(error.to_string(), worked))?;
+            worked = true;
+            let received = event(LinkEventKind::Received(Box::new(response)));
+            if events.send(received).await.is_err() {
+                return Ok(true);
             }
         }
-        let response = differences
-            .response(answer)
-            .map_err(|error| Broken::here(error.to_string(), worked))?;
-        worked = true;
-        if events
-            .send(event(LinkEventKind::Received(Box::new(response))))
-            .await
-            .is_err()
-        {
-            return Ok(true);
+        tokio::select! {
+            biased;
+            received = receive(&socket, &mut inbound) => match received {
+                Ok(true) => {}
+                Ok(false) => return Ok(worked),
+                Err(error) => return Err(Broken::here(error.to_string(), worked)),
+            },
+            () = &mut sending => return Ok(worked),
+        }
+    }
+}
+
+/// Reads what there is; false at the end.
+async fn receive(socket: &TcpStream, inbound: &mut Inbound) -> io::Result<bool> {
+    loop {
+        socket.readable().await?;
+        match socket.try_read_buf(inbound.room()) {
+            Ok(read) => return Ok(read > 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
         }
     }
 }

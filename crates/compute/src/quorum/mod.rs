@@ -9,6 +9,7 @@
 mod link;
 mod links;
 mod members;
+mod outbox;
 mod pack;
 pub mod read_wal;
 
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Request};
@@ -32,10 +32,12 @@ use tonic::transport::Channel;
 use crate::branch::Branch;
 use crate::config::ProposerConfig;
 use crate::local_wal::LocalWal;
+use crate::spans::Spans;
 use link::{LinkEvent, LinkEventKind, StreamId};
 use links::Links;
 pub(crate) use members::replace;
 pub use members::{Members, Safekeepers};
+use outbox::Outbox;
 use pack::Pack;
 
 /// The core's clock.
@@ -130,6 +132,8 @@ pub struct Driver {
     pub acks: Arc<dyn Committed>,
     /// End of this compute's WAL.
     pub written: watch::Receiver<Lsn>,
+    /// What a commit takes.
+    pub spans: Arc<Spans>,
     /// Where it tells.
     pub standing: watch::Sender<Standing>,
     /// Who the safekeepers are.
@@ -147,7 +151,7 @@ enum Attempt {
 
 struct Link {
     stream: StreamId,
-    messages: mpsc::Sender<v1::ProposerMessage>,
+    outbox: Outbox,
     client: SafekeeperClient<Channel>,
     pack: Pack,
 }
@@ -295,7 +299,12 @@ impl Driver {
                 }
                 Some(event) = events.recv() => self.link_event(&mut core, event),
                 changed = self.written.changed() => match changed {
-                    Ok(()) => Some(Input::LocalWal { end: *self.written.borrow_and_update() }),
+                    Ok(()) => {
+                        let (since, end) = (self.spans.taken(), *self.written.borrow_and_update());
+                        self.handle(&mut core, Input::LocalWal { end });
+                        self.spans.sent_since(since, end);
+                        None
+                    }
                     Err(_) => return Attempt::Lost(Lost::Stopped),
                 },
                 () = due(core.notices_due) => {
@@ -334,17 +343,13 @@ impl Driver {
             return None;
         }
         match kind {
-            LinkEventKind::Open {
-                messages,
-                client,
-                wire,
-            } => {
+            LinkEventKind::Open { outbox, client, wire } => {
                 core.notices.remove(&node);
                 core.links.insert(
                     node,
                     Link {
                         stream,
-                        messages,
+                        outbox,
                         client,
                         pack: Pack::new(&self.branch, wire),
                     },
@@ -428,7 +433,9 @@ impl Driver {
                 self.standing.send_modify(|standing| standing.won = Some(won));
             }
             Command::CommitAdvanced(commit) => {
+                let since = self.spans.committed(commit);
                 self.acks.committed(commit);
+                self.spans.released_since(since);
                 // Whoever waits for the commit position waits for the term's start. Nobody is woken for every commit.
                 self.standing.send_if_modified(|standing| {
                     let booting = standing.won.is_none_or(|won| standing.commit < won.start);
@@ -462,11 +469,11 @@ impl Driver {
         let sent = core.links.get_mut(&to).is_some_and(|link| {
             pieces(msg).all(|piece| {
                 let message = link.pack.message(piece, &self.branch);
-                link.messages.try_send(message).is_ok()
+                link.outbox.send(&message)
             })
         });
         if !sent && core.links.remove(&to).is_some() {
-            // Its queue is full or its stream has ended. Without its sender the stream ends, and a new one is opened.
+            // Too much waits or its stream has ended. Without its outbox the stream ends, and a new one is opened.
             core.trouble.insert(to, "too far behind".to_owned());
             return Some(Input::Disconnected(to));
         }

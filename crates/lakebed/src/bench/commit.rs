@@ -10,17 +10,19 @@ use std::time::Duration;
 use clap::Args;
 use lakebed_compute::config::WireWal;
 use postgres::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use super::Report;
 use super::compute::Compute;
 use super::pgbench::Pgbench;
+use super::spans::Counters;
 use super::stats::{Samples, round};
 use super::stock::Stock;
 use super::tier::{PrivateTier, TierArgs};
 use crate::up::tenant::BRANCH;
 
+const SYSTEM: &str = "lakebed";
 const ROWS: u32 = 100_000;
 const SETTINGS: [&str; 3] = ["checkpoint_timeout=1h", "max_wal_size=16GB", "autovacuum=off"];
 
@@ -71,9 +73,10 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
     let mut stock = Stock::start(tier, "stock", &SETTINGS)?;
     stock.receive([stock.port; 3])?;
     load(&mut stock.connect()?)?;
-    let systems = [("lakebed", compute.port), ("stock-any-2-of-3", stock.port)];
+    let systems = [(SYSTEM, compute.port), ("stock-any-2-of-3", stock.port)];
     for &clients in &args.clients {
         let mut all: BTreeMap<&str, (Samples, Samples)> = BTreeMap::new();
+        let mut spans = Value::Null;
         for round in 1..=args.rounds {
             for (system, port) in systems {
                 eprintln!("{clients} clients, round {round}, {system}");
@@ -82,13 +85,22 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
                     port,
                     scratch: tier.home().to_owned(),
                 };
+                let before = Counters::now(tier, &compute)?;
                 let ran = pgbench.run(clients, Duration::from_secs(args.seconds), Some(&script))?;
+                if port == compute.port {
+                    spans = Counters::now(tier, &compute)?.spans_since(&before);
+                }
                 let (tps, latencies) = all.entry(system).or_default();
                 tps.push(ran.tps);
                 *latencies = std::mem::take(latencies).with(ran.latencies_ms);
             }
         }
         for (system, (tps, latencies)) in all {
+            let spans = if system == SYSTEM {
+                spans.take()
+            } else {
+                Value::Null
+            };
             report.result(json!({
                 "system": system,
                 "clients": clients,
@@ -98,6 +110,8 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
                 "rounds": args.rounds,
                 "seconds": args.seconds,
                 "wire_wal": args.wire_wal.to_string(),
+                // Of the last turn.
+                "spans": spans,
             }));
         }
     }

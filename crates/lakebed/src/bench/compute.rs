@@ -25,6 +25,8 @@ const AGAIN: Duration = Duration::from_millis(2);
 pub struct Compute {
     /// Port of Postgres.
     pub port: u16,
+    /// Port of its admin service.
+    pub admin_port: u16,
     child: Child,
     log: PathBuf,
     socket: PathBuf,
@@ -50,7 +52,7 @@ impl Compute {
         settings: &[&str],
         wire_wal: WireWal,
     ) -> anyhow::Result<Compute> {
-        let port = free_port()?;
+        let (port, admin_port) = (free_port()?, free_port()?);
         let directory = tier.directory.path.join("computes").join(branch);
         let log = tier.directory.log(&format!("compute-{branch}"));
         let errors = File::options().create(true).append(true).open(&log)?;
@@ -61,6 +63,7 @@ impl Compute {
             format!("--dir={}", directory.display()),
             format!("--pg-bin={}", tier.pg_bin.display()),
             format!("--pg-port={port}"),
+            format!("--admin-listen=127.0.0.1:{admin_port}"),
             format!("--run-as={}", tier.run_as),
             format!("--shim={}", tier.shim.display()),
             format!("--wire-wal={wire_wal}"),
@@ -75,6 +78,7 @@ impl Compute {
         let child = command.spawn().context("starting a compute")?;
         Ok(Compute {
             port,
+            admin_port,
             child,
             log,
             socket,

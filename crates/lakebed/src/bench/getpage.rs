@@ -32,6 +32,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Report;
 use super::compute::Compute;
+use super::metrics;
 use super::pgbench::Pgbench;
 use super::ping;
 use super::stats::{Samples, round};
@@ -378,7 +379,7 @@ async fn chain_lengths(tier: &PrivateTier) -> anyhow::Result<Vec<serde_json::Val
     let admin = layout.admin_ports.iter().skip(1 + layout.safekeeper_ports.len());
     let mut shards = Vec::new();
     for port in admin {
-        let text = metrics(*port).await?;
+        let text = metrics::text(*port).await?;
         let mut below = 0;
         let mut buckets = Vec::new();
         for line in text.lines() {
@@ -395,15 +396,4 @@ async fn chain_lengths(tier: &PrivateTier) -> anyhow::Result<Vec<serde_json::Val
         shards.push(json!(buckets));
     }
     Ok(shards)
-}
-
-async fn metrics(port: u16) -> anyhow::Result<String> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text)
 }

@@ -1,22 +1,24 @@
-//! A proposer that ships the sample's WAL: the core of `lakebed-quorum`, driven over gRPC.
+//! A proposer that ships the sample's WAL: the core of `lakebed-quorum`, driven over real streams.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lakebed_proto::frame::{Frame, Inbound};
 use lakebed_proto::quorum::{request_to_wire, response};
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_proto::{connect, v1};
+use lakebed_proto::{connect, propose, v1};
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::Response;
 use lakebed_quorum::proposer::{Command, Config, Input, Proposer, Source};
 use lakebed_types::{Generation, Lsn, NodeId, PgVersion, Term};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::node::{Addresses, TENANT, TIMELINE, read_wal, soon};
 use crate::sample::{SEGMENT, sample};
+use crate::stream::framed;
 
 /// Small pieces, and many of them on their way.
 const CHUNK_BYTES: u64 = 20_000;
@@ -126,21 +128,37 @@ async fn link(id: NodeId, addresses: Addresses, events: mpsc::Sender<Event>) {
     loop {
         let address = addresses.lock().unwrap().get(&id.0).cloned();
         if let Some(address) = address
-            && let Ok(channel) = connect(&address).await
+            && let Ok(socket) = propose::connect(&address).await
         {
-            let (messages, outbound) = mpsc::channel(1024);
-            let opened = SafekeeperClient::new(channel)
-                .propose(ReceiverStream::new(outbound))
-                .await;
-            if let Ok(answers) = opened {
-                let mut answers = answers.into_inner();
-                events.send(Event::Connected(id, messages)).await.unwrap();
-                while let Ok(Some(answer)) = answers.message().await {
-                    let answer = response(answer).expect("a valid answer");
-                    events.send(Event::Received(id, answer)).await.unwrap();
+            let (mut read, mut write) = socket.into_split();
+            let (messages, mut outbound) = mpsc::channel(1024);
+            let send = async move {
+                write.write_all(&propose::PREAMBLE).await?;
+                while let Some(message) = outbound.recv().await {
+                    write.write_all(&framed(&message)).await?;
                 }
-                events.send(Event::Disconnected(id)).await.unwrap();
+                std::io::Result::Ok(())
+            };
+            let receive = async {
+                let mut inbound = Inbound::default();
+                loop {
+                    match inbound.next().expect("a frame") {
+                        Some(Frame::Message(answer)) => {
+                            let answer = response(answer).expect("a valid answer");
+                            events.send(Event::Received(id, answer)).await.unwrap();
+                        }
+                        Some(Frame::End(_)) => return,
+                        None if !matches!(read.read_buf(inbound.room()).await, Ok(1..)) => return,
+                        None => {}
+                    }
+                }
+            };
+            events.send(Event::Connected(id, messages)).await.unwrap();
+            tokio::select! {
+                () = receive => {}
+                _ = send => {}
             }
+            events.send(Event::Disconnected(id)).await.unwrap();
         }
         // Pause before the next attempt.
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::node::{Nodes, create_request, soon, timeline_ref};
 use crate::sample::sample;
-use crate::stream::{Stream, append, elected, greeting, vote};
+use crate::stream::{Stream, append, elected, framed, greeting, vote};
 
 const MEMBERS: [u64; 1] = [1];
 /// Term that the acceptor is in.
@@ -227,6 +227,63 @@ async fn a_proposers_message_with_one_wrong_field_changes_nothing() {
         .await
         .unwrap();
     let answer = stream.ask(append(TERM, end, next, end)).await.unwrap();
+    assert!(matches!(answer, Answer::Append(append) if append.flush_lsn == more.0));
+}
+
+/// What is sent is right but for its bytes: some are others, some are missing, or some were never a frame.
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_with_wrong_bytes_end_the_stream_and_change_nothing() {
+    let nodes = Nodes::start(1).await;
+    let (start, end, more) = (sample().start, sample().at_percent(1), sample().at_percent(2));
+    let history = elected(&[(0, start), (TERM, start)], start);
+    let mut stream = Stream::greeted(&nodes, 1, &MEMBERS).await;
+    stream.ask(vote(TERM)).await.unwrap();
+    stream.ask(history.clone()).await.unwrap();
+    stream
+        .ask(append(TERM, start, sample().bytes(start, end), start))
+        .await
+        .unwrap();
+    let before = nodes.status(1).await;
+    let next = append(TERM, end, sample().bytes(end, more), end);
+    let message = v1::ProposerMessage {
+        message: Some(next.clone()),
+    };
+    let right = framed(&message);
+    let mut chance = Chance(0xf8a3e);
+    for _ in 0..MESSAGES / 4 {
+        let mut wrong = right.clone();
+        match chance.below(4) {
+            0 => {
+                let bit = chance.below(wrong.len() as u64 * 8) as usize;
+                wrong[bit / 8] ^= 1 << (bit % 8);
+            }
+            1 => wrong.truncate(chance.below(right.len() as u64) as usize),
+            2 => wrong[3] = chance.other32(1) as u8,
+            _ => wrong = chance.bytes(1000).as_ref().into(),
+        }
+        if wrong == right {
+            continue;
+        }
+        let what = format!(
+            "{:x?} and {} bytes more",
+            &wrong[..wrong.len().min(16)],
+            wrong.len()
+        );
+        let mut stream = Stream::greeted(&nodes, 1, &MEMBERS).await;
+        stream.send_bytes(&wrong).await;
+        // A frame that is longer than what came is waited for; here it ends.
+        stream.no_more().await;
+        if let Some(status) = stream.end().await {
+            assert!(!status.message().is_empty(), "{what}");
+        }
+        let now = v1::SafekeeperTimelineStatus {
+            proposers: before.proposers,
+            ..nodes.status(1).await
+        };
+        assert_eq!(now, before, "{what}");
+    }
+    // And who is right is served, on the stream that was open all the time.
+    let answer = stream.ask(next).await.unwrap();
     assert!(matches!(answer, Answer::Append(append) if append.flush_lsn == more.0));
 }
 

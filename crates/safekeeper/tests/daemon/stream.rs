@@ -1,33 +1,40 @@
 //! A proposer's stream with messages made by hand.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use lakebed_proto::frame::{self, Frame, Inbound};
 use lakebed_proto::v1::acceptor_message::Message as Answer;
 use lakebed_proto::v1::proposer_message::Message;
-use lakebed_proto::{quorum, v1};
+use lakebed_proto::{propose, quorum, v1};
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
 use lakebed_types::{Lsn, PgVersion, Term};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::Status;
 
 use crate::node::{Nodes, create_request, soon, timeline_ref};
 use crate::sample::{SEGMENT, sample};
 
+/// The connection of a proposer.
 pub struct Stream {
-    messages: mpsc::Sender<v1::ProposerMessage>,
-    answers: Streaming<v1::AcceptorMessage>,
+    socket: TcpStream,
+    inbound: Inbound,
 }
 
 impl Stream {
-    /// Opens a stream. Nothing is sent yet: the call has to return all the same.
+    /// Opens a stream.
     pub async fn open(nodes: &Nodes, id: u64) -> Stream {
-        let (messages, outbound) = mpsc::channel(64);
-        let mut client = nodes.client(id).await.max_encoding_message_size(64 << 20);
-        let opened = soon("a stream to open", client.propose(ReceiverStream::new(outbound))).await;
+        let mut stream = Stream::connect(&nodes.address(id)).await;
+        stream.send_bytes(&propose::PREAMBLE).await;
+        stream
+    }
+
+    /// Connects. Nothing is sent yet.
+    pub async fn connect(address: &str) -> Stream {
+        let socket = soon("a connection", propose::connect(address)).await;
         Stream {
-            messages,
-            answers: opened.unwrap().into_inner(),
+            socket: socket.unwrap(),
+            inbound: Inbound::default(),
         }
     }
 
@@ -40,16 +47,56 @@ impl Stream {
     }
 
     pub async fn send(&mut self, message: Message) {
-        let sent = self.messages.send(v1::ProposerMessage {
+        let message = v1::ProposerMessage {
             message: Some(message),
-        });
-        sent.await.unwrap();
+        };
+        self.send_bytes(&framed(&message)).await;
+    }
+
+    /// Sends bytes as they are.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        // Who is not heard any more hears why.
+        let _ = soon("bytes to be taken", self.socket.write_all(bytes)).await;
     }
 
     /// The next answer, or how the stream ends.
     pub async fn answer(&mut self) -> Result<Answer, Status> {
-        let answer = soon("an answer", self.answers.message()).await?;
-        Ok(answer.expect("an answer or a status").message.unwrap())
+        loop {
+            match self.inbound.next::<v1::AcceptorMessage>().unwrap() {
+                Some(Frame::Message(answer)) => return Ok(answer.message.unwrap()),
+                Some(Frame::End(end)) => return Err(frame::status(end)),
+                None => {}
+            }
+            let read = soon("an answer", self.socket.read_buf(self.inbound.room())).await;
+            assert!(read.unwrap() > 0, "the stream ended without a status");
+        }
+    }
+
+    /// Says that nothing more comes.
+    pub async fn no_more(&mut self) {
+        let _ = self.socket.shutdown().await;
+    }
+
+    /// Waits for the end of the stream, which brings no answer; the status that was told, if one was.
+    pub async fn end(&mut self) -> Option<Status> {
+        loop {
+            match self.inbound.next::<v1::AcceptorMessage>().unwrap() {
+                Some(Frame::Message(answer)) => panic!("answered with {answer:?}"),
+                Some(Frame::End(end)) => return Some(frame::status(end)),
+                None => {}
+            }
+            match soon("the end of a stream", self.socket.read_buf(self.inbound.room())).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Waits until the connection is closed; true when not one more byte came.
+    pub async fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let read = soon("the connection to be closed", self.socket.read_to_end(&mut rest)).await;
+        read.is_err() || rest.is_empty()
     }
 
     pub async fn ask(&mut self, message: Message) -> Result<Answer, Status> {
@@ -67,6 +114,13 @@ impl Stream {
             other => panic!("not refused: {other:?}"),
         }
     }
+}
+
+/// A message in its frame.
+pub fn framed(message: &v1::ProposerMessage) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    frame::put(message, &mut bytes).unwrap();
+    bytes
 }
 
 pub fn greeting(members: &[u64]) -> Message {
