@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use lakebed_proto::v1;
+use bytes::BytesMut;
+use lakebed_proto::frame::{self, Frame, Inbound};
 use lakebed_proto::v1::proposer_message::Message;
+use lakebed_proto::{propose, v1};
 use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::tier::{Tier, soon};
 
@@ -69,13 +70,17 @@ impl Wal {
         commit: Lsn,
     ) {
         let takes_over = term > 1;
-        let mut client = tier.safekeeper(safekeeper).await;
-        let (sender, messages) = mpsc::channel(64);
-        let send = async |message| {
+        let address = tier.address(&format!("safekeeper-{safekeeper}"));
+        let connected = soon("a proposer's stream", propose::connect(&address)).await;
+        let (mut read, mut write) = connected.unwrap().into_split();
+        write.write_all(&propose::PREAMBLE).await.unwrap();
+        let mut send = async |message| {
             let message = v1::ProposerMessage {
                 message: Some(message),
             };
-            sender.send(message).await.unwrap();
+            let mut bytes = BytesMut::new();
+            frame::put(&message, &mut bytes).unwrap();
+            write.write_all(&bytes).await.unwrap();
         };
         let generation = branch.membership.as_ref().unwrap().generation;
         send(Message::Greeting(v1::ProposerGreeting {
@@ -100,13 +105,6 @@ impl Wal {
             common_lsn: if takes_over { self.end().0 } else { self.start.0 },
         }))
         .await;
-        let mut answers = soon(
-            "a proposer's stream",
-            client.propose(ReceiverStream::new(messages)),
-        )
-        .await
-        .unwrap()
-        .into_inner();
         let append = |begin: Lsn, end: Lsn| {
             let range = (begin.0 - self.start.0) as usize..(end.0 - self.start.0) as usize;
             Message::Append(v1::Append {
@@ -130,10 +128,20 @@ impl Wal {
             send(append(begin, begin)).await;
         }
         let done = async {
-            let mut asked = false;
+            let (mut asked, mut inbound) = (false, Inbound::default());
             loop {
-                let answer = answers.message().await.unwrap().unwrap().message.unwrap();
-                match answer {
+                let answer: v1::AcceptorMessage = match inbound.next().unwrap() {
+                    Some(Frame::Message(answer)) => answer,
+                    Some(Frame::End(end)) => panic!("{:?}", frame::status(end)),
+                    None => {
+                        assert!(
+                            read.read_buf(inbound.room()).await.unwrap() > 0,
+                            "no more answers"
+                        );
+                        continue;
+                    }
+                };
+                match answer.message.unwrap() {
                     v1::acceptor_message::Message::Append(told) if told.flush_lsn == self.end().0 => {
                         if told.commit_lsn == commit.0 {
                             return;
