@@ -427,7 +427,7 @@ fn compact(page: &mut PageBytes, descending: bool) -> Result<(), Fault> {
     let floor = lower(page);
     let mut top = special(page);
     // In descending order no item moves onto one that still has to move; otherwise they are taken from a copy.
-    let old = (!descending).then(|| *page);
+    let old = if descending { None } else { Some(*page) };
     // Neighbours stay neighbours, mostly, and are moved together: bytes on the old page, and where they begin now.
     let mut run = (top..top, top);
     let moved = |items: &mut [u8], (from, to): (Range<usize>, usize)| {
