@@ -169,7 +169,7 @@ pub(crate) enum Leave {
     /// For good.
     Ended,
     /// A proposer has come: this is its stream.
-    ForThread(Newcomer),
+    ForThread(Box<Newcomer>),
     /// The last proposer has gone.
     FromThread,
 }
@@ -262,7 +262,7 @@ impl Owner {
     pub(crate) async fn run(mut self, end: CancellationToken) {
         loop {
             match self.work(&end).await {
-                Leave::ForThread(newcomer) => match seat::take(self, newcomer, end.clone()).await {
+                Leave::ForThread(newcomer) => match seat::take(self, *newcomer, end.clone()).await {
                     Some(owner) => self = owner,
                     None => return,
                 },
@@ -343,7 +343,7 @@ impl Owner {
                 Some(order) = self.orders.recv(), if open => self.ordered(order),
                 Some(newcomer) = self.newcomers.recv(), if open && (here || idle) => match here {
                     true => self.sit_down(newcomer),
-                    false => return Leave::ForThread(newcomer),
+                    false => return Leave::ForThread(Box::new(newcomer)),
                 },
                 () = one_left(&mut self.serving) => left = true,
                 mail = self.mailbox.recv(), if open => match mail {
