@@ -1,7 +1,7 @@
 //! All safekeepers lose their disks, and the branch comes back from object storage over S3, which has its faults.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lakebed_pgtest::{temp_dir, wait_until};
@@ -262,9 +262,13 @@ fn start_all(tier: &mut Tier) {
     }
 }
 
+/// Where the WAL of a branch is in a directory of objects.
+fn wal_of(store: &Path, branch: &Pages) -> PathBuf {
+    store.join(format!("tenants/{}/wal/{}", branch.tenant(), branch.timeline()))
+}
+
 fn has_wal(store: &Path, branch: &Pages) -> bool {
-    let directory = store.join(format!("tenants/{}/wal/{}", branch.tenant(), branch.timeline()));
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+    fs::read_dir(wal_of(store, branch)).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// A branch that nobody has written to has no WAL of its own, and comes back too.
@@ -303,19 +307,24 @@ fn a_branch_without_a_commit_comes_back() {
 fn a_branch_of_what_is_lost_is_named() {
     let objects = temp_dir();
     let store = format!("file://{}", objects.path().display());
-    // The first WAL goes at once, what follows it not in the time of this test.
-    let mut tier = with_directory(3_600_000, objects.path());
+    let mut tier = with_directory(200, objects.path());
     let main = Pages::of(&tier, "main");
     let compute = tier.compute("main", "first");
     compute.sql(&["create table t as select 1 as n"]);
     wait_until("the first upload", || {
         highest(&tier, &main, "backup_lsn") > main.start()
     });
+    // Where the next objects would go is no directory: they cannot be stored.
+    let (place, aside) = (wal_of(objects.path(), &main), objects.path().join("aside"));
+    fs::rename(&place, &aside).expect("a directory");
+    fs::write(&place, "").expect("a file");
     compute.sql(&["insert into t values (2)"]);
     tier.client(&["branch", "create", "gone"]);
     let gone = Pages::of(&tier, "gone");
     compute.kill();
     lose_disks(&mut tier);
+    fs::remove_file(&place).expect("a file");
+    fs::rename(&aside, &place).expect("a directory");
     let told = restore_all(&tier, &store, &main);
     assert_eq!(
         told["lost_branches"],
