@@ -334,7 +334,8 @@ fn a_safekeeper_joins_where_wal_was_removed_and_all_three_are_exchanged() {
     // They have the fewest branches now, and get none until somebody says so, whatever dies meanwhile.
     tier.kill_role("controller");
     tier.start_role("controller");
-    assert_eq!(emptied(&tier), [4, 5]);
+    // Its page is there a moment before it has read its log.
+    wait_until("the controller to know them", || emptied(&tier) == [4, 5]);
     tier.create_tenant("other", &Shape::default(), None);
     let told: Value =
         serde_json::from_str(&tier.client(&["--json", "safekeepers", "status", "other", "main"]))
