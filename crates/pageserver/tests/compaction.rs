@@ -1,6 +1,8 @@
 //! Layers of a real timeline are merged: every page at every LSN stays what it was, on a branch too, over takeovers in
 //! the middle of a merge; a read asks one layer and those of level 0; what nothing names any more goes, and nothing else.
 
+mod toy;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,53 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use lakebed_blobstore::{BlobStore, paths};
 use lakebed_layer::{ImagePolicy, LayerKind, PlanPolicy};
-use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest::{self, ManifestError, Place};
 use lakebed_pageserver::timeline::compaction::{Next, Slice};
 use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use lakebed_pgtest::{Cluster, temp_dir};
-use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
-use lakebed_types::{
-    ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
-};
+use lakebed_redo::{PageBytes, page};
+use lakebed_types::{Generation, Lsn, PageKey, PgVersion, TimelineId};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
+use toy::{REL, RMID, imported, managers, taken_over};
 
-const RMID: u8 = 142;
-const REL: RelTag = RelTag {
-    spcnode: 1663,
-    dbnode: 5,
-    relnode: 99_999,
-    fork: ForkNumber::Main,
-};
 const BLOCKS: u32 = 120;
 /// Records between two flushes.
 const ROUND: u64 = 700;
-
-/// Writes the block's data where the main data says.
-struct Plugin;
-
-impl ResourceManager for Plugin {
-    fn name(&self) -> &str {
-        "toy"
-    }
-
-    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
-        let &[low, high] = record.main else {
-            return Err("its main data is not a position");
-        };
-        let at = usize::from(u16::from_le_bytes([low, high]));
-        let data = record.own.data.ok_or("no data")?;
-        let target = page.get_mut(at..at + data.len()).ok_or("outside the page")?;
-        target.copy_from_slice(data);
-        page::set_lsn(page, record.end);
-        Ok(())
-    }
-
-    fn mask(&self, page: &mut PageBytes, _block: u32) {
-        mask::lsn_and_checksum(page);
-    }
-}
 
 /// Numbers that look random.
 struct Numbers(u64);
@@ -91,12 +59,6 @@ impl Expected {
     }
 }
 
-fn managers() -> Managers {
-    let mut managers = Managers::default();
-    managers.register(RMID, Arc::new(Plugin)).unwrap();
-    managers
-}
-
 /// Small, so that a few thousand records make many partitions.
 fn storage(directory: &Path, store: &BlobStore) -> Storage {
     Storage {
@@ -119,40 +81,6 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
         },
         managers: managers(),
     }
-}
-
-async fn imported(cluster: &Path, directory: &Path, store: &BlobStore) -> Arc<Timeline> {
-    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
-    let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
-    let identity = Identity {
-        tenant: TenantId([1; 16]),
-        timeline: TimelineId([2; 16]),
-        shard,
-        generation: Generation(1),
-        cluster: imported.cluster,
-        start: imported.start,
-        consistent: imported.consistent,
-    };
-    let timeline = Timeline::create(identity, None, storage(directory, store));
-    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
-    timeline.publish(changes, imported.start);
-    timeline.flush().await.unwrap();
-    timeline
-}
-
-/// The same timeline without the local disk, owned by the next generation.
-async fn taken_over(old: &Timeline, directory: &Path, store: &BlobStore) -> Arc<Timeline> {
-    let identity = Identity {
-        generation: Generation(old.identity.generation.0 + 1),
-        ..old.identity.clone()
-    };
-    let place = Place::new(store, identity.tenant, identity.shard, identity.timeline);
-    let claimed = manifest::claim(&place, identity.generation).await.unwrap();
-    let storage = storage(directory, store);
-    let parent = old.parent.clone();
-    Timeline::open(identity, parent, storage, claimed.unwrap())
-        .await
-        .unwrap()
 }
 
 /// Ingests the records after the timeline's last one.
@@ -258,7 +186,7 @@ fn named(timeline: &Timeline) -> Vec<String> {
 async fn every_page_stays_what_it_was_while_layers_are_merged() {
     let (cluster, local) = (Cluster::init(), temp_dir());
     let store = BlobStore::open("memory:").unwrap();
-    let mut timeline = imported(&cluster.data_dir(), &local.path().join("0"), &store).await;
+    let mut timeline = imported(&cluster.data_dir(), storage(&local.path().join("0"), &store)).await;
     let (mut numbers, mut expected) = (Numbers(1), Expected::default());
     let (mut records, mut lsns) = (Vec::new(), vec![timeline.identity.start]);
     let mut branch: Option<(Arc<Timeline>, Expected, Vec<Lsn>)> = None;
@@ -314,7 +242,7 @@ async fn every_page_stays_what_it_was_while_layers_are_merged() {
                 }
             }
             let directory = local.path().join(format!("{}", round + 1));
-            let next = taken_over(&timeline, &directory, &store).await;
+            let next = taken_over(&timeline, &store, storage(&directory, &store)).await;
             // Who was superseded can neither flush nor delete.
             let last = timeline.last_record();
             timeline.publish(Default::default(), Lsn(last.0 + 8));
@@ -357,10 +285,15 @@ async fn every_page_stays_what_it_was_while_layers_are_merged() {
         named.iter().all(|name| after.contains(name)),
         "{named:?} not all in {after:?}"
     );
-    let again = taken_over(&timeline, &local.path().join("again"), &store).await;
+    let again = taken_over(&timeline, &store, storage(&local.path().join("again"), &store)).await;
     check(&again, &expected, &lsns);
     let (child, expected, lsns) = branch.unwrap();
-    let child = taken_over(&child, &local.path().join("branch-again"), &store).await;
+    let child = taken_over(
+        &child,
+        &store,
+        storage(&local.path().join("branch-again"), &store),
+    )
+    .await;
     check(&child, &expected, &lsns);
     let history = child.layer_map();
     assert!(history.layers().any(|desc| desc.kind == LayerKind::History));
@@ -371,7 +304,7 @@ async fn a_timeline_can_be_taken_back_to_manifests_that_are_kept() {
     let (cluster, local) = (Cluster::init(), temp_dir());
     let store = BlobStore::open("memory:").unwrap();
     let directory = local.path().join("a");
-    let first = imported(&cluster.data_dir(), &directory, &store).await;
+    let first = imported(&cluster.data_dir(), storage(&directory, &store)).await;
     let place = Place::new(
         &store,
         first.identity.tenant,
@@ -410,7 +343,7 @@ async fn a_timeline_can_be_taken_back_to_manifests_that_are_kept() {
         .collect();
     assert!(beyond.len() > 8);
     place.delete(&beyond).await.unwrap();
-    let again = taken_over(&timeline, &local.path().join("b"), &store).await;
+    let again = taken_over(&timeline, &store, storage(&local.path().join("b"), &store)).await;
     let at = again.last_record();
     assert!(at < timeline.last_record());
     check(&again, &back, &[at]);
@@ -420,7 +353,7 @@ async fn a_timeline_can_be_taken_back_to_manifests_that_are_kept() {
 async fn a_claim_goes_on_from_what_is_there() {
     let (cluster, local) = (Cluster::init(), temp_dir());
     let store = BlobStore::open("memory:").unwrap();
-    let timeline = imported(&cluster.data_dir(), &local.path().join("a"), &store).await;
+    let timeline = imported(&cluster.data_dir(), storage(&local.path().join("a"), &store)).await;
     let identity = &timeline.identity;
     let place = Place::new(&store, identity.tenant, identity.shard, identity.timeline);
     // Same generation, after a restart: numbers go on, and an old format is refused by name.

@@ -1,55 +1,20 @@
 //! Records of an extension's resource manager in a pageserver: with a plug-in they become versions of pages like any
 //! others, through layer files and object storage; without one the timeline stops in front of the first.
 
+mod toy;
+
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use lakebed_blobstore::BlobStore;
 use lakebed_ingest::ControlState;
-use lakebed_pageserver::import::{Circumstances, Import};
 use lakebed_pageserver::ingest::Ingestor;
-use lakebed_pageserver::manifest::{self, Place};
-use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline};
+use lakebed_pageserver::timeline::{Storage, Thresholds};
 use lakebed_pgtest::{Cluster, temp_dir};
-use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
-use lakebed_types::{
-    ForkNumber, Generation, Lsn, PageKey, PgVersion, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
-};
+use lakebed_redo::{Managers, page};
+use lakebed_types::{Lsn, PageKey, PgVersion};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
-
-const RMID: u8 = 142;
-const REL: RelTag = RelTag {
-    spcnode: 1663,
-    dbnode: 5,
-    relnode: 99_999,
-    fork: ForkNumber::Main,
-};
-
-/// Writes the block's data where the main data says.
-struct Plugin;
-
-impl ResourceManager for Plugin {
-    fn name(&self) -> &str {
-        "toy"
-    }
-
-    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
-        let &[low, high] = record.main else {
-            return Err("its main data is not a position");
-        };
-        let at = usize::from(u16::from_le_bytes([low, high]));
-        let data = record.own.data.ok_or("no data")?;
-        let target = page.get_mut(at..at + data.len()).ok_or("outside the page")?;
-        target.copy_from_slice(data);
-        page::set_lsn(page, record.end);
-        Ok(())
-    }
-
-    fn mask(&self, page: &mut PageBytes, _block: u32) {
-        mask::lsn_and_checksum(page);
-    }
-}
+use toy::{REL, RMID, imported, managers, taken_over};
 
 /// A record of 64 bytes behind `start`, which writes `data` at `at` of blocks.
 fn record(start: Lsn, xid: u32, at: u16, blocks: &[(u32, &'static [u8])], will_init: bool) -> DecodedRecord {
@@ -76,32 +41,6 @@ fn record(start: Lsn, xid: u32, at: u16, blocks: &[(u32, &'static [u8])], will_i
     }
 }
 
-fn managers() -> Managers {
-    let mut managers = Managers::default();
-    managers.register(RMID, Arc::new(Plugin)).unwrap();
-    managers
-}
-
-/// A new timeline of one shard, stored.
-async fn imported(cluster: &Path, directory: &Path, store: &BlobStore, managers: Managers) -> Arc<Timeline> {
-    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
-    let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
-    let identity = Identity {
-        tenant: TenantId([1; 16]),
-        timeline: TimelineId([2; 16]),
-        shard,
-        generation: Generation(1),
-        cluster: imported.cluster,
-        start: imported.start,
-        consistent: imported.consistent,
-    };
-    let timeline = Timeline::create(identity, None, storage(directory, store, managers));
-    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
-    timeline.publish(changes, imported.start);
-    timeline.flush().await.unwrap();
-    timeline
-}
-
 fn storage(directory: &Path, store: &BlobStore, managers: Managers) -> Storage {
     Storage {
         directory: directory.to_owned(),
@@ -109,25 +48,6 @@ fn storage(directory: &Path, store: &BlobStore, managers: Managers) -> Storage {
         thresholds: Thresholds::of_size(1 << 20),
         managers,
     }
-}
-
-/// The same timeline from object storage, taken over by a node with these plug-ins.
-async fn taken_over(
-    old: &Timeline,
-    directory: &Path,
-    store: &BlobStore,
-    managers: Managers,
-) -> Arc<Timeline> {
-    let old = &old.identity;
-    let identity = Identity {
-        generation: Generation(old.generation.0 + 1),
-        ..old.clone()
-    };
-    let place = Place::new(store, old.tenant, old.shard, old.timeline);
-    let claimed = manifest::claim(&place, identity.generation).await.unwrap();
-    let storage = storage(directory, store, managers);
-    let opened = Timeline::open(identity, None, storage, claimed.expect("a manifest"));
-    opened.await.unwrap()
 }
 
 fn key(block: u32) -> PageKey {
@@ -138,7 +58,11 @@ fn key(block: u32) -> PageKey {
 async fn a_registered_managers_pages_are_kept_and_built() {
     let (cluster, local) = (Cluster::init(), temp_dir());
     let store = BlobStore::open("memory:").unwrap();
-    let timeline = imported(&cluster.data_dir(), &local.path().join("a"), &store, managers()).await;
+    let timeline = imported(
+        &cluster.data_dir(),
+        storage(&local.path().join("a"), &store, managers()),
+    )
+    .await;
     let start = timeline.last_record();
     let xid = 5000;
     let records = [
@@ -155,7 +79,12 @@ async fn a_registered_managers_pages_are_kept_and_built() {
     ingestor.publish(end);
     timeline.flush().await.unwrap();
 
-    let timeline = taken_over(&timeline, &local.path().join("b"), &store, managers()).await;
+    let timeline = taken_over(
+        &timeline,
+        &store,
+        storage(&local.path().join("b"), &store, managers()),
+    )
+    .await;
     let mut expected = [0; 8192];
     expected[100..104].copy_from_slice(b"aaaa");
     page::set_lsn(&mut expected, records[0].end);
@@ -169,7 +98,12 @@ async fn a_registered_managers_pages_are_kept_and_built() {
     assert_eq!(control.next_xid() as u32, xid + 1);
 
     // A node that lacks the plug-in cannot make the page of it, and says whose it is.
-    let without = taken_over(&timeline, &local.path().join("c"), &store, Managers::default()).await;
+    let without = taken_over(
+        &timeline,
+        &store,
+        storage(&local.path().join("c"), &store, Managers::default()),
+    )
+    .await;
     let error = without.page(&key(0), end).unwrap_err().to_string();
     assert!(error.contains("resource manager 142"), "{error}");
 }
@@ -179,7 +113,11 @@ async fn without_a_plug_in_nothing_of_the_record_is_taken() {
     let (cluster, local) = (Cluster::init(), temp_dir());
     let store = BlobStore::open("memory:").unwrap();
     let directory = local.path().join("a");
-    let timeline = imported(&cluster.data_dir(), &directory, &store, Managers::default()).await;
+    let timeline = imported(
+        &cluster.data_dir(),
+        storage(&directory, &store, Managers::default()),
+    )
+    .await;
     let start = timeline.last_record();
     let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
     for blocks in [&[(0, &b"aaaa"[..])][..], &[]] {

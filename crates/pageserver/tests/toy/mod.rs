@@ -1,0 +1,90 @@
+//! A resource manager of an extension, made up for tests, and timelines that know it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lakebed_blobstore::BlobStore;
+use lakebed_pageserver::import::{Circumstances, Import};
+use lakebed_pageserver::manifest::{self, Place};
+use lakebed_pageserver::timeline::{Identity, Storage, Timeline};
+use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
+use lakebed_types::{ForkNumber, Generation, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId};
+
+/// Its resource manager.
+pub const RMID: u8 = 142;
+/// Whose pages it changes.
+pub const REL: RelTag = RelTag {
+    spcnode: 1663,
+    dbnode: 5,
+    relnode: 99_999,
+    fork: ForkNumber::Main,
+};
+
+/// Writes the block's data where the main data says.
+struct Plugin;
+
+impl ResourceManager for Plugin {
+    fn name(&self) -> &str {
+        "toy"
+    }
+
+    fn redo(&self, record: &PageRecord<'_>, page: &mut PageBytes) -> Result<(), &'static str> {
+        let &[low, high] = record.main else {
+            return Err("its main data is not a position");
+        };
+        let at = usize::from(u16::from_le_bytes([low, high]));
+        let data = record.own.data.ok_or("no data")?;
+        let target = page.get_mut(at..at + data.len()).ok_or("outside the page")?;
+        target.copy_from_slice(data);
+        page::set_lsn(page, record.end);
+        Ok(())
+    }
+
+    fn mask(&self, page: &mut PageBytes, _block: u32) {
+        mask::lsn_and_checksum(page);
+    }
+}
+
+/// The plug-ins of a node that knows it.
+pub fn managers() -> Managers {
+    let mut managers = Managers::default();
+    managers.register(RMID, Arc::new(Plugin)).unwrap();
+    managers
+}
+
+/// A new timeline of one shard, stored.
+pub async fn imported(cluster: &Path, storage: Storage) -> Arc<Timeline> {
+    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
+    let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
+    let identity = Identity {
+        tenant: TenantId([1; 16]),
+        timeline: TimelineId([2; 16]),
+        shard,
+        generation: Generation(1),
+        cluster: imported.cluster,
+        start: imported.start,
+        consistent: imported.consistent,
+    };
+    let timeline = Timeline::create(identity, None, storage);
+    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
+    timeline.publish(changes, imported.start);
+    timeline.flush().await.unwrap();
+    timeline
+}
+
+/// The same timeline from object storage, owned by the next generation.
+pub async fn taken_over(old: &Timeline, store: &BlobStore, storage: Storage) -> Arc<Timeline> {
+    let identity = Identity {
+        generation: Generation(old.identity.generation.0 + 1),
+        ..old.identity.clone()
+    };
+    let place = Place::new(store, identity.tenant, identity.shard, identity.timeline);
+    let claimed = manifest::claim(&place, identity.generation).await.unwrap();
+    let opened = Timeline::open(
+        identity,
+        old.parent.clone(),
+        storage,
+        claimed.expect("a manifest"),
+    );
+    opened.await.unwrap()
+}
