@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use lakebed_types::{Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::DecodedRecord;
+use smallvec::SmallVec;
 
 use crate::delta::{CLOG_ABORTED, CLOG_COMMITTED, SlruDelta};
 use crate::effects::{CatalogueChange, Effects};
@@ -231,11 +232,17 @@ pub(crate) fn assigned(record: &DecodedRecord) -> Result<Vec<u32>, Rule> {
 }
 
 /// The slots of a tree of transactions, by SLRU page.
-fn by_page(kind: SlruKind, xid: u32, subxids: &[u32]) -> BTreeMap<PageKey, Vec<u16>> {
-    let mut pages: BTreeMap<PageKey, Vec<u16>> = BTreeMap::new();
-    for &xid in std::iter::once(&xid).chain(subxids) {
-        let (key, slot) = locate(kind, xid);
-        pages.entry(key).or_default().push(slot);
+fn by_page(kind: SlruKind, xid: u32, subxids: &[u32]) -> SmallVec<[(PageKey, Vec<u16>); 1]> {
+    let (key, slot) = locate(kind, xid);
+    let mut pages = SmallVec::from_buf([(key, vec![slot])]);
+    if !subxids.is_empty() {
+        // Mostly one page, or two, but that they are near each other is not said anywhere.
+        let mut others: BTreeMap<PageKey, Vec<u16>> = pages.drain(..).collect();
+        for &xid in subxids {
+            let (key, slot) = locate(kind, xid);
+            others.entry(key).or_default().push(slot);
+        }
+        pages.extend(others);
     }
     pages
 }

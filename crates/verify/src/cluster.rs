@@ -92,6 +92,16 @@ impl Cluster {
         }
     }
 
+    /// Has the pages of these records brought near the processor, where memory has them: they are going to be changed.
+    pub fn expect(&self, records: &[DecodedRecord]) {
+        // What is touched second is found by what is touched first, for all of them at once.
+        for step in [PageStore::expect_header, PageStore::expect_items] {
+            for block in records.iter().flat_map(|record| &record.blocks) {
+                step(&self.store, PageFile::Rel(block.rel), block.block);
+            }
+        }
+    }
+
     /// Finds or makes the page of a reference; extends its fork as recovery does.
     ///
     /// # Errors

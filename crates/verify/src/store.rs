@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::hint;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use lakebed_redo::PageBytes;
+use lakebed_redo::{PageBytes, page};
 use lakebed_types::data_directory::{RELATION_SEGMENT_BLOCKS, SLRU_SEGMENT_PAGES};
 use lakebed_types::{PAGE_SIZE, RelTag, SlruKind};
 use rustc_hash::FxHashMap;
@@ -150,6 +151,29 @@ impl PageStore {
     /// Pages that are in the scratch file, or were.
     pub fn spilled_pages(&self) -> u64 {
         self.scratch_slots
+    }
+
+    /// Touches the header of a page in memory and what is known of it, if it is there.
+    pub fn expect_header(&self, file: PageFile, block: u32) {
+        if let Some(at) = self.in_memory(file, block) {
+            hint::black_box((self.frames[at].used, page_of(&self.slabs, at)[0]));
+        }
+    }
+
+    /// Touches where a page in memory has its last line pointers and its last items, if it is there.
+    pub fn expect_items(&self, file: PageFile, block: u32) {
+        if let Some(at) = self.in_memory(file, block) {
+            let page = page_of(&self.slabs, at);
+            let touched = [page::lower(page), page::upper(page)].map(|end| page.get(end).copied());
+            hint::black_box(touched);
+        }
+    }
+
+    fn in_memory(&self, file: PageFile, block: u32) -> Option<usize> {
+        match self.files.get(&file)?.location(block) {
+            Location::Frame(at) => Some(at as usize),
+            Location::Base | Location::Scratch(_) => None,
+        }
     }
 
     /// A page to look at.
