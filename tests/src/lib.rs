@@ -337,6 +337,11 @@ impl Tier {
         self.process(name).metrics()
     }
 
+    /// What a role's admin page answers at any other path.
+    pub fn admin(&self, name: &str, path: &str) -> Value {
+        self.process(name).admin(path)
+    }
+
     /// Has a safekeeper look through all its WAL and control files, and waits until it has; its status then.
     pub fn scrub(&self, name: &str) -> Value {
         let pass = self.process(name).scrub();

@@ -125,7 +125,12 @@ impl Process {
 
     /// What its `/v1/status` tells.
     pub fn status(&self) -> Value {
-        let body = http::get(&self.admin, "/v1/status");
+        self.admin("/v1/status")
+    }
+
+    /// What it tells at a path of its admin page.
+    pub fn admin(&self, path: &str) -> Value {
+        let body = http::get(&self.admin, path);
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{}: {error}: {body}", self.name))
     }
 

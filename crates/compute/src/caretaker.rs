@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::config::{ProposerConfig, WireWal};
 use crate::control_plane::{Follower, Named};
 use crate::local_wal::LocalWal;
-use crate::quorum::{Committed, Driver, Standing};
+use crate::quorum::{Committed, Driver, Standing, Written, written};
 use crate::sidecar::{start_driver, win};
 
 /// Longer than a command that waits has patience for single steps.
@@ -36,7 +36,7 @@ impl Committed for Nobody {
 pub struct Caretaker {
     standing: watch::Receiver<Standing>,
     /// Kept open: its end would end the driver.
-    _written: watch::Sender<Lsn>,
+    _written: Written,
     _end: DropGuard,
 }
 
@@ -51,7 +51,7 @@ impl Caretaker {
         let end = stop.clone().drop_guard();
         let (follower, _, members) = Follower::new(named, &branch);
         tokio::spawn(follower.run(stop.clone()));
-        let (written, written_to) = watch::channel(Lsn::INVALID);
+        let (written, written_to) = written();
         let (tell, mut standing) = watch::channel(Standing::default());
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         start_driver(Driver {

@@ -31,7 +31,7 @@ use crate::old_wal::OldWal;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
 use crate::programs;
-use crate::quorum::{Driver, Lost, Members, Standing, Won};
+use crate::quorum::{Driver, Lost, Members, Standing, Won, written};
 use crate::shared_memory::SharedMemory;
 use crate::spans::Spans;
 use crate::wal_source::{SourceError, WalSource};
@@ -197,7 +197,7 @@ async fn boot(
     let local = Arc::new(LocalWal::new(config.local_wal_bytes));
     let acks = Arc::new(Acks::new(region));
     let spans = Arc::new(Spans::default());
-    let (written, written_to) = watch::channel(Lsn::INVALID);
+    let (written, written_to) = written();
     let (page_images, told) = watch::channel(None);
     let (tell, mut standing) = watch::channel(Standing::default());
     let safekeepers = members.told();

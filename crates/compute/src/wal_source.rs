@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::acks::Acks;
 use crate::full_page_writes::Told;
 use crate::local_wal::{Chunk, LocalWal};
+use crate::quorum::Written;
 use crate::shared_memory::{sleep, wake};
 use crate::spans::Spans;
 
@@ -84,8 +85,8 @@ pub struct WalSource {
     pub local: Arc<LocalWal>,
     /// Which flushes wait for them.
     pub acks: Arc<Acks>,
-    /// Their end, for the quorum's driver.
-    pub written: watch::Sender<Lsn>,
+    /// Who sends them to the quorum.
+    pub written: Written,
     /// What all of this takes.
     pub spans: Arc<Spans>,
     /// Whether Postgres writes page images, as it told last.
@@ -147,7 +148,7 @@ impl WalSource {
                 self.local.push(chunk);
                 self.acks.written(next - 1, complete);
                 self.spans.read_since(taken);
-                self.written.send_replace(complete);
+                self.written.advance(complete);
             } else {
                 self.acks.written(next - 1, complete);
             }
@@ -176,7 +177,7 @@ impl WalSource {
             bytes: bytes.into(),
             ends: vec![record.end],
         });
-        self.written.send_replace(record.end);
+        self.written.advance(record.end);
         Ok(())
     }
 

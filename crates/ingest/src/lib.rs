@@ -30,6 +30,7 @@ mod heap_vm;
 mod hostile_tests;
 mod interpret;
 mod multixact;
+pub mod names;
 mod origin;
 mod reader;
 mod relmap;

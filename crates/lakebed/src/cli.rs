@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lakebed_compute::config::WireWal;
 use lakebed_pgwire::Target;
-use lakebed_types::{Lsn, TenantId, TimelineId};
+use lakebed_types::{ForkNumber, Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
+use crate::client::explain::Relation;
 
 /// Storage for unmodified Postgres: WAL on a quorum of safekeepers, pages from pageservers, branches for free.
 #[derive(Debug, Parser)]
@@ -45,12 +46,67 @@ pub enum Command {
     Branch(BranchArgs),
     /// Show what runs and how far it is.
     Status(ClientArgs),
+    /// Show how an answer comes about.
+    Explain(ExplainArgs),
     /// Measure a private tier, which is made for that and removed afterwards.
     Bench(BenchArgs),
     /// Bring WAL back from object storage.
     Wal(WalArgs),
     /// Replay a stock cluster's WAL over a base backup with this tier's redo, and compare with what Postgres made of it.
     VerifyWal(VerifyWalArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    #[command(subcommand)]
+    pub command: ExplainCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ExplainCommand {
+    /// A page at an LSN: which layers were asked, what they had of it, which records were replayed, and what each step took.
+    Page(ExplainPageArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainPageArgs {
+    /// Name of the tenant.
+    pub tenant: String,
+    /// Name of the branch.
+    pub branch: String,
+    /// Relation, as `select pg_relation_filepath('TABLE')` says: base/5/16384.
+    #[arg(value_name = "REL")]
+    pub relation: Relation,
+    /// Number of the block.
+    pub block: u32,
+    /// Fork of the relation.
+    #[arg(long, value_enum, default_value_t = Fork::Main)]
+    pub fork: Fork,
+    /// At this LSN. Default: the latest that the pageserver has.
+    #[arg(long)]
+    pub lsn: Option<Lsn>,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// A fork on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fork {
+    Main,
+    Fsm,
+    Vm,
+    Init,
+}
+
+impl From<Fork> for ForkNumber {
+    fn from(fork: Fork) -> ForkNumber {
+        match fork {
+            Fork::Main => ForkNumber::Main,
+            Fork::Fsm => ForkNumber::Fsm,
+            Fork::Vm => ForkNumber::Vm,
+            Fork::Init => ForkNumber::Init,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

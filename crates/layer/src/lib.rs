@@ -44,7 +44,7 @@ pub use map::{Edit, LayerMap, MapError, Merged, PageRange, Partition};
 pub use memtable::{Memtable, MemtableError};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
 pub use plan::{Job, Plan, PlanPolicy, plan};
-pub use read::read;
+pub use read::{read, read_watched};
 pub use retention::ReadPoints;
 pub use segments::MakeImage;
 pub use value::{Value, ValueKind};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lakebed_types::PageKey;
 
 use crate::format::{IndexCache, LayerReader, ReadAt, ReadCount, ReadError};
-use crate::{Chain, LayerId, LayerKind, LayerMap};
+use crate::{Chain, LayerDesc, LayerId, LayerKind, LayerMap};
 
 /// Offers `chain` what the layers of `map` have of the page. `open` gives the reader of a layer, for instance from the
 /// caller's table of open files.
@@ -18,7 +18,23 @@ pub fn read<R: ReadAt, E: From<ReadError>>(
     chain: &mut Chain,
     cache: &IndexCache,
     count: &mut ReadCount,
+    open: impl FnMut(LayerId) -> Result<Arc<LayerReader<R>>, E>,
+) -> Result<(), E> {
+    read_watched(map, key, chain, cache, count, open, |_, _, _| {})
+}
+
+/// As [`read`]; `asked` is told of each layer after it was asked.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_watched<R: ReadAt, E: From<ReadError>>(
+    map: &LayerMap,
+    key: &PageKey,
+    chain: &mut Chain,
+    cache: &IndexCache,
+    count: &mut ReadCount,
     mut open: impl FnMut(LayerId) -> Result<Arc<LayerReader<R>>, E>,
+    mut asked: impl FnMut(&LayerDesc, &Chain, &ReadCount),
 ) -> Result<(), E> {
     for desc in map.read_order(key, chain.upto()) {
         // Every value above this layer's end was seen. It is not so for merged layers: those that come later in the
@@ -30,6 +46,7 @@ pub fn read<R: ReadAt, E: From<ReadError>>(
             return Ok(());
         }
         open(desc.id)?.read(key, chain, cache, count)?;
+        asked(desc, chain, count);
     }
     Ok(())
 }

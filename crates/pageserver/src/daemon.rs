@@ -8,7 +8,9 @@ use anyhow::{Context, bail};
 use lakebed_blobstore::BlobStore;
 use lakebed_proto::v1::pageserver_server::PageserverServer;
 pub use lakebed_redo::Managers;
+use lakebed_types::{ForkNumber, PageKey, TimelineId};
 use prometheus_client::registry::Registry;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::config::PageserverConfig;
+use crate::hot::{Heat, Order, PageName};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::receive::remove_spools;
@@ -145,6 +148,59 @@ pub fn layers_json(node: &Node) -> serde_json::Value {
         })
     };
     json!({ "timelines": node.timelines().iter().map(layers).collect::<Vec<_>>() })
+}
+
+/// What `/v1/pages/hot` is asked.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HotQuery {
+    /// By what pages are compared.
+    pub order: Order,
+    /// Most pages in the answer.
+    pub limit: usize,
+    /// Of this timeline alone.
+    pub timeline: Option<TimelineId>,
+}
+
+impl Default for HotQuery {
+    fn default() -> HotQuery {
+        HotQuery {
+            order: Order::default(),
+            limit: 20,
+            timeline: None,
+        }
+    }
+}
+
+/// What `/v1/pages/hot` tells: the pages that reads of the last one to two minutes had most trouble with.
+pub fn hot_json(node: &Node, query: &HotQuery) -> serde_json::Value {
+    let page = |(name, heat): &(PageName, Heat)| {
+        let (relation, fork, block) = match name.key {
+            PageKey::Rel { rel, block } => (
+                Some(rel.with_fork(ForkNumber::Main).to_string()),
+                Some(["main", "fsm", "vm", "init"][rel.fork as usize]),
+                Some(block),
+            ),
+            _ => (None, None, None),
+        };
+        json!({
+            "tenant": name.tenant,
+            "timeline": name.timeline,
+            "shard": name.shard.to_string(),
+            "page": name.key.to_string(),
+            "relation": relation,
+            "fork": fork,
+            "block": block,
+            "reads": heat.reads,
+            "longest_chain": heat.longest_chain,
+            "redo_us": heat.redo.as_micros() as u64,
+            "longest_redo_us": heat.longest_redo.as_nanos() as f64 / 1000.0,
+            "lsn": heat.lsn.to_string(),
+        })
+    };
+    let of = |name: &PageName| query.timeline.is_none_or(|timeline| name.timeline == timeline);
+    let top = node.hot.top(query.order, query.limit, of);
+    json!({ "order": query.order, "pages": top.iter().map(page).collect::<Vec<_>>() })
 }
 
 /// What `/v1/status` tells.

@@ -18,6 +18,7 @@ pub mod config;
 pub mod daemon;
 pub mod data_directory;
 mod feed;
+pub mod hot;
 pub mod import;
 pub mod ingest;
 pub mod layer_store;

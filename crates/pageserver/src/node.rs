@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
+use crate::hot::HotPages;
 use crate::import::{Circumstances, Import};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
@@ -150,6 +151,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// Pages that were built before.
     pub pages: PageCache,
+    /// What reads of each page cost.
+    pub hot: HotPages,
     store: BlobStore,
     /// Redo of extensions' records.
     managers: Managers,
@@ -173,6 +176,7 @@ impl Node {
     ) -> Arc<Node> {
         Arc::new(Node {
             pages: PageCache::new(config.page_cache_bytes),
+            hot: HotPages::default(),
             config,
             metrics,
             store,

@@ -14,10 +14,13 @@ use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, Timel
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, basebackup};
+use crate::hot::PageName;
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{Spool, outside, receive_directory};
 use crate::timeline::{Identity, Timeline, TimelineError};
+
+mod explain;
 
 /// How long a read waits for the WAL that it depends on.
 const READ_WAIT: Duration = Duration::from_secs(10);
@@ -206,6 +209,19 @@ impl Pageserver for PageService {
             async move { get_pages(&node, request?).await }
         });
         Ok(Response::new(Box::pin(answers.buffered(PIPELINE))))
+    }
+
+    async fn explain_page(
+        &self,
+        request: Request<v1::ExplainPageRequest>,
+    ) -> Result<Response<v1::ExplainPageResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let key = convert::page_key(&request.key).map_err(invalid)?;
+        let timeline = timeline_id(&request.timeline)?;
+        let timeline = self.node.timeline(tenant, shard, timeline).map_err(status)?;
+        let lsn = read_point(&timeline, request.at).await?;
+        explain::page(&timeline, &key, lsn).map(Response::new)
     }
 
     async fn get_relation(
@@ -399,6 +415,19 @@ fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::Pa
     match timeline.page_with(&node.pages, key, lsn) {
         Ok((page, cost)) => {
             node.metrics.served(&cost, begin.elapsed());
+            let Identity {
+                tenant,
+                timeline,
+                shard,
+                ..
+            } = timeline.identity;
+            let name = PageName {
+                tenant,
+                timeline,
+                shard,
+                key: *key,
+            };
+            node.hot.read(name, lsn, &cost);
             v1::PageResult {
                 status: PageStatus::Ok.into(),
                 page,

@@ -16,6 +16,7 @@
 
 mod commit;
 pub mod compaction;
+pub mod explain;
 mod flush;
 pub mod read;
 

@@ -14,6 +14,8 @@ use lakebed_layer::{ImagePolicy, LayerKind, PlanPolicy};
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest::{self, ManifestError, Place};
 use lakebed_pageserver::timeline::compaction::{Next, Slice};
+use lakebed_pageserver::timeline::explain::{Source, Step};
+use lakebed_pageserver::timeline::read::Cost;
 use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use lakebed_pgtest::{Cluster, temp_dir};
 use lakebed_redo::{PageBytes, page};
@@ -151,6 +153,32 @@ fn check(timeline: &Arc<Timeline>, expected: &Expected, lsns: &[Lsn]) {
                 cost.layers.found <= bound,
                 "block {block} at {lsn}: {cost:?}, not {bound}"
             );
+            explained(timeline, &key, *lsn, &page, &cost);
+        }
+    }
+}
+
+/// What a page is explained with is what its read did.
+fn explained(timeline: &Timeline, key: &PageKey, lsn: Lsn, page: &PageBytes, cost: &Cost) {
+    let explained = timeline.explain(key, lsn).unwrap();
+    assert!(*explained.page == *page, "{key} at {lsn}");
+    assert_eq!(explained.values.len(), cost.values, "{key} at {lsn}");
+    assert!(
+        explained.values.is_sorted_by_key(|value| value.lsn),
+        "{explained:?}"
+    );
+    let asked = |step: &&Step| matches!(step.source, Source::Layer { .. });
+    let layers = explained.steps.iter().filter(asked).count();
+    assert_eq!(layers, cost.layers.layers as usize, "{key} at {lsn}");
+    let filtered = explained.steps.iter().filter(|step| step.filtered).count();
+    assert_eq!(filtered, cost.layers.filtered as usize, "{key} at {lsn}");
+    for (at, step) in explained.steps.iter().enumerate() {
+        let of_step = explained.values.iter().filter(|value| value.step == at);
+        assert_eq!(of_step.clone().count(), step.values, "{key} at {lsn}, step {at}");
+        if let Source::Layer { first, last, .. } = step.source {
+            for value in of_step {
+                assert!((first..=last).contains(&value.lsn), "{step:?}: {value:?}");
+            }
         }
     }
 }

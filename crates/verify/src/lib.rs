@@ -23,7 +23,6 @@ pub mod directory;
 mod error;
 pub mod fields;
 pub mod label;
-pub mod names;
 pub mod redo;
 pub mod report;
 pub mod segments;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
-use lakebed_ingest::{Effects, rmgr};
+use lakebed_ingest::{Effects, names, rmgr};
 use lakebed_redo::{Managers, PageBytes, PageRecord};
 use lakebed_types::{ForkNumber, Lsn, RelTag};
 use lakebed_wal::page::WalFormat;
@@ -22,7 +22,7 @@ use crate::compare::{Allowed, Verdict, with_image};
 use crate::directory::DataDirectory;
 use crate::error::VerifyError;
 use crate::fields::FieldDifference;
-use crate::names;
+
 use crate::redo::Redo;
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};

@@ -11,7 +11,7 @@ use lakebed_compute::config::ProposerConfig;
 use lakebed_compute::control_plane::{self, Named};
 use lakebed_compute::local_wal::LocalWal;
 use lakebed_compute::quorum::read_wal::read_range;
-use lakebed_compute::quorum::{Committed, Driver, Lost, Standing, Won};
+use lakebed_compute::quorum::{Committed, Driver, Lost, Standing, Won, Written, written};
 use lakebed_compute::sidecar::{last_record_start, start_driver, win};
 use lakebed_pgwire::replication::{self, Walsender};
 use lakebed_pgwire::{Backend, Target};
@@ -119,7 +119,7 @@ impl Committed for Commits {
 /// The quorum's side of a session.
 struct Quorum {
     local: Arc<LocalWal>,
-    written: watch::Sender<Lsn>,
+    written: Written,
     commits: watch::Receiver<Lsn>,
     standing: watch::Receiver<Standing>,
     won: Won,
@@ -148,7 +148,7 @@ impl Session<'_> {
         // Nobody else will tell the safekeepers: if the server is gone for good, a branch has to reach the end of its WAL.
         let mut standing = quorum.standing.clone();
         let told = async {
-            let (mut commits, written) = (quorum.commits.clone(), *quorum.written.borrow());
+            let (mut commits, written) = (quorum.commits.clone(), quorum.written.end());
             let _ = commits.wait_for(|commit| *commit >= written).await;
             let _ = quorum.standing.wait_for(Standing::all_told).await;
         };
@@ -181,7 +181,7 @@ impl Session<'_> {
     /// Wins a term, as a compute does.
     async fn win(&self, stop: &CancellationToken) -> anyhow::Result<Quorum> {
         let local = Arc::new(LocalWal::new(LOCAL_WAL_BYTES));
-        let (written, written_to) = watch::channel(Lsn::INVALID);
+        let (written, written_to) = written();
         let (tell, mut standing) = watch::channel(Standing::default());
         let (commit, commits) = watch::channel(Lsn::INVALID);
         let (changes, _, members) = control_plane::Follower::new(self.named.clone(), &self.branch);
@@ -361,7 +361,7 @@ impl Session<'_> {
                     let end = chunk.ends.last().copied();
                     quorum.local.push(chunk);
                     if let Some(end) = end {
-                        quorum.written.send_replace(end);
+                        quorum.written.advance(end);
                     }
                 }
                 self.progress.positions(server_end, committed);

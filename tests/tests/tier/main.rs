@@ -6,6 +6,7 @@ mod compaction;
 mod comparison;
 mod disk_faults;
 mod durability;
+mod explain;
 mod faults;
 mod fencing;
 mod full_page_writes;

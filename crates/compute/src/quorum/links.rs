@@ -10,6 +10,7 @@ use super::link::{self, LinkEvent};
 use super::members::Safekeepers;
 use crate::config::WireWal;
 
+#[derive(Debug)]
 struct Kept {
     /// Number of the task, rising: events of an earlier one may still be on their way.
     task: u64,
@@ -18,6 +19,7 @@ struct Kept {
 }
 
 /// See the module header. All end with this.
+#[derive(Debug)]
 pub(super) struct Links {
     kept: BTreeMap<NodeId, Kept>,
     tasks: JoinSet<()>,

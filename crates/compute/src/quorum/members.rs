@@ -124,14 +124,6 @@ impl Members {
         &self.now
     }
 
-    /// Waits until the controller says something else.
-    pub(super) async fn changed(&mut self) {
-        if self.told.changed().await.is_err() {
-            // Nobody asks it any more.
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// Takes over what the controller said last; true when the members are others.
     pub(super) fn take_told(&mut self) -> bool {
         let told = self.told.borrow_and_update().clone();
@@ -159,6 +151,14 @@ impl Members {
 }
 
 /// Says something else, if it is.
+/// Waits until the controller has told something.
+pub(super) async fn changed(told: &mut watch::Receiver<Safekeepers>) {
+    if told.changed().await.is_err() {
+        // Nobody asks it any more.
+        std::future::pending::<()>().await;
+    }
+}
+
 pub(crate) fn replace<T: PartialEq>(tell: &watch::Sender<T>, new: T) {
     tell.send_if_modified(|known| {
         let changed = *known != new;

@@ -2,6 +2,7 @@
 
 pub mod branch;
 pub mod compute;
+pub mod explain;
 pub mod safekeepers;
 pub mod status;
 pub mod tenant;

@@ -1,12 +1,13 @@
 //! `lakebed pageserver`.
 
 use anyhow::Context;
+use lakebed_admin::axum::extract::Query;
 use lakebed_admin::axum::routing::get;
 use lakebed_admin::axum::{Json, Router};
 use lakebed_admin::{Health, telemetry};
 use lakebed_controller::registration::{Registration, fresh_incarnation, keep_registered};
 use lakebed_pageserver::config::PageserverConfig;
-use lakebed_pageserver::daemon::{Managers, Pageserver, layers_json, status_json};
+use lakebed_pageserver::daemon::{HotQuery, Managers, Pageserver, hot_json, layers_json, status_json};
 use lakebed_proto::v1;
 use prometheus_client::registry::Registry;
 
@@ -21,7 +22,7 @@ pub async fn run(args: RoleArgs, managers: Managers) -> anyhow::Result<()> {
     let (node_id, admin) = (config.node_id, config.admin_listen);
     let mut registry = Registry::default();
     let server = Pageserver::start(config, managers, &mut registry, shutdown.clone()).await?;
-    let (health, status, layers) = (server.node(), server.node(), server.node());
+    let (health, status, layers, hot) = (server.node(), server.node(), server.node(), server.node());
     let stopped = move || {
         let stopped = health.timelines().iter().find_map(|timeline| {
             let reason = timeline.stopped()?;
@@ -33,7 +34,12 @@ pub async fn run(args: RoleArgs, managers: Managers) -> anyhow::Result<()> {
         admin,
         (stopped, move || status_json(&status)),
         registry,
-        Router::new().route("/v1/layers", get(async move || Json(layers_json(&layers)))),
+        Router::new()
+            .route("/v1/layers", get(async move || Json(layers_json(&layers))))
+            .route(
+                "/v1/pages/hot",
+                get(async move |Query(query): Query<HotQuery>| Json(hot_json(&hot, &query))),
+            ),
         shutdown.clone(),
     )
     .await?;

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, MakeImage, Value, read};
+use lakebed_layer::{Chain, MakeImage, Value, read_watched};
 use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
+use super::explain::Source;
 use super::{Timeline, TimelineError};
 use crate::catalogue::Life;
 use crate::page_cache::PageCache;
@@ -24,21 +25,54 @@ pub struct Cost {
     pub redo: Duration,
 }
 
+/// Who wants to know how a chain is collected.
+pub(super) trait Watch {
+    /// What `source` has of the page is in the chain now.
+    fn asked(&mut self, timeline: &Timeline, source: Source, chain: &Chain, count: &ReadCount);
+}
+
+/// Nobody.
+impl Watch for () {
+    fn asked(&mut self, _: &Timeline, _: Source, _: &Chain, _: &ReadCount) {}
+}
+
 impl Timeline {
     /// Offers `chain` what this timeline and its ancestors have of the page.
-    fn collect(&self, key: &PageKey, chain: &mut Chain, count: &mut ReadCount) -> Result<(), TimelineError> {
+    pub(super) fn collect(
+        &self,
+        key: &PageKey,
+        chain: &mut Chain,
+        count: &mut ReadCount,
+        watch: &mut impl Watch,
+    ) -> Result<(), TimelineError> {
         let mut timeline: &Timeline = self;
         loop {
             let layers = timeline.read(|state| {
                 state.active.read(key, chain);
+                watch.asked(timeline, Source::Memory, chain, count);
                 if let Some(frozen) = &state.frozen {
                     frozen.table.read(key, chain);
+                    watch.asked(timeline, Source::Frozen, chain, count);
                 }
                 state.layers.clone()
             });
-            read(&layers.map, key, chain, &timeline.index_cache, count, |id| {
-                layers.reader(id)
-            })?;
+            read_watched(
+                &layers.map,
+                key,
+                chain,
+                &timeline.index_cache,
+                count,
+                |id| layers.reader(id),
+                |desc, chain, count| {
+                    let source = Source::Layer {
+                        id: desc.id,
+                        kind: desc.kind,
+                        first: desc.first,
+                        last: desc.last,
+                    };
+                    watch.asked(timeline, source, chain, count);
+                },
+            )?;
             match &timeline.parent {
                 Some((parent, lsn)) if !chain.is_complete() => {
                     chain.limit(*lsn);
@@ -110,7 +144,7 @@ impl Timeline {
         cost: &mut Cost,
     ) -> Result<Bytes, TimelineError> {
         let mut chain = Chain::new(at, lsn);
-        self.collect(key, &mut chain, &mut cost.layers)?;
+        self.collect(key, &mut chain, &mut cost.layers, &mut ())?;
         if chain.is_empty() {
             return Ok(known);
         }
@@ -132,7 +166,7 @@ impl Timeline {
     }
 
     /// Where the history of the page begins that counts at `lsn`.
-    fn life(&self, key: &PageKey, lsn: Lsn) -> Life {
+    pub(super) fn life(&self, key: &PageKey, lsn: Lsn) -> Life {
         match key {
             PageKey::Rel { rel, block } => self.catalogue(|catalogue| catalogue.life(*rel, *block, lsn)),
             _ => Life {
@@ -150,8 +184,16 @@ impl Timeline {
     ) -> Result<Box<PageBytes>, TimelineError> {
         let life = self.life(key, lsn);
         let mut chain = Chain::new(life.floor, lsn);
-        self.collect(key, &mut chain, &mut cost.layers)?;
+        self.collect(key, &mut chain, &mut cost.layers, &mut ())?;
         self.page_of_chain(key, life, chain, cost)
+    }
+
+    /// The page that it began as a copy of, with its whole database.
+    pub(super) fn copied(&self, key: &PageKey, life: &Life) -> Option<PageKey> {
+        match (key, life.copied_from) {
+            (PageKey::Rel { block, .. }, Some(rel)) => Some(PageKey::Rel { rel, block: *block }),
+            _ => None,
+        }
     }
 
     fn page_of_chain(
@@ -161,11 +203,7 @@ impl Timeline {
         chain: Chain,
         cost: &mut Cost,
     ) -> Result<Box<PageBytes>, TimelineError> {
-        let source = match (key, life.copied_from) {
-            (PageKey::Rel { block, .. }, Some(rel)) => Some(PageKey::Rel { rel, block: *block }),
-            _ => None,
-        };
-        let mut page = match source.filter(|_| !chain.has_base()) {
+        let mut page = match self.copied(key, &life).filter(|_| !chain.has_base()) {
             // The copy was made of the template's files as of this record, which is after everything before it.
             Some(source) => self.page_of_life(&source, life.floor, cost)?,
             None => reconstruct::zeros(),
@@ -195,7 +233,7 @@ impl Timeline {
     /// See [`TimelineError`].
     pub fn control(&self, lsn: Lsn) -> Result<Bytes, TimelineError> {
         let mut chain = Chain::new(Lsn(0), lsn);
-        self.collect(&PageKey::Control, &mut chain, &mut ReadCount::default())?;
+        self.collect(&PageKey::Control, &mut chain, &mut ReadCount::default(), &mut ())?;
         let newest = chain.into_values().last();
         newest
             .map(|(_, value)| value.body)
@@ -225,7 +263,7 @@ impl MakeImage for Redo<'_> {
         chain.offer(values);
         if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
             chain.limit(*branch);
-            parent.collect(key, &mut chain, &mut cost.layers)?;
+            parent.collect(key, &mut chain, &mut cost.layers, &mut ())?;
         }
         let page = timeline.page_of_chain(key, life, chain, &mut cost)?;
         Ok(Some(Bytes::from(page as Box<[u8]>)))

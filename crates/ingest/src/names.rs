@@ -1,6 +1,6 @@
 //! Names of record types as `pg_waldump` prints them (`access/rmgrdesc/*.c`).
 
-use lakebed_ingest::rmgr;
+use crate::rmgr;
 use lakebed_types::PgVersion;
 
 /// Bits of `xl_info` that tell the record type, flags that `pg_waldump` shows in the name included.
