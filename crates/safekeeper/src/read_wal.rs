@@ -7,7 +7,8 @@
 //! What leaves was checked: it is decoded on its way, from the boundary before the range to the one behind it, so that a
 //! byte that the disk changed is an error and is never passed on.
 //!
-//! What was removed here is read from object storage: it is committed, and the same for every term.
+//! What was removed here is read from object storage. It is committed, but maybe by a later term than the proposer's, past
+//! the point where the two part: so the core is asked then too.
 
 use std::sync::Arc;
 
@@ -124,7 +125,9 @@ async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &
             .as_ref()
             .map_or(Lsn::INVALID, |working| working.files.start());
         let chunk = match &archive {
-            Some(archive) if at < local => archived_chunk(archive, &mut reader, at, length).await,
+            Some(archive) if at < local => {
+                archived_chunk(timeline, &range, (archive, &mut reader), (at, length)).await
+            }
             _ => chunk(timeline, &range, &mut checked, (at, length)).await,
         };
         let sent = chunk.as_ref().map(|chunk| chunk.wal.len() as u64);
@@ -139,14 +142,17 @@ async fn send(safekeeper: &Safekeeper, timeline: &Timeline, range: Range, out: &
 
 /// At most `length` bytes that are not here any more.
 async fn archived_chunk(
-    archive: &Archive,
-    reader: &mut Reader,
-    at: Lsn,
-    length: usize,
+    timeline: &Timeline,
+    range: &Range,
+    (archive, reader): (&Archive, &mut Reader),
+    (at, length): (Lsn, usize),
 ) -> Result<v1::WalChunk, Status> {
     let read = archive.read(reader, at).await;
     let mut wal = read.map_err(|error| Status::out_of_range(error.to_string()))?;
     wal.truncate(length);
+    if let Some(working) = timeline.working.as_ref().filter(|_| range.term > Term(0)) {
+        may_serve(timeline, working, range.term, Lsn(at.0 + wal.len() as u64)).await?;
+    }
     Ok(v1::WalChunk { begin_lsn: at.0, wal })
 }
 

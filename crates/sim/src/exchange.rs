@@ -130,18 +130,29 @@ impl World {
         let node = &self.nodes[n];
         // Reads go by connections of their own.
         let reachable = !self.blocked_to_host(host, n);
-        let end = end.min(position(node.disk.wal.len()));
-        let has = node
-            .acceptor
-            .as_ref()
-            .is_some_and(|donor| donor.state().truncate <= begin);
-        if !reachable || !has || offset(begin) > offset(end) {
-            // A donor that does not have it any more uploaded it.
-            return Ok(Some(self.ledger.stored(begin, end).to_vec()));
-        }
-        let Some(bytes) = self.read_verified(n, begin, end)? else {
+        let Some(donor) = node.acceptor.as_ref().filter(|_| reachable) else {
             return Ok(None);
         };
+        let removed = donor.state().truncate > begin;
+        let end = if removed {
+            end
+        } else {
+            end.min(position(node.disk.wal.len()))
+        };
+        if offset(begin) > offset(end) {
+            return Ok(None);
+        }
+        let bytes = if removed {
+            // It fetches what it does not have any more, because it uploaded it.
+            self.ledger.stored(begin, end).to_vec()
+        } else {
+            match self.read_verified(n, begin, end)? {
+                Some(bytes) => bytes,
+                None => return Ok(None),
+            }
+        };
+        // Also of what is stored: it is committed, but maybe by a later term, past the point where the two part.
+        let end = Lsn(begin.0 + bytes.len() as u64);
         let node = &self.nodes[n];
         let serves = node
             .acceptor
