@@ -8,6 +8,7 @@
  *  16: i64  nanoseconds that the wall clock is wrong
  *  24: u32  nothing leaves any socket
  *  28: u32  nothing arrives at any socket
+ *  32: u32  microseconds that each fsync and fdatasync takes longer
  * A socket that may not be used says EAGAIN, and its owner waits for an event that may never come: as with a real
  * partition the connection has to be given up by keep-alive.
  */
@@ -29,7 +30,7 @@
 struct commands {
     volatile uint32_t fail, lie, cut, failed;
     volatile int64_t clock;
-    volatile uint32_t mute, deaf;
+    volatile uint32_t mute, deaf, slow;
 };
 
 /* What a write replaced. */
@@ -124,6 +125,8 @@ static int sync_file(long call, int fd) {
     int result = 0;
     if (commands->lie)
         return 0;
+    if (commands->slow)
+        usleep(commands->slow);
     pthread_mutex_lock(&lock);
     int fail = commands->fail != 0;
     if (!fail)

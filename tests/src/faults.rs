@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use lakebed_pgtest::run;
 
@@ -78,6 +79,11 @@ impl Faults {
     /// From now on an fsync does nothing and says that it worked: what is acknowledged then is not on disk.
     pub fn skip_fsync(&self) {
         self.set(4, 1);
+    }
+
+    /// How much longer every fsync takes from now on.
+    pub fn slow_fsync(&self, by: Duration) {
+        self.set(32, u32::try_from(by.as_micros()).expect("a short time"));
     }
 
     /// Ends the process as a power cut would.

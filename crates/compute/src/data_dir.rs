@@ -11,7 +11,7 @@ use lakebed_proto::v1;
 use lakebed_types::data_directory::is_inside;
 use tonic::Streaming;
 
-use crate::full_page_writes;
+use crate::own_config::{self, OwnSettings};
 
 /// Settings that the sidecar owns but that may be switched while Postgres runs; everything else that safety needs is
 /// on the command line.
@@ -129,7 +129,7 @@ pub async fn receive(
 }
 
 fn configure(data: &Path, owner: Owner) -> io::Result<()> {
-    full_page_writes::write(data, owner, false)?;
+    own_config::write(data, owner, &OwnSettings::default())?;
     let main = data.join("postgresql.conf");
     let text = fs::read_to_string(&main).unwrap_or_default();
     if !text.lines().any(|line| line.trim() == INCLUDE) {

@@ -5,18 +5,17 @@
 //! setting is in the file that the sidecar owns ([`OWN_CONFIG`]), so that nothing but a reload is needed, and it lasts
 //! until the compute ends. Whether it holds is told by Postgres alone, in its WAL ([`lakebed_wal::full_page_writes`]).
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io::ErrorKind};
 
 use lakebed_types::Lsn;
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
-use crate::data_dir::{OWN_CONFIG, Owner, give};
-use crate::postgres::Postgres;
+use crate::data_dir::OWN_CONFIG;
+use crate::own_config::OwnConfig;
 
 /// How long a change may take to be seen in WAL. An idle server leaves the record in its buffer until its background
 /// writer logs running transactions, every 15 seconds (`LOG_SNAPSHOT_INTERVAL_MS` of `postmaster/bgwriter.c`).
@@ -60,27 +59,18 @@ pub enum SwitchError {
 /// Switches one compute.
 #[derive(Clone, Debug)]
 pub struct Switch {
-    data: PathBuf,
-    owner: Owner,
-    postgres: Postgres,
+    own: Arc<OwnConfig>,
     told: watch::Receiver<Option<Told>>,
-    /// What the file says. Held while it is changed.
-    wanted: Arc<Mutex<bool>>,
+    /// Held from a change until WAL tells of it.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Switch {
-    pub(crate) fn new(
-        data: PathBuf,
-        owner: Owner,
-        postgres: Postgres,
-        told: watch::Receiver<Option<Told>>,
-    ) -> Switch {
+    pub(crate) fn new(own: Arc<OwnConfig>, told: watch::Receiver<Option<Told>>) -> Switch {
         Switch {
-            data,
-            owner,
-            postgres,
+            own,
             told,
-            wanted: Arc::default(),
+            changing: Arc::default(),
         }
     }
 
@@ -90,13 +80,12 @@ impl Switch {
     /// See [`SwitchError`]. After [`SwitchError::NotTold`] the file stays as asked for, and the mode follows once what
     /// overrides it is gone.
     pub async fn set(&self, on: bool) -> Result<Told, SwitchError> {
-        let mut wanted = self.wanted.lock().await;
-        write(&self.data, self.owner, on).map_err(|source| SwitchError::Write {
-            data: self.data.clone(),
+        let _changing = self.changing.lock().await;
+        let written = self.own.change(|settings| settings.full_page_writes = on);
+        written.map_err(|source| SwitchError::Write {
+            data: self.own.data().to_owned(),
             source,
         })?;
-        *wanted = on;
-        self.postgres.reload();
         let mut told = self.told.clone();
         let holds = |told: &Option<Told>| told.is_some_and(|told| told.on == on);
         let wanted = if on { "on" } else { "off" };
@@ -119,25 +108,4 @@ impl Switch {
             "since_lsn": told.map(|told| told.at.to_string()),
         })
     }
-}
-
-/// Writes the file that the sidecar owns, at once or not at all: Postgres may be reading it.
-///
-/// # Errors
-/// The disk is full, or the directory is gone.
-pub(crate) fn write(data: &Path, owner: Owner, on: bool) -> io::Result<()> {
-    let path = data.join(OWN_CONFIG);
-    let beside = data.join(format!("{OWN_CONFIG}.new"));
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::File::create(&beside)?;
-    let value = if on { "on" } else { "off" };
-    write!(
-        file,
-        "# Written by the sidecar, at each start and when it is told to.\nfull_page_writes = {value}\n"
-    )?;
-    give(&beside, owner)?;
-    fs::rename(beside, path)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use lakebed_shim_abi::region::Region;
 use prometheus_client::collector::Collector;
@@ -26,6 +26,7 @@ pub struct Metrics {
     pub(crate) local: Arc<LocalWal>,
     pub(crate) acks: Arc<Acks>,
     pub(crate) spans: Arc<Spans>,
+    pub(crate) commit_delay_us: Arc<AtomicU32>,
     pub(crate) standing: watch::Receiver<Standing>,
 }
 
@@ -140,6 +141,11 @@ impl Collector for Metrics {
                 "flushes_waiting",
                 "WAL writes that wait for the quorum",
                 number(self.acks.waiting() as u64),
+            ),
+            (
+                "commit_delay_us",
+                "Microseconds that the first of several commits waits for others; 0 also where it is set by hand",
+                i64::from(self.commit_delay_us.load(Ordering::Relaxed)),
             ),
             (
                 "files_with_state",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -25,9 +25,11 @@ use crate::config_files::ConfigFiles;
 use crate::data_dir;
 use crate::files::{Files, server};
 use crate::full_page_writes::Switch;
+use crate::group_commit::GroupCommit;
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
 use crate::old_wal::OldWal;
+use crate::own_config::OwnConfig;
 use crate::pages::{PageClient, Placement};
 use crate::postgres::{self, Postgres};
 use crate::programs;
@@ -70,6 +72,8 @@ pub struct Inspect {
     pid: i32,
     boot: Duration,
     page_images: Switch,
+    /// Microseconds; none if the user has set it.
+    commit_delay: Option<Arc<AtomicU32>>,
 }
 
 /// A compute whose Postgres accepts connections.
@@ -283,8 +287,16 @@ async fn boot(
         local,
         acks,
         spans,
+        commit_delay_us: Arc::default(),
         standing: standing.clone(),
     };
+    let own = Arc::new(OwnConfig::new(data, owner, postgres.clone()));
+    let commit_delay = (!is_set(&config.settings, "commit_delay")).then(|| metrics.commit_delay_us.clone());
+    if let Some(delay_us) = commit_delay.clone() {
+        let (spans, own) = (metrics.spans.clone(), own.clone());
+        let group_commit = GroupCommit { spans, own, delay_us };
+        tokio::spawn(group_commit.run(stop.clone()));
+    }
     let inspect = Inspect {
         branch,
         config: config.clone(),
@@ -292,7 +304,8 @@ async fn boot(
         metrics,
         pid: postgres.pid(),
         boot,
-        page_images: Switch::new(data, owner, postgres.clone(), told),
+        page_images: Switch::new(own, told),
+        commit_delay,
     };
     Ok(Sidecar {
         config,
@@ -306,6 +319,12 @@ async fn boot(
         inspect,
         _lock: lock,
     })
+}
+
+/// Whether the user has set this one.
+fn is_set(settings: &[String], name: &str) -> bool {
+    let mut names = settings.iter().filter_map(|setting| setting.split('=').next());
+    names.any(|set| set.trim().eq_ignore_ascii_case(name))
 }
 
 /// Whether there is a replication slot.
@@ -495,6 +514,7 @@ impl Inspect {
             "lost": standing.lost.map(|lost| format!("{lost:?}")),
             "safekeepers": peers,
             "full_page_writes": self.page_images.status_json(),
+            "commit_delay_us": self.commit_delay.as_ref().map(|delay| delay.load(Ordering::Relaxed)),
             "safekeepers_generation": standing.generation.0,
             "safekeepers_settled": standing.settled.0,
             "postgres": {

@@ -8,10 +8,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lakebed_types::Lsn;
+
+use crate::group_commit::meter::{Meter, Window};
 
 /// Appends on their way that are timed; further ones are not.
 const TIMED: usize = 256;
@@ -54,11 +56,19 @@ pub struct Spans {
     pub released: Span,
     passed_on: Mutex<Option<Instant>>,
     on_the_way: Mutex<VecDeque<(Lsn, Instant)>>,
+    meter: Mutex<Meter>,
+}
+
+/// Microseconds of the wall clock since 1970, which commits' records tell as well.
+fn wall_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 impl Spans {
-    /// Records are known; they were in the ring at `since`.
-    pub fn read_since(&self, since: Instant) {
+    /// Records up to `end` are known, among them commits that were logged at these times; they were in the ring at `since`.
+    pub fn read_since(&self, since: Instant, end: Lsn, commits: &[i64]) {
+        self.meter().written(end, commits, wall_micros());
         let now = Instant::now();
         self.read.add(now - since);
         let mut passed_on = self.passed_on.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,9 +110,19 @@ impl Spans {
         now
     }
 
-    /// Who waited for what was committed at `since` was woken.
-    pub fn released_since(&self, since: Instant) {
+    /// Who waited for what is below `commit`, and was committed at `since`, was woken.
+    pub fn released_since(&self, since: Instant, commit: Lsn) {
         self.released.add(since.elapsed());
+        self.meter().released(commit, wall_micros());
+    }
+
+    /// What commits did since it was asked last.
+    pub fn take_window(&self) -> Window {
+        self.meter().take()
+    }
+
+    fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,13 +134,13 @@ mod tests {
     fn each_append_is_timed_once_and_only_when_all_of_it_is_there() {
         let spans = Spans::default();
         let begin = Instant::now();
-        spans.read_since(begin);
-        spans.read_since(begin);
+        spans.read_since(begin, Lsn(100), &[]);
+        spans.read_since(begin, Lsn(200), &[1]);
         spans.sent_since(spans.taken(), Lsn(100));
         spans.sent_since(spans.taken(), Lsn(200));
         let counts =
             || [&spans.read, &spans.handed_over, &spans.sent, &spans.answered].map(|span| span.total_us().1);
-        spans.released_since(spans.committed(Lsn(150)));
+        spans.released_since(spans.committed(Lsn(150)), Lsn(150));
         // Two reads that the driver takes together are one handing over.
         assert_eq!(counts(), [2, 1, 2, 1]);
         spans.committed(Lsn(199));
@@ -128,5 +148,8 @@ mod tests {
         spans.committed(Lsn(200));
         assert_eq!(counts()[3], 2);
         assert_eq!(spans.released.total_us().1, 1);
+        spans.released_since(begin, Lsn(200));
+        let window = spans.take_window();
+        assert_eq!((window.flushes, window.commits), (1, 1));
     }
 }

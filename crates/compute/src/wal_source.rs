@@ -21,9 +21,9 @@ use lakebed_shim_abi::path::WalSegment;
 use lakebed_shim_abi::region::Region;
 use lakebed_types::Lsn;
 use lakebed_wal::boot::first_record_position;
-use lakebed_wal::full_page_writes;
 use lakebed_wal::page::{WAL_PAGE_BYTES, WalFormat};
 use lakebed_wal::stream::{RawRecord, StreamError, WalDecoder};
+use lakebed_wal::{commit_time, full_page_writes};
 use tokio::sync::watch;
 
 use crate::acks::Acks;
@@ -100,6 +100,8 @@ struct Reader {
     open: Option<(u64, File, PathBuf)>,
     /// End of what Postgres has written.
     written: Lsn,
+    /// When the commits that were read last were logged.
+    commits: Vec<i64>,
 }
 
 impl WalSource {
@@ -112,6 +114,7 @@ impl WalSource {
             decoder: WalDecoder::new(self.format, self.start, self.previous),
             open: None,
             written: self.start,
+            commits: Vec::new(),
         };
         self.boot_record(&mut reader)?;
         let mut next = 1;
@@ -146,8 +149,8 @@ impl WalSource {
             let complete = reader.decoder.position();
             if let Some(chunk) = chunk {
                 self.local.push(chunk);
+                self.spans.read_since(taken, complete, &reader.commits);
                 self.acks.written(next - 1, complete);
-                self.spans.read_since(taken);
                 self.written.advance(complete);
             } else {
                 self.acks.written(next - 1, complete);
@@ -216,9 +219,11 @@ impl WalSource {
         let last_page = last_page - last_page % WAL_PAGE_BYTES;
         let final_bytes = (last_page.saturating_sub(begin.0) as usize).min(bytes.len());
         let mut ends = Vec::new();
+        reader.commits.clear();
         decoder.feed(&bytes[..final_bytes]);
         while let Some(record) = decoder.next_raw()? {
             self.mode(&record)?;
+            reader.commits.extend(commit_time::told(&record)?);
             ends.push(record.end);
         }
         let at = first_record_position(decoder.position(), self.format.segment_bytes);
@@ -232,6 +237,7 @@ impl WalSource {
         decoder.feed(&bytes[final_bytes..]);
         while let Ok(Some(record)) = decoder.next_raw() {
             self.mode(&record)?;
+            reader.commits.extend(commit_time::told(&record)?);
             ends.push(record.end);
         }
         let complete = (decoder.position().0 - begin.0) as usize;

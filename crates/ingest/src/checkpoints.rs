@@ -2,6 +2,7 @@
 //! counter, settings, restore points. Their effect on counters is in [`crate::ControlState`].
 
 use lakebed_types::{PgVersion, SlruKind};
+use lakebed_wal::commit_time::unix_micros;
 use lakebed_wal::control::{CHECKPOINT_BYTES, Checkpoint};
 use lakebed_wal::full_page_writes;
 use lakebed_wal::record::DecodedRecord;
@@ -10,7 +11,6 @@ use crate::effects::{CatalogueChange, Effects, Parameters};
 use crate::error::Rule;
 use crate::reader::Reader;
 use crate::slru::SlruCut;
-use crate::xact::unix_micros;
 
 pub(crate) const CHECKPOINT_SHUTDOWN: u8 = 0x00;
 pub(crate) const CHECKPOINT_ONLINE: u8 = 0x10;

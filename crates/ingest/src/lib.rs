@@ -54,4 +54,3 @@ pub use relmap::relation_map_bytes;
 pub use route::{Route, ShardSet, route};
 pub use slru::SlruCut;
 pub use twophase::two_phase_path;
-pub use xact::unix_micros;

@@ -1,5 +1,7 @@
 //! Names of record types as `pg_waldump` prints them (`access/rmgrdesc/*.c`).
 
+use std::borrow::Cow;
+
 use crate::rmgr;
 use lakebed_types::PgVersion;
 
@@ -8,6 +10,14 @@ pub fn type_bits(rmid: u8, info: u8) -> u8 {
     // The highest bit of a transaction record says whether a word of flags follows.
     let mask = if rmid == rmgr::TRANSACTION { 0x70 } else { 0xF0 };
     info & mask
+}
+
+/// Name of a built-in record type, or for one that does not exist in this version the bits that tell it: `0x30`.
+pub fn operation_or_bits(version: PgVersion, rmid: u8, info: u8) -> Cow<'static, str> {
+    match operation(version, rmid, info) {
+        Some(name) => Cow::Borrowed(name),
+        None => Cow::Owned(format!("{:#04x}", info & 0xF0)),
+    }
 }
 
 /// Name of a built-in record type; `None` for one that does not exist in this version.

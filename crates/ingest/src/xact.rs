@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use lakebed_types::{Lsn, PageKey, PgVersion, RelTag, SlruKind};
+use lakebed_wal::commit_time::unix_micros;
 use lakebed_wal::record::DecodedRecord;
 use smallvec::SmallVec;
 
@@ -50,8 +51,6 @@ const ALL_FLAGS: u32 = HAS_DBINFO
 const RELATION_BYTES: usize = 12;
 const INVALIDATION_BYTES: usize = 16;
 
-/// Microseconds from 1970 to 2000, Postgres's zero.
-const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// `DoNotReplicateId`: progress is not tracked for it.
 const ORIGIN_NOT_TRACKED: u16 = u16::MAX;
 const FIRST_NORMAL_XID: u32 = 3;
@@ -63,11 +62,6 @@ pub(crate) fn stats_item_bytes(version: PgVersion) -> usize {
         PgVersion::V15 | PgVersion::V16 | PgVersion::V17 => 12,
         PgVersion::V18 => 16,
     }
-}
-
-/// Postgres time (microseconds since 2000) as microseconds since 1970. Infinite times stay at the ends.
-pub fn unix_micros(pg_micros: i64) -> i64 {
-    pg_micros.saturating_add(PG_EPOCH_MICROS)
 }
 
 /// A commit or abort record, taken apart.

@@ -178,7 +178,7 @@ pub fn hot_json(node: &Node, query: &HotQuery) -> serde_json::Value {
         let (relation, fork, block) = match name.key {
             PageKey::Rel { rel, block } => (
                 Some(rel.with_fork(ForkNumber::Main).to_string()),
-                Some(["main", "fsm", "vm", "init"][rel.fork as usize]),
+                Some(rel.fork.name()),
                 Some(block),
             ),
             _ => (None, None, None),

@@ -42,6 +42,16 @@ impl ForkNumber {
     pub fn from_number(number: u8) -> Option<ForkNumber> {
         Self::ALL.get(usize::from(number)).copied()
     }
+
+    /// Its name as SQL functions take it (`pg_relation_size`; `forkNames` of `common/relpath.c`).
+    pub fn name(self) -> &'static str {
+        match self {
+            ForkNumber::Main => "main",
+            ForkNumber::Fsm => "fsm",
+            ForkNumber::Vm => "vm",
+            ForkNumber::Init => "init",
+        }
+    }
 }
 
 /// One fork of one relation: tablespace, database and relfilenode as WAL names them.

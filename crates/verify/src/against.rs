@@ -215,7 +215,7 @@ impl Comparison<'_> {
     }
 
     fn page(&mut self, rel: RelTag, block: u32, theirs: &PageBytes) -> Result<(), VerifyError> {
-        let kind = ["main", "fsm", "vm", "init"][rel.fork as usize];
+        let kind = rel.fork.name();
         *self.result.pages.entry(kind.to_owned()).or_default() += 1;
         let ours = self.cluster.page(rel, block)?;
         if ours == theirs {

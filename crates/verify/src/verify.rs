@@ -22,7 +22,6 @@ use crate::compare::{Allowed, Verdict, with_image};
 use crate::directory::DataDirectory;
 use crate::error::VerifyError;
 use crate::fields::FieldDifference;
-
 use crate::redo::Redo;
 use crate::report::{Mismatch, NotCheckable, Report, TypeCounts};
 use crate::segments::{Segments, WalEnd};
@@ -567,7 +566,7 @@ impl Replay<'_> {
             rmgr,
             operation,
             relation: block.rel.with_fork(ForkNumber::Main).to_string(),
-            fork: ["main", "fsm", "vm", "init"][block.rel.fork as usize],
+            fork: block.rel.fork.name(),
             block: block.block,
             stricter_than_postgres,
             fields,
@@ -602,9 +601,8 @@ impl Replay<'_> {
         if let Some(manager) = self.managers.get(rmid) {
             return (manager.name().to_owned(), manager.operation(info & 0xF0));
         }
-        let operation = names::operation(version, rmid, info);
-        let operation = operation.map_or_else(|| format!("{:#04x}", info & 0xF0), str::to_owned);
-        (rmgr::name(rmid).to_owned(), operation)
+        let operation = names::operation_or_bits(version, rmid, info);
+        (rmgr::name(rmid).to_owned(), operation.into_owned())
     }
 
     fn report(

@@ -5,10 +5,12 @@
 //! records end, which is all that a safekeeper's acceptor needs.
 //!
 //! [`segment`] names the files. [`control`] reads and writes the control file, [`boot`] makes the checkpoint that a
-//! stateless compute starts on, and [`full_page_writes`] follows the one setting that changes what WAL holds.
+//! stateless compute starts on, [`full_page_writes`] follows the one setting that changes what WAL holds, and
+//! [`commit_time`] tells when transactions were committed.
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod commit_time;
 pub mod control;
 pub mod full_page_writes;
 pub mod page;

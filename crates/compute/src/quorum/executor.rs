@@ -290,7 +290,7 @@ impl Executor {
             Command::CommitAdvanced(commit) => {
                 let since = self.spans.committed(commit);
                 self.acks.committed(commit);
-                self.spans.released_since(since);
+                self.spans.released_since(since, commit);
                 // Whoever waits for the commit position waits for the term's start. Nobody is woken for every commit.
                 self.standing.send_if_modified(|standing| {
                     let booting = standing.won.is_none_or(|won| standing.commit < won.start);

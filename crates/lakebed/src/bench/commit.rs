@@ -1,8 +1,10 @@
 //! What a commit costs: pgbench updates one row by its key.
 //!
-//! The tier and stock Postgres take turns in one run, each idle while the other works, so that both see the same
-//! machine. Both flush to disk for real: the tier on two of three safekeepers, stock Postgres itself and on two of
-//! three receivers. Settings are the defaults of each, but for checkpoints, which do not fall into a turn.
+//! The tier and stock Postgres, once with receivers and once alone, take turns in one run, each idle while the others
+//! work, so that all see the same machine. All flush to disk for real: the tier on two of three safekeepers, stock
+//! Postgres itself, and on two of three receivers if it has any. Settings are the defaults of each, but for
+//! checkpoints, which do not fall into a turn. Before the turns of each number of clients all warm up: the tier
+//! finds out then whether commits should wait for each other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,9 +37,15 @@ pub struct CommitArgs {
     /// Turns of each system.
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
+    /// Seconds for which each warms up.
+    #[arg(long, default_value_t = 6)]
+    pub warm_up_seconds: u64,
     /// Numbers of clients.
-    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    #[arg(long, value_delimiter = ',', default_value = "1,8,16,64")]
     pub clients: Vec<u32>,
+    /// A setting of the tier's Postgres, `commit_delay=0`; may be given more than once.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
     /// How the tier's compute sends WAL: auto, compact, plain.
     #[arg(long, default_value_t = WireWal::Auto)]
     pub wire_wal: WireWal,
@@ -68,25 +76,39 @@ fn measure(args: &CommitArgs, tier: &PrivateTier, report: &Report) -> anyhow::Re
         &script,
         format!("\\set id random(1, {ROWS})\nupdate counters set n = n + 1 where id = :id;\n"),
     )?;
-    let mut compute = Compute::spawn_with(tier, BRANCH, &SETTINGS, args.wire_wal)?;
+    let own: Vec<&str> = SETTINGS
+        .into_iter()
+        .chain(args.settings.iter().map(String::as_str))
+        .collect();
+    let mut compute = Compute::spawn_with(tier, BRANCH, &own, args.wire_wal)?;
     load(&mut compute.first_answer()?.0)?;
     let mut stock = Stock::start(tier, "stock", &SETTINGS)?;
     stock.receive([stock.port; 3])?;
     load(&mut stock.connect()?)?;
-    let systems = [(SYSTEM, compute.port), ("stock-any-2-of-3", stock.port)];
+    let alone = Stock::start(tier, "stock-alone", &SETTINGS)?;
+    load(&mut alone.connect()?)?;
+    let systems = [
+        (SYSTEM, compute.port),
+        ("stock-any-2-of-3", stock.port),
+        ("stock-alone", alone.port),
+    ];
     for &clients in &args.clients {
         let mut all: BTreeMap<&str, (Samples, Samples)> = BTreeMap::new();
         let mut spans = Value::Null;
+        let pgbench = |port| Pgbench {
+            pg_bin: tier.pg_bin.clone(),
+            port,
+            scratch: tier.home().to_owned(),
+        };
+        for (system, port) in systems.into_iter().filter(|_| args.warm_up_seconds > 0) {
+            eprintln!("{clients} clients, {system} warms up");
+            pgbench(port).run(clients, Duration::from_secs(args.warm_up_seconds), Some(&script))?;
+        }
         for round in 1..=args.rounds {
             for (system, port) in systems {
                 eprintln!("{clients} clients, round {round}, {system}");
-                let pgbench = Pgbench {
-                    pg_bin: tier.pg_bin.clone(),
-                    port,
-                    scratch: tier.home().to_owned(),
-                };
                 let before = Counters::now(tier, &compute)?;
-                let ran = pgbench.run(clients, Duration::from_secs(args.seconds), Some(&script))?;
+                let ran = pgbench(port).run(clients, Duration::from_secs(args.seconds), Some(&script))?;
                 if port == compute.port {
                     spans = Counters::now(tier, &compute)?.spans_since(&before);
                 }

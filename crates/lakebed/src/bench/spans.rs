@@ -77,6 +77,8 @@ impl Counters {
         for (name, us) in parts {
             spans[name] = json!(round(us));
         }
+        // As it is set now.
+        spans["commit_delay_us"] = json!(self.0.get("lakebed_compute_commit_delay_us"));
         spans
     }
 }

@@ -213,8 +213,7 @@ impl Timeline {
         if let Some(manager) = self.managers.get(rmid) {
             return Some(format!("{}/{}", manager.name(), manager.operation(info & 0xF0)));
         }
-        let operation = names::operation(version, rmid, info);
-        let operation = operation.map_or_else(|| format!("{:#04x}", info & 0xF0), str::to_owned);
+        let operation = names::operation_or_bits(version, rmid, info);
         Some(format!("{}/{operation}", rmgr::name(rmid)))
     }
 }
