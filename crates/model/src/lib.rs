@@ -22,6 +22,7 @@
 mod acceptor;
 mod compute;
 mod control;
+mod idle;
 mod model;
 mod normal;
 mod part;

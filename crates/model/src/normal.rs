@@ -39,6 +39,9 @@ use std::collections::BTreeSet;
 impl State {
     /// See the module header.
     pub(crate) fn normalize(&mut self, scenario: &Scenario) {
+        if scenario.is_reduced() {
+            self.drop_idle(scenario);
+        }
         for (compute, attempts) in self.computes.iter_mut().zip(scenario.attempts) {
             if compute.hash_of().is_some() {
                 continue;
@@ -53,6 +56,9 @@ impl State {
                 **compute = Compute { up: false, ..over };
             } else {
                 compute.core.forget();
+                if scenario.is_reduced() {
+                    compute.core.forget_time();
+                }
             }
             compute.seal();
         }
