@@ -33,6 +33,7 @@ impl Compute {
             attempt,
             up: true,
             started: false,
+            ghost: false,
             untold: scenario.is_reduced(),
             log: Vec::new(),
             written: 0,
@@ -75,7 +76,7 @@ impl State {
         let notice = is_notice(&request);
         let mut msg = self.ask(n, c, request, scenario)?;
         let deaf = self.deaf_above(self.computes.get(c)?, scenario);
-        if deaf.is_some_and(|term| msg.term > term) {
+        if self.computes.get(c)?.ghost || deaf.is_some_and(|term| msg.term > term) {
             return Some(());
         }
         if let Body::Appended { commit, .. } = &mut msg.body {

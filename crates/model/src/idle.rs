@@ -13,6 +13,12 @@
 //!   an election is treated like this only if no further change will reach it. (Where they are not slow, a refused
 //!   vote request that waits in front of a greeting would be answered after the change, and leave the link stale until a
 //!   tick. Here it goes, as with a stream that broke, and the election goes on: more can happen, not less.)
+//! * **An election that too few can still vote in** (the others have promised the term to another, or a higher one) waits for
+//!   nothing but another membership, under which it starts over in a term above. Its votes are forgotten; its requests stay
+//!   until they would be refused, for a promise may come of them. Not while a greeting is on its way, nor where
+//!   answers are slow and it may be told of a change.
+//! * **A winner to whom all nodes have promised higher terms** hears nothing any more. It may be told of a
+//!   membership and pass it on by greeting, so that is what is left of it: a *ghost*.
 //! * **A proposer that has nothing on its way** and will not be told of another membership is over.
 //! * **A proposer may end at any time** where what it left behind may then arrive in any order and repeatedly: a step of its
 //!   own, that takes the place of the fences not heard. Where requests are not doubled, they end with their stream, and
@@ -41,10 +47,14 @@
 
 use crate::part::Part;
 use crate::scenario::{NODES, Scenario};
-use crate::state::{Compute, Node, State};
+use crate::state::{Compute, Node, State, slot};
 use lakebed_quorum::message::Request;
 use lakebed_quorum::proposer::Input;
 use lakebed_types::{NodeId, Term};
+
+fn is_greeting(request: &Request) -> bool {
+    matches!(request, Request::Greeting { .. })
+}
 
 impl State {
     /// Whether no other configuration than the one in force will ever be decided.
@@ -95,9 +105,22 @@ impl State {
         for c in 0..self.computes.len() {
             for n in 0..NODES {
                 self.rest(c, n, scenario);
+                self.drop_votes(c, n, scenario);
             }
         }
         self.drop_nodes(scenario);
+        for c in 0..self.computes.len() {
+            if self.cannot_win(c, scenario)
+                && let Some(compute) = self.computes.get_mut(c)
+            {
+                compute.core.lose();
+            }
+            if self.is_left_alone(c, scenario)
+                && let Some(compute) = self.computes.get_mut(c)
+            {
+                compute.ghost = true;
+            }
+        }
         for c in 0..self.computes.len() {
             let over = |compute: &Part<Compute>| {
                 let way = compute.requests.iter().all(|queue| queue.is_empty())
@@ -114,12 +137,89 @@ impl State {
         }
     }
 
+    /// Takes out vote requests of an election that was lost, when they will be refused.
+    fn drop_votes(&mut self, c: usize, n: usize, scenario: &Scenario) {
+        let (Some(compute), Some(node)) = (self.computes.get(c), self.nodes.get(n)) else {
+            return;
+        };
+        let promised = node.control.term;
+        let refused = |request: &Request| matches!(request, Request::Vote { term, .. } if *term <= promised);
+        let fixed = !scenario.slow_answers || self.is_told(compute, scenario);
+        let lost = fixed && compute.up && compute.core.term().is_none() && !compute.ghost;
+        let any = |compute: &Compute| {
+            let queue = compute.requests.get(n);
+            queue.is_some_and(|queue| queue.iter().any(refused))
+        };
+        if lost
+            && any(compute)
+            && let Some(queue) = self
+                .computes
+                .get_mut(c)
+                .and_then(|compute| compute.requests.get_mut(n))
+        {
+            queue.retain(|request| !refused(request));
+        }
+    }
+
+    /// Whether an election is under way that too few can still vote in.
+    fn cannot_win(&self, c: usize, scenario: &Scenario) -> bool {
+        let Some(compute) = self.computes.get(c) else {
+            return false;
+        };
+        let core = &compute.core;
+        let fixed = !scenario.slow_answers || self.is_told(compute, scenario);
+        let Some(term) = core
+            .term()
+            .filter(|_| compute.up && fixed && core.history().is_none())
+        else {
+            return false;
+        };
+        let greets = compute.requests.iter().flatten().any(is_greeting);
+        if greets || compute.answers.iter().any(|queue| !queue.is_empty()) {
+            return false;
+        }
+        !core.membership().is_quorum(|id| {
+            let asked = compute
+                .requests
+                .get(slot(id))
+                .is_some_and(|queue| !queue.is_empty());
+            let free = self
+                .nodes
+                .get(slot(id))
+                .is_some_and(|node| node.control.term < term);
+            core.has_vote(id) || asked && free
+        })
+    }
+
+    /// Whether all nodes have promised higher terms than the one that a proposer has won.
+    fn is_left_alone(&self, c: usize, scenario: &Scenario) -> bool {
+        let Some(compute) = self.computes.get(c).filter(|compute| !compute.ghost) else {
+            return false;
+        };
+        let Some(term) = compute
+            .core
+            .term()
+            .filter(|_| compute.core.history().is_some() && compute.up)
+        else {
+            return false;
+        };
+        let told = self.is_told(compute, scenario);
+        let heard = compute.answers.iter().all(|queue| queue.is_empty()) && compute.reads.is_empty();
+        let mut nodes = self.nodes.iter().enumerate();
+        heard
+            && nodes.all(|(n, node)| {
+                node.control.term > term || told && !self.config.contains(NodeId(n as u64 + 1))
+            })
+    }
+
     /// Takes out what is between a proposer and a node that has promised a higher term.
     fn rest(&mut self, c: usize, n: usize, scenario: &Scenario) {
         let (Some(compute), Some(node)) = (self.computes.get(c), self.nodes.get(n)) else {
             return;
         };
-        let term = self.deaf_above(compute, scenario);
+        let term = self
+            .deaf_above(compute, scenario)
+            .or(compute.ghost.then_some(Term(0)));
         let Some(term) = term.filter(|term| node.control.term > *term) else {
             return;
         };
@@ -141,7 +241,7 @@ impl State {
         let rests = compute.rests.get(n).is_none_or(|rests| *rests);
         let open = compute.requests.get(n).is_some_and(|queue| !queue.is_empty())
             || compute.answers.get(n).is_some_and(|queue| !queue.is_empty());
-        if idle(compute) && (rests || open) {
+        if idle(compute) && (rests || open || compute.ghost) {
             return;
         }
         let Some(compute) = self.computes.get_mut(c).map(|compute| &mut **compute) else {

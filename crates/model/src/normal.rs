@@ -46,12 +46,21 @@ impl State {
             if compute.hash_of().is_some() {
                 continue;
             }
-            if !compute.up {
-                let floor = if compute.attempt < attempts {
-                    compute.floor.max(compute.core.term().unwrap_or_default())
-                } else {
-                    Term(0)
+            let floor = if compute.attempt < attempts {
+                compute.floor.max(compute.core.term().unwrap_or_default())
+            } else {
+                Term(0)
+            };
+            if compute.ghost && compute.up {
+                let members = compute.core.membership().clone();
+                let requests = std::mem::take(&mut compute.requests);
+                **compute = Compute {
+                    started: true,
+                    ghost: true,
+                    requests,
+                    ..Compute::new(members, compute.attempt, floor, scenario)
                 };
+            } else if !compute.up {
                 let over = Compute::new(scenario.first(), compute.attempt, floor, scenario);
                 **compute = Compute { up: false, ..over };
             } else {

@@ -40,6 +40,8 @@ pub struct Compute {
     pub(crate) attempt: u8,
     /// Neither fenced nor lost.
     pub(crate) up: bool,
+    /// Nobody will answer it any more but with a higher term; see `idle`.
+    pub(crate) ghost: bool,
     /// It tells nobody the commit position; see `idle`.
     pub(crate) untold: bool,
     /// It has greeted the members.

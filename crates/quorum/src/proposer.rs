@@ -298,6 +298,26 @@ impl Proposer {
         }
     }
 
+    /// Whether an acceptor has voted in the election under way.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn has_vote(&self, id: NodeId) -> bool {
+        self.peers.get(&id).is_some_and(|peer| peer.vote.is_some())
+    }
+
+    /// Gives up an election that cannot be won any more: what it waits for is another membership.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn lose(&mut self) {
+        self.floor = self.floor.max(self.term.take().unwrap_or_default());
+        for peer in self.peers.values_mut() {
+            peer.vote = None;
+            if peer.link != Link::Down {
+                peer.link = Link::Stale;
+            }
+        }
+    }
+
     /// Takes one input. A proposer that is over says nothing.
     pub fn handle(&mut self, input: Input) -> Vec<Command> {
         if self.stopped {
