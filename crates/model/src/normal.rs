@@ -2,8 +2,9 @@
 //! visit the same future many times. Why each of these loses nothing:
 //!
 //! * **A proposer that is over**: only the highest term that it knew matters, to its next attempt. Its requests live on.
-//! * **A proposer that has won** never looks again at who voted, at the floor of its term and at its peers' promised terms;
-//!   nor at the logs of peers that will be asked for them again before they are announced to
+//! * **A proposer that has won** never looks again at who voted; **one that has chosen a term**, at the floor of the term and at
+//!   promised terms that are not above it, since what it would choose next is above all of them; and none at the logs of peers
+//!   that will be asked for them again before they are announced to
 //!   ([`forget`](lakebed_quorum::proposer::Proposer::forget)).
 //! * **Requests that may arrive again**, when their receiver will refuse them for ever or they change nothing: its promised
 //!   term and its generation only grow, a refusal changes nothing, a vote or a history has its effect once, an append that
