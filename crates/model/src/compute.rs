@@ -33,12 +33,15 @@ impl Compute {
             attempt,
             up: true,
             started: false,
+            ghost: false,
+            untold: scenario.is_reduced(),
             log: Vec::new(),
             written: 0,
             ticked: false,
             requests: Default::default(),
             answers: Default::default(),
             reads: BTreeSet::new(),
+            rests: [false; NODES],
         }
     }
 }
@@ -72,6 +75,10 @@ impl State {
         // What it would tell is known already.
         let notice = is_notice(&request);
         let mut msg = self.ask(n, c, request, scenario)?;
+        let deaf = self.deaf_above(self.computes.get(c)?, scenario);
+        if self.computes.get(c)?.ghost || deaf.is_some_and(|term| msg.term > term) {
+            return Some(());
+        }
         if let Body::Appended { commit, .. } = &mut msg.body {
             // For status pages: no proposer looks at it.
             *commit = Lsn::INVALID;
@@ -166,6 +173,11 @@ impl State {
             .get(donor)
             .map_or(Lsn::INVALID, |node| position(node.wal.len()));
         let end = end.min(read.end);
+        let promised = self
+            .nodes
+            .get(donor)
+            .is_some_and(|node| node.control.term >= read.term);
+        self.ensure(promised, "a donor is in a lower term than its reader");
         let serves = self
             .open(donor, scenario)
             .is_some_and(|donor| donor.may_serve(read.term, end).is_ok());
@@ -206,12 +218,21 @@ impl State {
         };
         match command {
             Command::Send { to, mut msg } => {
-                if let Request::Append { truncate, .. } = &mut msg {
+                if compute.untold && is_notice(&msg) {
+                    return;
+                }
+                if let Request::Append { truncate, commit, .. } = &mut msg {
                     // Nothing is in object storage, so nothing is removed.
                     *truncate = Lsn::INVALID;
+                    if compute.untold {
+                        *commit = Lsn::INVALID;
+                    }
                 }
-                if let Some(requests) = compute.requests.get_mut(slot(to)) {
+                let compute = &mut **compute;
+                let queue = compute.requests.get_mut(slot(to));
+                if let (Some(requests), Some(rests)) = (queue, compute.rests.get_mut(slot(to))) {
                     requests.push_back(msg);
+                    *rests = false;
                 }
             }
             Command::ReadWal {

@@ -63,6 +63,9 @@ impl State {
             .filter(|id| membership.contains(*id));
         let new: Vec<_> = members.filter(|id| !known.contains(*id)).collect();
         self.proposer_input(c, Input::Reconfigure { membership });
+        if self.computes.get(c).is_some_and(|compute| compute.ghost) {
+            return self.connect_all(c);
+        }
         for id in new {
             self.proposer_input(c, Input::Connected(id));
         }

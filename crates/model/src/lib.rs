@@ -12,7 +12,8 @@
 //!   proposer begins, and never twice. Appends without WAL are not answered.
 //! * Time passes once for a proposer: it then asks again where it waits.
 //!
-//! `normal` says which states count as one, and why nothing is lost by it; `part` how little of a state a step copies and
+//! `normal` says which states count as one, and why nothing is lost by it; `idle` which proposers, streams and nodes have no
+//! future, the other half of the same; `part` how little of a state a step copies and
 //! hashes anew.
 //!
 //! The [`Scenario`] says which safekeepers, how many attempts at a term, how many records, and which changes of
@@ -22,6 +23,7 @@
 mod acceptor;
 mod compute;
 mod control;
+mod idle;
 mod model;
 mod normal;
 mod part;

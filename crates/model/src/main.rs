@@ -39,6 +39,9 @@ struct Arguments {
     /// Time passes once for each attempt.
     #[arg(long)]
     ticks: bool,
+    /// Go without the reductions that need an argument about idle proposers; see `idle.rs`.
+    #[arg(long)]
+    plain: bool,
     /// Break this rule of the core.
     #[arg(long)]
     mutant: Option<String>,
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         duplicates: !arguments.no_duplicates,
         exchange: arguments.exchange,
         ticks: arguments.ticks,
+        plain: arguments.plain,
         sabotage,
     };
     let checker = scenario

@@ -27,6 +27,8 @@ pub enum Step {
     Tick(usize),
     /// A proposer crashes, or tries again.
     Restart(usize),
+    /// A proposer crashes, and what it sent may arrive in any order.
+    End(usize),
     /// The controller takes the next step of a change.
     Decide,
     /// The controller gives a change up.
@@ -86,6 +88,11 @@ impl Model for Scenario {
             if compute.core.history().is_some() && compute.written < self.records {
                 steps.push(Step::Write(c));
             }
+            let sent = compute.requests.iter().flatten();
+            let mut late = sent.filter(|request| !matches!(request, Request::Greeting { .. }));
+            if self.is_reduced() && self.duplicates && late.next().is_some() {
+                steps.push(Step::End(c));
+            }
             if self.ticks && !compute.ticked {
                 steps.push(Step::Tick(c));
             }
@@ -141,6 +148,7 @@ impl Model for Scenario {
                 state.proposer_input(c, Input::Tick { now_ms: 5 });
             }
             Step::Restart(c) => state.restart(c, self),
+            Step::End(c) => state.end_attempt(c, self),
             Step::Decide => {
                 let config = state.next_config(self)?;
                 state.decide(config);
@@ -152,7 +160,9 @@ impl Model for Scenario {
             Step::Tell(c) => state.tell(c),
             Step::Exchange(n, peer) => state.exchange(n, peer, self),
         }
-        if !self.exchange {
+        if self.is_reduced() {
+            state.hear(self);
+        } else if !self.exchange {
             state.deliver_notices(self);
         }
         for c in 0..COMPUTES {

@@ -2,8 +2,9 @@
 //! visit the same future many times. Why each of these loses nothing:
 //!
 //! * **A proposer that is over**: only the highest term that it knew matters, to its next attempt. Its requests live on.
-//! * **A proposer that has won** never looks again at who voted, at the floor of its term and at its peers' promised terms;
-//!   nor at the logs of peers that will be asked for them again before they are announced to
+//! * **A proposer that has won** never looks again at who voted; **one that has chosen a term**, at the floor of the term and at
+//!   promised terms that are not above it, since what it would choose next is above all of them; and none at the logs of peers
+//!   that will be asked for them again before they are announced to
 //!   ([`forget`](lakebed_quorum::proposer::Proposer::forget)).
 //! * **Requests that may arrive again**, when their receiver will refuse them for ever or they change nothing: its promised
 //!   term and its generation only grow, a refusal changes nothing, a vote or a history has its effect once, an append that
@@ -39,20 +40,35 @@ use std::collections::BTreeSet;
 impl State {
     /// See the module header.
     pub(crate) fn normalize(&mut self, scenario: &Scenario) {
+        if scenario.is_reduced() {
+            self.drop_idle(scenario);
+        }
         for (compute, attempts) in self.computes.iter_mut().zip(scenario.attempts) {
             if compute.hash_of().is_some() {
                 continue;
             }
-            if !compute.up {
-                let floor = if compute.attempt < attempts {
-                    compute.floor.max(compute.core.term().unwrap_or_default())
-                } else {
-                    Term(0)
+            let floor = if compute.attempt < attempts {
+                compute.floor.max(compute.core.term().unwrap_or_default())
+            } else {
+                Term(0)
+            };
+            if compute.ghost && compute.up {
+                let members = compute.core.membership().clone();
+                let requests = std::mem::take(&mut compute.requests);
+                **compute = Compute {
+                    started: true,
+                    ghost: true,
+                    requests,
+                    ..Compute::new(members, compute.attempt, floor, scenario)
                 };
+            } else if !compute.up {
                 let over = Compute::new(scenario.first(), compute.attempt, floor, scenario);
                 **compute = Compute { up: false, ..over };
             } else {
                 compute.core.forget();
+                if scenario.is_reduced() {
+                    compute.core.forget_time();
+                }
             }
             compute.seal();
         }

@@ -41,6 +41,8 @@ pub struct Scenario {
     pub exchange: bool,
     /// Time passes.
     pub ticks: bool,
+    /// Every state counts, without the reductions that `idle` describes.
+    pub plain: bool,
     /// A rule that does not hold.
     pub sabotage: Option<Mutation>,
 }
@@ -67,8 +69,14 @@ impl Scenario {
             duplicates: true,
             exchange: false,
             ticks: false,
+            plain: false,
             sabotage: None,
         }
+    }
+
+    /// Whether the reductions of `idle` apply.
+    pub(crate) fn is_reduced(&self) -> bool {
+        !self.plain && !self.ticks && !self.exchange
     }
 
     /// The first configuration.

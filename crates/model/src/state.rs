@@ -40,6 +40,10 @@ pub struct Compute {
     pub(crate) attempt: u8,
     /// Neither fenced nor lost.
     pub(crate) up: bool,
+    /// Nobody will answer it any more but with a higher term; see `idle`.
+    pub(crate) ghost: bool,
+    /// It tells nobody the commit position; see `idle`.
+    pub(crate) untold: bool,
     /// It has greeted the members.
     pub(crate) started: bool,
     /// The log, once a term is won.
@@ -52,6 +56,8 @@ pub struct Compute {
     /// From each acceptor.
     pub(crate) answers: [VecDeque<Response>; NODES],
     pub(crate) reads: BTreeSet<Read>,
+    /// The streams on which nothing will come any more.
+    pub(crate) rests: [bool; NODES],
 }
 
 /// All of it.
@@ -98,7 +104,7 @@ pub(crate) fn slot(id: NodeId) -> usize {
 }
 
 impl Node {
-    fn new(membership: Membership) -> Node {
+    pub(crate) fn new(membership: Membership) -> Node {
         let history = TermHistory::new(vec![(Term(0), Lsn(BASE))]);
         Node {
             control: Durable {
@@ -137,6 +143,14 @@ impl State {
             let mut compute = Compute::new(config.clone(), 1, Term(0), scenario);
             compute.up = attempts > 0;
             state.computes.push(Part::new(compute));
+        }
+        let anew = scenario.attempts.iter().any(|attempts| *attempts > 1);
+        if scenario.is_reduced()
+            && !anew
+            && !scenario.abort
+            && let Some(config) = state.next_config(scenario)
+        {
+            state.decide(config);
         }
         state
     }

@@ -251,19 +251,69 @@ impl Proposer {
         self.broken = Broken(rule);
     }
 
-    /// Drops what a proposer that has won will not look at again, so that states of a model that differ in nothing else are
-    /// one: the floor and who voted, the logs of peers that would name them again before they are announced to.
+    /// Drops what this proposer will not look at again, so that states of a model that differ in nothing else are one: who
+    /// voted, once it has won; the floor and promised terms below the term that it chose, for what it chooses next is
+    /// above that anyway; the logs of peers that will name them again before they are announced to.
     #[doc(hidden)]
     #[cfg(feature = "mutants")]
     pub fn forget(&mut self) {
-        if self.won.is_none() {
-            return;
+        let chosen = self.term.unwrap_or(self.floor);
+        if self.term.is_some() {
+            self.floor = Term(0);
         }
-        self.floor = Term(0);
         for peer in self.peers.values_mut() {
-            (peer.vote, peer.term) = (None, Term(0));
+            if self.won.is_some() {
+                peer.vote = None;
+            }
+            if self.won.is_some() || peer.term <= chosen {
+                peer.term = Term(0);
+            }
             if !matches!(peer.link, Link::Greeted | Link::Voting | Link::Waiting) {
                 peer.log = None;
+            }
+        }
+    }
+
+    /// Drops what only the passing of time looks at, and which commit positions were told, for a model that has neither.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn forget_time(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.heard_ms = None;
+            if let Link::Following(following) = &mut peer.link {
+                following.commit_sent = Lsn::INVALID;
+            }
+        }
+    }
+
+    /// Lets a peer rest that this term will hear nothing of any more: until time passes or the membership changes, nothing
+    /// is sent to it. What it voted or flushed stays.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn shelve(&mut self, id: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && peer.link != Link::Down
+        {
+            peer.link = Link::Stale;
+        }
+    }
+
+    /// Whether an acceptor has voted in the election under way.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn has_vote(&self, id: NodeId) -> bool {
+        self.peers.get(&id).is_some_and(|peer| peer.vote.is_some())
+    }
+
+    /// Gives up an election that cannot be won any more: what it waits for is another membership.
+    #[doc(hidden)]
+    #[cfg(feature = "mutants")]
+    pub fn lose(&mut self) {
+        self.floor = self.floor.max(self.term.take().unwrap_or_default());
+        for peer in self.peers.values_mut() {
+            peer.vote = None;
+            if peer.link != Link::Down {
+                peer.link = Link::Stale;
             }
         }
     }
