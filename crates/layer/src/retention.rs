@@ -50,6 +50,12 @@ impl ReadPoints {
         Some((*to).min(last)).filter(|lsn| *lsn >= from)
     }
 
+    /// The newest LSN of each interval that ends below `lsn`.
+    pub fn below(&self, lsn: Lsn) -> impl Iterator<Item = Lsn> + '_ {
+        let ends = self.intervals.iter().map(|(_, to)| *to);
+        ends.take_while(move |to| *to < lsn)
+    }
+
     /// Begin of the interval that has no end: older LSNs are single points or gaps.
     pub fn horizon(&self) -> Option<Lsn> {
         let open = self.intervals.last().filter(|(_, to)| *to == Lsn::MAX);

@@ -75,7 +75,7 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
                 level0: 3,
                 layer_bytes: 30_000,
                 history: 2,
-                reclaim_bytes: 1 << 16,
+                waste: 8,
                 catalogue: 3,
             },
             rewind_seconds: 0,
