@@ -20,6 +20,7 @@ pub mod control_plane;
 pub mod data_dir;
 pub mod files;
 pub mod full_page_writes;
+pub mod history_lease;
 pub mod local_wal;
 pub mod metrics;
 pub mod old_wal;

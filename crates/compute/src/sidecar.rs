@@ -25,6 +25,7 @@ use crate::config_files::ConfigFiles;
 use crate::data_dir;
 use crate::files::{Files, server};
 use crate::full_page_writes::Switch;
+use crate::history_lease::HistoryLease;
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
 use crate::old_wal::OldWal;
@@ -58,6 +59,8 @@ pub enum Ended {
     Postgres(String),
     /// Its WAL could not be shipped.
     Wal(String),
+    /// The pages as of its start are not kept any more.
+    History(String),
 }
 
 /// What a running compute can be asked for.
@@ -70,6 +73,7 @@ pub struct Inspect {
     pid: i32,
     boot: Duration,
     page_images: Switch,
+    history: HistoryLease,
 }
 
 /// A compute whose Postgres accepts connections.
@@ -82,6 +86,7 @@ pub struct Sidecar {
     source: oneshot::Receiver<Result<(), SourceError>>,
     config_files: ConfigFiles,
     source_stop: Arc<AtomicBool>,
+    history: HistoryLease,
     stop: CancellationToken,
     inspect: Inspect,
     _lock: File,
@@ -130,6 +135,7 @@ impl Sidecar {
                 Ok(Err(error)) => error.to_string(),
                 Ok(Ok(())) | Err(_) => "the reader of WAL ended".to_owned(),
             }),
+            reason = self.history.lost() => Ended::History(reason),
             () = shutdown.cancelled() => Ended::Stopped,
         };
         match &ended {
@@ -156,7 +162,7 @@ impl Sidecar {
                     tracing::warn!("not every safekeeper answered to be told what is committed");
                 }
             }
-            Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) => {
+            Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) | Ended::History(_) => {
                 tracing::error!(?ended, "stopping Postgres at once");
                 self.memory.region().set_life(Life::Fenced);
                 self.postgres.stop_now(FENCED_PATIENCE).await;
@@ -166,6 +172,9 @@ impl Sidecar {
         self.memory.region().set_life(Life::Stopped);
         self.source_stop.store(true, Ordering::Release);
         self.stop.cancel();
+        if ended == Ended::Stopped {
+            self.history.release().await;
+        }
         ended
     }
 
@@ -215,6 +224,8 @@ async fn boot(
     start_driver(driver)?;
     let won = win(&mut standing).await?;
     let previous = last_record_start(&branch, &mut standing, won.start).await?;
+    // Before anything is read at this position.
+    let history = HistoryLease::take(&branch, (won.term, won.start), &config, &placement, &stop).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
     let chunks = catalogue.basebackup(won.term, previous).await;
     let chunks =
@@ -293,6 +304,7 @@ async fn boot(
         pid: postgres.pid(),
         boot,
         page_images: Switch::new(data, owner, postgres.clone(), told),
+        history: history.clone(),
     };
     Ok(Sidecar {
         config,
@@ -302,6 +314,7 @@ async fn boot(
         source: source_end,
         config_files,
         source_stop,
+        history,
         stop,
         inspect,
         _lock: lock,
@@ -495,6 +508,7 @@ impl Inspect {
             "lost": standing.lost.map(|lost| format!("{lost:?}")),
             "safekeepers": peers,
             "full_page_writes": self.page_images.status_json(),
+            "history_lease": self.history.status_json(),
             "safekeepers_generation": standing.generation.0,
             "safekeepers_settled": standing.settled.0,
             "postgres": {

@@ -34,6 +34,16 @@ impl ReadPoints {
         ReadPoints::new([(lsn, Lsn::MAX)])
     }
 
+    /// These, and everything from `lsn` on.
+    pub fn and_since(self, lsn: Lsn) -> ReadPoints {
+        ReadPoints::new(self.intervals.into_iter().chain([(lsn, Lsn::MAX)]))
+    }
+
+    /// These, and `lsn`.
+    pub fn and(self, lsn: Lsn) -> ReadPoints {
+        ReadPoints::new(self.intervals.into_iter().chain([(lsn, lsn)]))
+    }
+
     /// Whether reads at `lsn` are answered.
     pub fn contains(&self, lsn: Lsn) -> bool {
         lsn.checked_add(1)

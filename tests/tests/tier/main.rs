@@ -10,6 +10,7 @@ mod explain;
 mod faults;
 mod fencing;
 mod full_page_writes;
+mod history;
 mod load;
 mod membership;
 mod pageserver_loss;
