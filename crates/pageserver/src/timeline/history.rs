@@ -431,11 +431,12 @@ mod tests {
     #[test]
     fn a_template_is_kept_as_it_was_as_long_as_a_copy_is_read() {
         let kept = ReadPoints::new([(Lsn(35), Lsn(35))]).and_since(Lsn(80));
-        let rows: [(&[(u64, Option<u64>)], &[u64]); 5] = [
+        let rows: [(&[(u64, Option<u64>)], &[u64]); 6] = [
             (&[(10, None)], &[10]),
             (&[(10, Some(30))], &[]),
             (&[(10, Some(36))], &[10]),
-            (&[(40, Some(80)), (50, Some(81))], &[50]),
+            (&[(40, Some(80))], &[]),
+            (&[(50, Some(81))], &[50]),
             // A copy of a copy that is gone.
             (&[(20, Some(30)), (25, None)], &[20, 25]),
         ];
