@@ -87,6 +87,8 @@ pub struct Shape {
     pub shards: usize,
     /// Bytes of WAL in a pageserver's memory that make a layer; small in tests, so that layers are made.
     pub flush_bytes: usize,
+    /// Seconds for which a compute may read at the LSN of its boot without renewing that.
+    pub lease_s: u64,
     /// Object storage of all nodes, with WAL in it at most this many milliseconds later. Without it: a directory, which
     /// gets no WAL.
     pub store: Option<(String, u64)>,
@@ -102,6 +104,7 @@ impl Default for Shape {
             safekeepers: 3,
             shards: 2,
             flush_bytes: 8 << 20,
+            lease_s: 60,
             store: None,
             faults: None,
             postgres: Installation::default_15(),
@@ -180,11 +183,12 @@ impl Tier {
             let name = format!("pageserver-{number}");
             let text = format!(
                 "{node}[pageserver]\nnode_id = {}\ndata_dir = '{}'\nlisten = '127.0.0.1:{}'\n\
-                 admin_listen = '127.0.0.1:0'\nstore = '{store}'\nflush_bytes = {}\n",
+                 admin_listen = '127.0.0.1:0'\nstore = '{store}'\nflush_bytes = {}\nlease_s = {}\n",
                 100 + number,
                 path(&name),
                 free_port(),
-                shape.flush_bytes
+                shape.flush_bytes,
+                shape.lease_s
             );
             pageservers.push((name, text));
         }

@@ -171,6 +171,11 @@ impl Follower {
             self.tell(News::CaughtUp(attempt)).await?;
         }
         let branch = self.named.resolve().await.map_err(|(error, _)| error)?;
+        if convert::timeline_ref(branch.tenant, branch.timeline) != self.timeline {
+            anyhow::bail!(
+                "the name is another timeline's now: the branch was restored, or deleted and made anew"
+            );
+        }
         let safekeepers = Safekeepers::from(&branch);
         replace(&self.shards, branch.shards);
         replace(&self.safekeepers, safekeepers);

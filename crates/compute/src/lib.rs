@@ -21,6 +21,7 @@ pub mod data_dir;
 pub mod files;
 pub mod full_page_writes;
 pub mod group_commit;
+pub mod history_lease;
 pub mod local_wal;
 pub mod metrics;
 pub mod old_wal;

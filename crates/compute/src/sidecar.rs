@@ -26,6 +26,7 @@ use crate::data_dir;
 use crate::files::{Files, server};
 use crate::full_page_writes::Switch;
 use crate::group_commit::GroupCommit;
+use crate::history_lease::HistoryLease;
 use crate::local_wal::LocalWal;
 use crate::metrics::Metrics;
 use crate::old_wal::OldWal;
@@ -60,6 +61,8 @@ pub enum Ended {
     Postgres(String),
     /// Its WAL could not be shipped.
     Wal(String),
+    /// The pages as of its start are not kept any more.
+    History(String),
 }
 
 /// What a running compute can be asked for.
@@ -74,6 +77,7 @@ pub struct Inspect {
     page_images: Switch,
     /// Microseconds; none if the user has set it.
     commit_delay: Option<Arc<AtomicU32>>,
+    history: HistoryLease,
 }
 
 /// A compute whose Postgres accepts connections.
@@ -86,6 +90,7 @@ pub struct Sidecar {
     source: oneshot::Receiver<Result<(), SourceError>>,
     config_files: ConfigFiles,
     source_stop: Arc<AtomicBool>,
+    history: HistoryLease,
     stop: CancellationToken,
     inspect: Inspect,
     _lock: File,
@@ -134,6 +139,7 @@ impl Sidecar {
                 Ok(Err(error)) => error.to_string(),
                 Ok(Ok(())) | Err(_) => "the reader of WAL ended".to_owned(),
             }),
+            reason = self.history.lost() => Ended::History(reason),
             () = shutdown.cancelled() => Ended::Stopped,
         };
         match &ended {
@@ -160,7 +166,7 @@ impl Sidecar {
                     tracing::warn!("not every safekeeper answered to be told what is committed");
                 }
             }
-            Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) => {
+            Ended::Fenced(_) | Ended::LeaseExpired | Ended::Wal(_) | Ended::History(_) => {
                 tracing::error!(?ended, "stopping Postgres at once");
                 self.memory.region().set_life(Life::Fenced);
                 self.postgres.stop_now(FENCED_PATIENCE).await;
@@ -170,6 +176,9 @@ impl Sidecar {
         self.memory.region().set_life(Life::Stopped);
         self.source_stop.store(true, Ordering::Release);
         self.stop.cancel();
+        if ended == Ended::Stopped {
+            self.history.release().await;
+        }
         ended
     }
 
@@ -219,6 +228,8 @@ async fn boot(
     start_driver(driver)?;
     let won = win(&mut standing).await?;
     let previous = last_record_start(&branch, &mut standing, won.start).await?;
+    // Before anything is read at this position.
+    let history = HistoryLease::take(&branch, (won.term, won.start), &config, &placement, &stop).await?;
     let catalogue = CatalogueClient::new(&branch, won.start, &placement);
     let chunks = catalogue.basebackup(won.term, previous).await;
     let chunks =
@@ -306,6 +317,7 @@ async fn boot(
         boot,
         page_images: Switch::new(own, told),
         commit_delay,
+        history: history.clone(),
     };
     Ok(Sidecar {
         config,
@@ -315,6 +327,7 @@ async fn boot(
         source: source_end,
         config_files,
         source_stop,
+        history,
         stop,
         inspect,
         _lock: lock,
@@ -515,6 +528,7 @@ impl Inspect {
             "safekeepers": peers,
             "full_page_writes": self.page_images.status_json(),
             "commit_delay_us": self.commit_delay.as_ref().map(|delay| delay.load(Ordering::Relaxed)),
+            "history_lease": self.history.status_json(),
             "safekeepers_generation": standing.generation.0,
             "safekeepers_settled": standing.settled.0,
             "postgres": {

@@ -85,6 +85,7 @@ async fn tier() -> Tier {
             image_bytes: 16 << 10,
             index_cache_bytes: 16 << 20,
             rewind_s: 3600,
+            lease_s: 900,
             page_cache_bytes: 16 << 20,
         };
         let server = Pageserver::start(
@@ -173,6 +174,7 @@ async fn attach(
         parent: None,
         cluster,
         safekeepers,
+        kept: Default::default(),
     };
     let attachment = Attachment {
         tenant: TENANT,

@@ -17,6 +17,7 @@ mod upload;
 use std::path::Path;
 use std::time::Duration;
 
+pub use lakebed_placement::Retention;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::{connect, v1};
 use lakebed_types::TenantId;
@@ -28,7 +29,7 @@ use files::DataDirectory;
 pub use source::{ImportSource, ImportTarget};
 pub use upload::{Gone, ShardUpload};
 
-use crate::random;
+use crate::{random, wire};
 
 const LEASE_MS: u32 = 15_000;
 const RENEW_EVERY: Duration = Duration::from_secs(4);
@@ -45,6 +46,8 @@ pub struct NewTenant {
     pub shards: u32,
     /// Number of safekeepers; 0: as the controller is configured.
     pub safekeepers: u32,
+    /// How long history is kept; none: the usual time.
+    pub retention: Option<Retention>,
 }
 
 /// A tenant whose first branch can be used.
@@ -157,6 +160,7 @@ impl<S: ImportSource> Run<'_, S> {
             branch: self.tenant.branch.clone(),
             shards: self.tenant.shards,
             safekeepers: self.tenant.safekeepers,
+            retention: self.tenant.retention.map(wire::retention_to_wire),
         };
         Ok(self.client.create_tenant(request).await?.into_inner())
     }

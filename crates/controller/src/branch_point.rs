@@ -126,6 +126,15 @@ async fn told_head(
 /// The last boundary at or below `lsn`, which lies at or after the timeline's start.
 async fn boundary(ask: &Ask<'_>, id: TimelineId, lsn: Lsn) -> Result<BranchPoint, BranchPointError> {
     let timeline = get(ask.tenant, id)?;
+    // Before safekeepers are asked, which may not have the WAL any more either.
+    let horizon = timeline.horizon;
+    if lsn < horizon.lsn {
+        return Err(BranchPointError::NotKept {
+            lsn,
+            horizon: horizon.lsn,
+            horizon_unix_micros: horizon.unix_micros,
+        });
+    }
     let start = BranchPoint {
         parent: id,
         lsn: timeline.start_lsn,

@@ -11,6 +11,8 @@
 //! * `service`: the gRPC service; `wire`: its messages from and to domain values.
 //! * `branch_point`: which position a new branch starts from, asked of safekeepers and pageservers.
 //! * `reconciler`: calls on nodes until they are what the state says. `nodes`: connections.
+//! * `history`: lets go what is older than a tenant's window, and branches whose time is over. `in_use`: whether a compute is
+//!   connected.
 //! * [`registration`]: how a daemon tells the controllers that it is there.
 //! * [`bootstrap`]: a client that makes the output of `initdb` a tenant. [`rfc3339`]: times of people.
 //!
@@ -21,6 +23,8 @@
 pub mod bootstrap;
 mod branch_point;
 pub mod config;
+mod history;
+mod in_use;
 pub mod metrics;
 mod nodes;
 pub mod raft_node;

@@ -26,8 +26,8 @@ use crate::config::ControllerConfig;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::raft_node::{RaftConfig, RaftNode, RaftStatus};
-use crate::reconciler;
 use crate::service::Service;
+use crate::{history, reconciler};
 
 /// The largest request: every message of the schema is small.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
@@ -108,6 +108,7 @@ impl Controller {
             .with_context(|| format!("cannot listen on {listen}: choose another address for `listen`"))?;
         let address = listener.local_addr()?;
         let reconciler = tokio::spawn(reconciler::run(self.clone(), self.ending.clone()));
+        let history = tokio::spawn(history::run(self.clone(), self.ending.clone()));
         tracing::info!(%address, node_id = self.config.node_id, "controller ready");
         let _ = on_ready.send(address);
         let service =
@@ -123,6 +124,7 @@ impl Controller {
             .await;
         self.ending.cancel();
         reconciler.await.context("the reconciler's task failed")?;
+        history.await.context("the task of retention failed")?;
         served.context("the gRPC server failed")
     }
 

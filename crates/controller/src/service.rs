@@ -1,6 +1,7 @@
 //! The gRPC service: each call checks its message, proposes or looks, and waits for the effect where it promises one.
 
 mod branches;
+mod restore;
 mod safekeepers;
 mod tenants;
 
@@ -118,6 +119,17 @@ impl v1::controller_server::Controller for Service {
         });
         let tenants = tenants.await?;
         Ok(Response::new(v1::ListTenantsResponse { tenants }))
+    }
+
+    async fn set_retention(&self, request: Request<v1::SetRetentionRequest>) -> Answer<v1::TenantInfo> {
+        Ok(Response::new(self.set_retention(request.into_inner()).await?))
+    }
+
+    async fn restore_branch(
+        &self,
+        request: Request<v1::RestoreBranchRequest>,
+    ) -> Answer<v1::RestoreBranchResponse> {
+        Ok(Response::new(self.restore_branch(request.into_inner()).await?))
     }
 
     async fn delete_tenant(

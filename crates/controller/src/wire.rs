@@ -3,8 +3,8 @@
 use lakebed_placement::choose::CannotPlace;
 use lakebed_placement::name::InvalidName;
 use lakebed_placement::{
-    ClusterIdentity, Joining, Name, NodeRole, Rejection, RejectionKind, State, Tenant, TenantState, Timeline,
-    TimelineState,
+    ClusterIdentity, Joining, Name, NodeRole, Rejection, RejectionKind, Retention, State, Tenant,
+    TenantState, Timeline, TimelineState,
 };
 use lakebed_proto::{convert, v1};
 use lakebed_types::{NodeId, PgVersion, TenantId, TimelineId};
@@ -137,6 +137,27 @@ pub fn cluster_to_wire(cluster: ClusterIdentity) -> v1::ClusterIdentity {
     }
 }
 
+/// How long history is kept, from a request; a window of nothing would give up what is read right now.
+pub fn retention(wire: &v1::Retention) -> Result<Retention, Status> {
+    if wire.window_seconds == Some(0) || wire.window_bytes == Some(0) {
+        return Err(Status::invalid_argument(
+            "a window of history is at least one second and one byte",
+        ));
+    }
+    Ok(Retention {
+        seconds: wire.window_seconds,
+        bytes: wire.window_bytes,
+    })
+}
+
+/// How long history is kept, for an answer.
+pub fn retention_to_wire(retention: Retention) -> v1::Retention {
+    v1::Retention {
+        window_seconds: retention.seconds,
+        window_bytes: retention.bytes,
+    }
+}
+
 /// A set of safekeepers for an answer or a node.
 pub fn membership_to_wire(set: &lakebed_placement::SafekeeperSet) -> v1::Membership {
     v1::Membership {
@@ -194,6 +215,7 @@ pub fn tenant_info(state: &State, id: TenantId, tenant: &Tenant) -> v1::TenantIn
         state: wire_state.into(),
         cluster: tenant.cluster.map(cluster_to_wire),
         shards: shards(state, tenant),
+        retention: Some(retention_to_wire(tenant.retention)),
     }
 }
 
@@ -235,6 +257,10 @@ pub fn branch_info(
             .joining
             .as_ref()
             .map(|joining| joining_to_wire(state, timeline, joining)),
+        horizon_lsn: timeline.horizon.lsn.0,
+        horizon_unix_micros: timeline.horizon.unix_micros,
+        expires_unix_micros: timeline.expires_unix_micros.unwrap_or_default(),
+        retention: Some(retention_to_wire(tenant.retention)),
     }
 }
 

@@ -10,6 +10,7 @@ use lakebed_types::{ForkNumber, Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
 use crate::client::explain::Relation;
+use crate::window::{Bound, Bytes, Seconds};
 
 /// Storage for unmodified Postgres: WAL on a quorum of safekeepers, pages from pageservers, branches for free.
 #[derive(Debug, Parser)]
@@ -44,6 +45,8 @@ pub enum Command {
     Tenant(TenantArgs),
     /// Create, list and delete branches.
     Branch(BranchArgs),
+    /// Take a branch back to an earlier time or position, in place. What it was until now stays, as a branch of another name.
+    Restore(RestoreArgs),
     /// Show what runs and how far it is.
     Status(ClientArgs),
     /// Show how an answer comes about.
@@ -443,8 +446,28 @@ pub enum TenantCommand {
         /// A data directory to import instead of running initdb.
         #[arg(long)]
         from: Option<PathBuf>,
+        /// How long history is kept: 12h, 7d, 4w, or none for ever. Default: 7d.
+        #[arg(long, value_name = "TIME")]
+        window: Option<Bound<Seconds>>,
+        /// Keep at most so much WAL of history: 512MiB, 10GB. With both the shorter window counts. Default: no such bound.
+        #[arg(long, value_name = "BYTES")]
+        window_bytes: Option<Bound<Bytes>>,
         #[command(flatten)]
         programs: ProgramArgs,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Change how long a tenant's history is kept. A longer window brings nothing back.
+    Set {
+        /// Name of the tenant.
+        name: String,
+        /// How long: 12h, 7d, 4w, or none for ever. Default: as it is.
+        #[arg(long, value_name = "TIME", required_unless_present = "window_bytes")]
+        window: Option<Bound<Seconds>>,
+        /// At most so much WAL: 512MiB, 10GB, or none for no such bound. With both the shorter window counts. Default: as it
+        /// is.
+        #[arg(long, value_name = "BYTES")]
+        window_bytes: Option<Bound<Bytes>>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -483,6 +506,9 @@ pub enum BranchCommand {
         /// Start at the last commit at or before this time: RFC 3339, such as 2026-11-21T10:30:00Z.
         #[arg(long)]
         at_time: Option<String>,
+        /// Delete it by itself after so long, once no compute runs on it and nothing branches from it: 90m, 2h, 7d.
+        #[arg(long, value_name = "TIME")]
+        ttl: Option<Seconds>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -498,6 +524,21 @@ pub enum BranchCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Name of the branch. No compute may run on it.
+    pub branch: String,
+    /// To the last commit at or before this time (RFC 3339, such as 2026-11-21T10:30:00Z), or to this LSN (such as
+    /// 0/1A2B3C8).
+    #[arg(long, value_name = "TIME|LSN")]
+    pub at: String,
+    /// Name for what the branch was until now. Default: BRANCH-before-TIME, of this moment.
+    #[arg(long, value_name = "NAME")]
+    pub keep_as: Option<String>,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 #[derive(Debug, Args)]

@@ -27,6 +27,7 @@ mod roles;
 mod up;
 mod verify_wal;
 mod wal;
+mod window;
 
 use std::process::ExitCode;
 
@@ -92,6 +93,7 @@ async fn command(cli: Cli, managers: Managers) -> anyhow::Result<()> {
         }
         Command::Tenant(args) => client::tenant::run(args.command, cli.json).await,
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
+        Command::Restore(args) => client::restore::run(args, cli.json).await,
         Command::Explain(args) => client::explain::run(args.command, cli.json).await,
         Command::Status(args) => client::status::run(args, cli.json).await,
         Command::Bench(args) => bench::run(args, cli.json).await,

@@ -35,6 +35,7 @@ mod read;
 mod retention;
 mod segments;
 mod value;
+mod waste;
 
 pub use chain::Chain;
 pub use change::{Durable, durable_steps};
@@ -43,7 +44,7 @@ pub use image::{ImagePolicy, SinceImage};
 pub use map::{Edit, LayerMap, MapError, Merged, PageRange, Partition};
 pub use memtable::{Memtable, MemtableError};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
-pub use plan::{Job, Plan, PlanPolicy, plan};
+pub use plan::{Job, Plan, PlanPolicy, Reclaimed, plan};
 pub use read::{read, read_watched};
 pub use retention::ReadPoints;
 pub use segments::MakeImage;

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lakebed_types::{Lsn, PageKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerDesc, LayerId, LayerKind};
+use crate::{LayerDesc, LayerId, LayerKind, Reclaimed};
 
 /// A range of pages, and the layers that were made of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Partition {
     pub history: Vec<LayerId>,
     /// Horizon of the read points when history was last rewritten as a whole.
     pub reclaimed: Lsn,
+    /// Single LSNs below that for which something was kept then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<Lsn>,
 }
 
 /// See the module header.
@@ -104,8 +107,8 @@ pub struct Merged {
     pub current: Option<LayerDesc>,
     /// New layer of history.
     pub history: Option<LayerDesc>,
-    /// The horizon, when all old history was merged: then the new layer is all there is.
-    pub reclaimed: Option<Lsn>,
+    /// What was kept, when all old history was merged: then the new layer is all there is.
+    pub reclaimed: Option<Reclaimed>,
 }
 
 /// An edit that does not fit the map. A merge may be planned again; else it is a bug or a damaged manifest.
@@ -136,6 +139,7 @@ impl Default for LayerMap {
             current: None,
             history: Vec::new(),
             reclaimed: Lsn(0),
+            pinned: Vec::new(),
         };
         LayerMap {
             layers: BTreeMap::new(),
@@ -278,7 +282,7 @@ impl LayerMap {
         if merged.through < merged.of.through {
             return Err(stale);
         }
-        let mut history = match merged.reclaimed {
+        let mut history = match &merged.reclaimed {
             Some(_) => Vec::new(),
             None => merged.of.history.clone(),
         };
@@ -289,12 +293,17 @@ impl LayerMap {
         let current = current
             .map(|desc| self.insert(desc, LayerKind::Current))
             .transpose()?;
+        let kept = merged.reclaimed.clone().unwrap_or_else(|| Reclaimed {
+            horizon: merged.of.reclaimed,
+            pinned: merged.of.pinned.clone(),
+        });
         self.partitions[at] = Partition {
             from: merged.pages.from,
             through: merged.through,
             current,
             history,
-            reclaimed: merged.reclaimed.unwrap_or(merged.of.reclaimed),
+            reclaimed: kept.horizon,
+            pinned: kept.pinned,
         };
         if let Some(from) = rest {
             let rest = Partition {

@@ -120,12 +120,18 @@ fn a_merge_goes_from_left_to_right_and_each_step_counts() {
     // A rewrite of all history of one half; it had come from before the split.
     let mut right = merged(&map, 1, Some(7), 30);
     right.current = Some(desc(14, LayerKind::Current, (10, 30), Some((5, 6))));
-    right.reclaimed = Some(Lsn(25));
+    right.reclaimed = Some(Reclaimed {
+        horizon: Lsn(25),
+        pinned: vec![Lsn(7)],
+    });
     let (map, gone) = map.apply(&Edit::Merge(right)).unwrap();
     assert_eq!(gone, []);
     assert_eq!((order(&map, 6, 99), order(&map, 7, 99)), (vec![14], vec![11, 12]));
     let mut rest = merged(&map, 2, None, 30);
-    rest.reclaimed = Some(Lsn(25));
+    rest.reclaimed = Some(Reclaimed {
+        horizon: Lsn(25),
+        pinned: vec![Lsn(7)],
+    });
     let (map, gone) = map.apply(&Edit::Merge(rest)).unwrap();
     assert_eq!(gone, [id(11), id(12)]);
     assert_eq!(map.layers().count(), 2);

@@ -261,7 +261,7 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
             through: self.job.through,
             current,
             history,
-            reclaimed: self.job.reclaims,
+            reclaimed: self.job.reclaims.clone(),
         };
         // What is left of the partition once this is applied.
         self.job.of.from = self.from;

@@ -63,7 +63,7 @@ const POLICY: PlanPolicy = PlanPolicy {
     level0: 2,
     layer_bytes: 10_000,
     history: 9,
-    reclaim_bytes: u64::MAX,
+    waste: 1,
     catalogue: 9,
 };
 

@@ -1,13 +1,14 @@
 //! What to merge next, and when.
 //!
 //! A partition is merged when it has [`PlanPolicy::level0`] layers of level 0 to take over: reads there ask so many
-//! layers more. The one with the most goes first. A partition whose history is in many layers, or mostly past the
-//! horizon, is rewritten with its history. A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
+//! layers more. The one with the most goes first. A partition whose history is in many layers is rewritten with it, and so is
+//! one of which a part is probably read by nobody any more (`waste` estimates it). A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
 //! change of its own: what was merged counts from then on, whether or not the merge goes on.
 
 use lakebed_types::Lsn;
 use serde::{Deserialize, Serialize};
 
+use crate::waste::Waste;
 use crate::{LayerId, LayerMap, PageRange, Partition, ReadPoints};
 
 /// When to merge.
@@ -20,8 +21,8 @@ pub struct PlanPolicy {
     pub layer_bytes: u64,
     /// Layers of history that one partition may have.
     pub history: usize,
-    /// History is rewritten when the horizon has moved on by so many bytes of WAL.
-    pub reclaim_bytes: u64,
+    /// A partition is rewritten when one byte in so many is probably read by nobody any more; at least 1.
+    pub waste: u64,
     /// Catalogue layers that become one.
     pub catalogue: usize,
 }
@@ -32,10 +33,19 @@ impl Default for PlanPolicy {
             level0: 4,
             layer_bytes: 256 << 20,
             history: 8,
-            reclaim_bytes: 1 << 30,
+            waste: 8,
             catalogue: 16,
         }
     }
+}
+
+/// What a partition's history was rewritten for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// The horizon of the read points.
+    pub horizon: Lsn,
+    /// Read points below it that something may have been kept for.
+    pub pinned: Vec<Lsn>,
 }
 
 /// A merge of one partition.
@@ -49,8 +59,8 @@ pub struct Job {
     pub through: Lsn,
     /// Layers to read, from the oldest values to the newest.
     pub inputs: Vec<LayerId>,
-    /// Whether all history is among them, and the horizon.
-    pub reclaims: Option<Lsn>,
+    /// Whether all history is among them, and what of it is still read.
+    pub reclaims: Option<Reclaimed>,
 }
 
 /// The next thing to do.
@@ -71,33 +81,51 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<
         // The first of the greatest.
         .reduce(|best, next| if next.0 > best.0 { next } else { best });
     if let Some((_, range, partition)) = ripe {
-        return Some(Plan::Merge(Box::new(job(
-            map,
-            range,
-            partition,
-            reclaims(partition, points, policy),
-        ))));
+        let worth = Waste::new(map, points).is_worth_a_merge(range, partition, policy.waste);
+        let reclaims = match worth && !partition.history.is_empty() {
+            true => Some(reclaimed(map, range, partition, points)),
+            false => reclaims_many(map, range, partition, points, policy),
+        };
+        return Some(Plan::Merge(Box::new(job(map, range, partition, reclaims))));
     }
     if map.catalogue().len() >= policy.catalogue.max(2) {
         return Some(Plan::Catalogue(map.catalogue().to_vec()));
     }
+    let waste = Waste::new(map, points);
     map.partitions().find_map(|(range, partition)| {
-        let horizon = reclaims(partition, points, policy)?;
-        Some(Plan::Merge(Box::new(job(map, range, partition, Some(horizon)))))
+        let worth = waste.is_worth_a_merge(range, partition, policy.waste);
+        let reclaims = worth.then(|| reclaimed(map, range, partition, points));
+        let reclaims = reclaims.or_else(|| reclaims_many(map, range, partition, points, policy))?;
+        Some(Plan::Merge(Box::new(job(map, range, partition, Some(reclaims)))))
     })
 }
 
-/// The horizon, if history is to be rewritten.
-fn reclaims(partition: &Partition, points: &ReadPoints, policy: &PlanPolicy) -> Option<Lsn> {
+/// What history is rewritten for, if it is in too many layers.
+fn reclaims_many(
+    map: &LayerMap,
+    range: PageRange,
+    partition: &Partition,
+    points: &ReadPoints,
+    policy: &PlanPolicy,
+) -> Option<Reclaimed> {
+    let many = partition.history.len() > policy.history;
+    many.then(|| reclaimed(map, range, partition, points))
+}
+
+fn reclaimed(map: &LayerMap, range: PageRange, partition: &Partition, points: &ReadPoints) -> Reclaimed {
     let horizon = points.horizon().unwrap_or(Lsn::MAX);
-    let passed = horizon.checked_sub(partition.reclaimed).unwrap_or(0);
-    let wanted = partition.history.len() > policy.history
-        || (!partition.history.is_empty() && passed >= policy.reclaim_bytes.max(1));
-    wanted.then_some(horizon)
+    let level0 = map.level0_of(range, partition).map(|desc| desc.first);
+    let history = partition.history.iter().filter_map(|id| map.get(*id));
+    let oldest = history.map(|desc| desc.first).chain(level0).min();
+    let pinned = points.below(horizon).filter(|lsn| Some(*lsn) >= oldest);
+    Reclaimed {
+        horizon,
+        pinned: pinned.collect(),
+    }
 }
 
 /// Merges a partition's level 0, and with `reclaims` its history.
-fn job(map: &LayerMap, pages: PageRange, partition: &Partition, reclaims: Option<Lsn>) -> Job {
+fn job(map: &LayerMap, pages: PageRange, partition: &Partition, reclaims: Option<Reclaimed>) -> Job {
     let newest = map.level0_layers().next_back().map(|desc| desc.last);
     let history = partition.history.iter().filter(|_| reclaims.is_some());
     let level0 = map.level0_of(pages, partition).map(|desc| desc.id);

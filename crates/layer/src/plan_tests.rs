@@ -57,7 +57,7 @@ const POLICY: PlanPolicy = PlanPolicy {
     level0: 2,
     layer_bytes: 1000,
     history: 2,
-    reclaim_bytes: 100,
+    waste: 8,
     catalogue: 3,
 };
 
@@ -73,7 +73,12 @@ fn planned(map: &LayerMap, horizon: u64) -> Option<Expected> {
             };
             let inputs = job.inputs.iter().map(|id| id.number).collect();
             assert_eq!(job.of.from, job.pages.from);
-            Some((from, job.through.0, inputs, job.reclaims.map(|lsn| lsn.0)))
+            Some((
+                from,
+                job.through.0,
+                inputs,
+                job.reclaims.map(|kept| kept.horizon.0),
+            ))
         }
         Plan::Catalogue(_) => panic!("no catalogue here"),
     }
@@ -111,8 +116,8 @@ fn history_is_rewritten_when_it_is_in_many_layers_or_old() {
     for round in 0..3 {
         map = with_level0(&map, &[(round + 1, (0, 9))]);
         map = merged(&map, 0, None, round * 10 + 20, (10 + round, Some(20 + round)));
-        let expected = (round == 2).then(|| (0, 40, vec![20, 21, 22, 12], Some(7)));
-        assert_eq!(planned(&map, 7), expected, "{round}");
+        let expected = (round == 2).then(|| (0, 40, vec![20, 21, 22, 12], Some(1)));
+        assert_eq!(planned(&map, 1), expected, "{round}");
     }
     let one = merged(
         &with_level0(&LayerMap::default(), &[(1, (0, 9))]),
@@ -121,12 +126,13 @@ fn history_is_rewritten_when_it_is_in_many_layers_or_old() {
         20,
         (10, Some(20)),
     );
-    assert_eq!(planned(&one, 99), None);
-    assert_eq!(planned(&one, 100), Some((0, 20, vec![20, 10], Some(100))));
+    // History of LSNs 1 to 20 and as much that is current: an eighth of all is passed at a quarter of the history.
+    assert_eq!(planned(&one, 5), None);
+    assert_eq!(planned(&one, 6), Some((0, 20, vec![20, 10], Some(6))));
     // Together with level 0, when that is ripe.
     let more = with_level0(&one, &[(2, (0, 9)), (3, (0, 9))]);
-    assert_eq!(planned(&more, 99), Some((0, 40, vec![10, 2, 3], None)));
-    assert_eq!(planned(&more, 100), Some((0, 40, vec![20, 10, 2, 3], Some(100))));
+    assert_eq!(planned(&more, 5), Some((0, 40, vec![10, 2, 3], None)));
+    assert_eq!(planned(&more, 20), Some((0, 40, vec![20, 10, 2, 3], Some(20))));
     // Without history there is nothing to rewrite.
     let none = merged(
         &with_level0(&LayerMap::default(), &[(1, (0, 9))]),
@@ -136,6 +142,59 @@ fn history_is_rewritten_when_it_is_in_many_layers_or_old() {
         (10, None),
     );
     assert_eq!(planned(&none, 100_000), None);
+}
+
+/// Rewrites the history of the only partition into layer `made`, of LSNs 1 to 20.
+fn rewritten(map: &LayerMap, made: u64, reclaimed: Reclaimed) -> LayerMap {
+    let (pages, of) = map.partitions().next().unwrap();
+    let merged = Merged {
+        pages,
+        of: of.clone(),
+        through: of.through,
+        current: Some(desc(made, LayerKind::Current, (1, 20), Some((0, 9)))),
+        history: Some(desc(made + 1, LayerKind::History, (1, 20), Some((0, 9)))),
+        reclaimed: Some(reclaimed),
+    };
+    map.apply(&Edit::Merge(Box::new(merged))).unwrap().0
+}
+
+#[test]
+fn history_is_rewritten_once_when_a_single_lsn_is_not_read_any_more() {
+    let level0 = with_level0(&LayerMap::default(), &[(1, (0, 9))]);
+    let map = merged(&level0, 0, None, 20, (10, Some(20)));
+    let with = |singles: &[u64]| {
+        let singles = singles.iter().map(|lsn| (Lsn(*lsn), Lsn(*lsn)));
+        ReadPoints::new(singles.chain([(Lsn(100), Lsn::MAX)]))
+    };
+    let reclaims = |map: &LayerMap, singles: &[u64]| match plan(map, &with(singles), &POLICY) {
+        Some(Plan::Merge(job)) => job.reclaims,
+        _ => None,
+    };
+    // An LSN below all history has nothing of it.
+    let first = reclaims(&map, &[0, 5, 9, 50]).unwrap();
+    assert_eq!(
+        (first.horizon, &first.pinned),
+        (Lsn(100), &vec![Lsn(5), Lsn(9), Lsn(50)])
+    );
+    let map = rewritten(&map, 30, first);
+    assert_eq!(reclaims(&map, &[0, 5, 9, 50]), None);
+    assert_eq!(
+        reclaims(&map, &[5, 9, 50, 70]),
+        None,
+        "one more keeps nothing that is gone"
+    );
+    let second = reclaims(&map, &[5, 50]).unwrap();
+    assert_eq!(second.pinned, [Lsn(5), Lsn(50)]);
+    let map = rewritten(&map, 40, second);
+    assert_eq!(reclaims(&map, &[5, 50]), None);
+    assert_eq!(reclaims(&map, &[]).unwrap().pinned, []);
+}
+
+#[test]
+fn level0_that_fell_out_of_the_window_is_merged_before_there_is_much_of_it() {
+    let map = with_level0(&LayerMap::default(), &[(1, (0, 9))]);
+    assert_eq!(planned(&map, 10), None);
+    assert_eq!(planned(&map, 15), Some((0, 20, vec![1], Some(15))));
 }
 
 #[test]

@@ -34,6 +34,16 @@ impl ReadPoints {
         ReadPoints::new([(lsn, Lsn::MAX)])
     }
 
+    /// These, and everything from `lsn` on.
+    pub fn and_since(self, lsn: Lsn) -> ReadPoints {
+        ReadPoints::new(self.intervals.into_iter().chain([(lsn, Lsn::MAX)]))
+    }
+
+    /// These, and `lsn`.
+    pub fn and(self, lsn: Lsn) -> ReadPoints {
+        ReadPoints::new(self.intervals.into_iter().chain([(lsn, lsn)]))
+    }
+
     /// Whether reads at `lsn` are answered.
     pub fn contains(&self, lsn: Lsn) -> bool {
         lsn.checked_add(1)
@@ -48,6 +58,12 @@ impl ReadPoints {
         let begun = self.intervals.partition_point(|(begin, _)| *begin <= last);
         let (_, to) = self.intervals.get(begun.checked_sub(1)?)?;
         Some((*to).min(last)).filter(|lsn| *lsn >= from)
+    }
+
+    /// The newest LSN of each interval that ends below `lsn`.
+    pub fn below(&self, lsn: Lsn) -> impl Iterator<Item = Lsn> + '_ {
+        let ends = self.intervals.iter().map(|(_, to)| *to);
+        ends.take_while(move |to| *to < lsn)
     }
 
     /// Begin of the interval that has no end: older LSNs are single points or gaps.

@@ -189,10 +189,13 @@ impl Catalogue {
         life
     }
 
-    /// LSNs at which databases were copied: pages of the copies begin as those of their templates were there.
-    pub fn copied_at(&self) -> impl Iterator<Item = Lsn> {
-        let versions = self.databases.values().flatten();
-        versions.filter_map(|(lsn, template)| template.map(|_| *lsn))
+    /// Databases that were copied from a template: from when to when each is there.
+    pub fn copies(&self) -> impl Iterator<Item = (Lsn, Option<Lsn>)> {
+        self.databases.values().flat_map(|versions| {
+            let until = versions.iter().skip(1).map(|(lsn, _)| Some(*lsn)).chain([None]);
+            let copies = versions.iter().zip(until);
+            copies.filter_map(|((born, template), gone)| template.map(|_| (*born, gone)))
+        })
     }
 
     /// A file's content, `None` if it does not exist.
@@ -221,6 +224,12 @@ impl Catalogue {
             .get(&(kind, page))
             .and_then(|versions| at(versions, lsn))
             .is_some_and(|exists| *exists)
+    }
+
+    /// End and time of the last transaction that ended at or before an LSN.
+    pub fn commit_at(&self, lsn: Lsn) -> Option<(Lsn, i64)> {
+        let after = self.times.partition_point(|(end, _)| *end <= lsn);
+        self.times.get(after.checked_sub(1)?).copied()
     }
 
     /// End of the last transaction that ended at or before a time; `None` if all known ones ended later.

@@ -47,6 +47,7 @@ async fn work(node: &Node, timeline: &Arc<Timeline>) {
                 node.metrics.objects_removed.inc_by(removed as u64);
             });
         }
+        node.tell_kept();
         let next = match done {
             Ok(()) => sweep,
             Err(TimelineError::Manifest(error @ ManifestError::Superseded { .. })) => {
@@ -62,6 +63,7 @@ async fn work(node: &Node, timeline: &Arc<Timeline>) {
         };
         tokio::select! {
             changed = flushed.changed() => if changed.is_err() { return },
+            () = timeline.history_may_have_changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
     }

@@ -36,6 +36,10 @@ pub struct PageserverConfig {
     /// must be longer than WAL takes to get to object storage.
     #[serde(default = "default_rewind_s")]
     pub rewind_s: u64,
+    /// Seconds for which a compute may go on reading at the LSN at which it booted, without renewing its lease of that; and
+    /// for which nothing is given up after a start. The same on every pageserver of a tenant.
+    #[serde(default = "default_lease_s")]
+    pub lease_s: u64,
     /// Bytes of built pages that are kept in memory, of all timelines together; 0 keeps none.
     #[serde(default = "default_page_cache_bytes")]
     pub page_cache_bytes: usize,
@@ -63,4 +67,8 @@ fn default_index_cache_bytes() -> usize {
 
 fn default_rewind_s() -> u64 {
     3600
+}
+
+fn default_lease_s() -> u64 {
+    900
 }

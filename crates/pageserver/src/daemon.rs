@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use lakebed_blobstore::BlobStore;
 use lakebed_proto::v1::pageserver_server::PageserverServer;
 pub use lakebed_redo::Managers;
-use lakebed_types::{ForkNumber, PageKey, TimelineId};
+use lakebed_types::{ForkNumber, Lsn, PageKey, TimelineId};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::json;
@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::receive::remove_spools;
 use crate::service::PageService;
+use crate::timeline::history::Lease;
 
 /// Format of the data directory.
 const FORMAT: &str = "lakebed pageserver 2\n";
@@ -211,7 +212,23 @@ pub fn status_json(node: &Node) -> serde_json::Value {
         .map(|timeline| {
             let identity = &timeline.identity;
             let sizes = timeline.sizes();
+            let history = timeline.kept_history();
+            let commit = timeline.catalogue(|catalogue| catalogue.commit_at(history.horizon));
+            let lease = |lease: &Lease| {
+                json!({
+                    "lsn": lease.lsn.to_string(),
+                    "holder": lease.holder,
+                    "left_s": lease.left.as_secs_f64(),
+                })
+            };
+            let branch = |(id, lsn): (&TimelineId, &Lsn)| json!({ "timeline": id, "lsn": lsn.to_string() });
             json!({
+                "horizon_lsn": history.horizon.to_string(),
+                "horizon_unix_micros": commit.map(|(_, time)| time),
+                "horizon_allowed_lsn": history.allowed.to_string(),
+                "branches": history.branches.iter().map(branch).collect::<Vec<_>>(),
+                "leases": history.leases.iter().map(lease).collect::<Vec<_>>(),
+                "history_bytes": sizes.history_bytes,
                 "tenant": identity.tenant,
                 "timeline": identity.timeline,
                 "shard": identity.shard.to_string(),

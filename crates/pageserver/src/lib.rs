@@ -5,7 +5,8 @@
 //! * [`ingest`]: WAL records become versions of pages and entries of the [`catalogue`].
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
-//! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers.
+//! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers. [`deletion`]: what is left of a
+//!   timeline goes.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
@@ -17,6 +18,7 @@ mod compaction;
 pub mod config;
 pub mod daemon;
 pub mod data_directory;
+mod deletion;
 mod feed;
 pub mod hot;
 pub mod import;

@@ -19,8 +19,10 @@ use lakebed_layer::{LayerId, LayerMap};
 use lakebed_types::{Generation, Lsn, PgVersion, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
-/// Newest format that this version writes and reads.
-pub const FORMAT: u32 = 2;
+/// Newest format that this version reads, and the one that it writes. 3: leases.
+pub const FORMAT: u32 = 3;
+/// Oldest format that this version reads.
+const OLDEST_FORMAT: u32 = 2;
 
 /// The WAL's cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,19 @@ pub struct Manifest {
     pub branches: BTreeMap<TimelineId, Lsn>,
     /// Below this LSN only single LSNs can be read.
     pub horizon: Lsn,
+    /// LSNs below it that somebody may read as long as the lease is renewed.
+    #[serde(default)]
+    pub leases: Vec<KeptLease>,
+}
+
+/// A lease of an LSN below the horizon. Others need not be remembered: nothing they need was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptLease {
+    /// The LSN.
+    pub lsn: Lsn,
+    /// Who reads there.
+    pub holder: String,
 }
 
 /// Why there is no usable manifest.
@@ -113,6 +128,7 @@ pub enum ManifestError {
 #[derive(Clone, Debug)]
 pub struct Place {
     store: BlobStore,
+    timeline: TimelineId,
     /// The timeline's directory.
     directory: String,
 }
@@ -125,7 +141,24 @@ impl Place {
     pub fn new(store: &BlobStore, tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> Place {
         Place {
             store: store.clone(),
+            timeline,
             directory: paths::timeline(tenant, shard, timeline),
+        }
+    }
+
+    /// The timeline.
+    pub fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// The current manifest; `None` when the timeline was never stored.
+    ///
+    /// # Errors
+    /// See [`Place::current`]; or it is damaged.
+    pub async fn latest(&self, own: Generation) -> Result<Option<Manifest>, ManifestError> {
+        match self.current(own).await? {
+            Some(version) => self.read(version).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -249,10 +282,10 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
             "it has format {format}; this version reads {FORMAT}. Use a newer lakebed"
         )));
     }
-    if format < FORMAT {
+    if format < OLDEST_FORMAT {
         return Err(damaged(format!(
-            "it has format {format}, of a lakebed from before the first release, and this version reads {FORMAT} only: \
-             create the tenant anew"
+            "it has format {format}, of a lakebed from before the first release, and this version reads {OLDEST_FORMAT} \
+             and later ones only: create the tenant anew"
         )));
     }
     let manifest: Manifest = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;

@@ -1,12 +1,15 @@
 //! Counters and gauges of a pageserver.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lakebed_layer::MergeCount;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::timeline::Timeline;
 use crate::timeline::read::Cost;
 
 /// Bounds of [`Metrics::page_chain_length`].
@@ -56,6 +59,14 @@ pub struct Metrics {
     pub compaction_dropped: Counter,
     /// Objects removed.
     pub objects_removed: Counter,
+    /// Pages not served because they are asked for in history that was given up.
+    pub pages_not_kept: Counter,
+    /// Bytes of all layers, and of those of history.
+    pub layer_bytes: Gauge,
+    /// See above.
+    pub history_bytes: Gauge,
+    /// LSNs that somebody may read as long as the lease is renewed.
+    pub leases: Gauge,
 }
 
 impl Metrics {
@@ -80,6 +91,10 @@ impl Metrics {
             compaction_images: Counter::default(),
             compaction_dropped: Counter::default(),
             objects_removed: Counter::default(),
+            pages_not_kept: Counter::default(),
+            layer_bytes: Gauge::default(),
+            history_bytes: Gauge::default(),
+            leases: Gauge::default(),
         };
         let m = &metrics;
         registry.register("pageserver_pages", "Pages served", m.pages.clone());
@@ -141,6 +156,23 @@ impl Metrics {
         for (name, help, counter) in compaction {
             registry.register(format!("pageserver_compaction_{name}"), help, counter.clone());
         }
+        registry.register(
+            "pageserver_pages_not_kept",
+            "Pages asked for in history that was given up",
+            m.pages_not_kept.clone(),
+        );
+        let history = [
+            ("layer_bytes", "Bytes of all layers", &m.layer_bytes),
+            ("history_bytes", "Bytes of layers of history", &m.history_bytes),
+            (
+                "leases",
+                "LSNs that are kept for who renews their lease",
+                &m.leases,
+            ),
+        ];
+        for (name, help, gauge) in history {
+            registry.register(format!("pageserver_{name}"), help, gauge.clone());
+        }
         registry.register("pageserver_records", "WAL records ingested", m.records.clone());
         registry.register(
             "pageserver_feed_errors",
@@ -165,6 +197,21 @@ impl Metrics {
             .observe(f64::from(cost.layers.data_blocks + cost.layers.index_blocks));
         self.page_redo_seconds.observe(cost.redo.as_secs_f64());
         self.page_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Tells what is kept, of all timelines together.
+    pub fn keeps(&self, timelines: &[Arc<Timeline>]) {
+        let set = |gauge: &Gauge, to: u64| gauge.set(i64::try_from(to).unwrap_or(i64::MAX));
+        let sizes = || timelines.iter().map(|timeline| timeline.sizes());
+        set(&self.layer_bytes, sizes().map(|sizes| sizes.layer_bytes).sum());
+        set(
+            &self.history_bytes,
+            sizes().map(|sizes| sizes.history_bytes).sum(),
+        );
+        let leases = timelines
+            .iter()
+            .map(|timeline| timeline.kept_history().leases.len() as u64);
+        set(&self.leases, leases.sum());
     }
 
     /// Counts what a merge did between two moments.

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use lakebed_blobstore::BlobStore;
 use lakebed_layer::ImagePolicy;
@@ -23,9 +23,12 @@ use crate::import::{Circumstances, Import};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
+use crate::timeline::history::Kept;
 use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
-use crate::{compaction, feed};
+use crate::{compaction, deletion, feed};
 
+/// Pause between two looks at how much is kept.
+const TELL_KEPT: Duration = Duration::from_secs(5);
 /// How long creating a branch waits for the parent to ingest the branch point.
 const BRANCH_WAIT: Duration = Duration::from_secs(30);
 /// A reader that sees nothing ingested for this long says so: a safekeeper that has the WAL needs no second to send it.
@@ -55,6 +58,9 @@ pub struct TimelineSpec {
     pub cluster: Cluster,
     /// gRPC addresses of its safekeepers.
     pub safekeepers: Vec<String>,
+    /// How much of its history may be given up. A list from before there was this field allows nothing.
+    #[serde(default)]
+    pub kept: Kept,
 }
 
 /// Why a request of the controller was not done.
@@ -99,6 +105,14 @@ pub enum NodeError {
     /// A timeline could not be opened or stored.
     #[error(transparent)]
     Timeline(#[from] TimelineError),
+    /// Something branches from a timeline that is to be deleted.
+    #[error("timeline {timeline} cannot be deleted before timeline {child}, which branches from it")]
+    HasBranch {
+        /// Which.
+        timeline: TimelineId,
+        /// The branch.
+        child: TimelineId,
+    },
     /// The import failed.
     #[error(transparent)]
     Import(#[from] crate::import::ImportError),
@@ -161,6 +175,8 @@ pub struct Node {
     changing: tokio::sync::Mutex<()>,
     /// One merge of layers at a time.
     compactions: Semaphore,
+    /// When the gauges of what is kept were brought up to date last.
+    told_kept: Mutex<Option<Instant>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -184,6 +200,7 @@ impl Node {
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             compactions: Semaphore::new(1),
+            told_kept: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown,
         })
@@ -245,6 +262,22 @@ impl Node {
             .collect()
     }
 
+    /// Brings the gauges of what is kept up to date, now and then: every timeline's task calls this.
+    pub fn tell_kept(&self) {
+        let now = Instant::now();
+        let due = {
+            let mut told = self.told_kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = told.is_none_or(|at| now - at >= TELL_KEPT);
+            if due {
+                *told = Some(now);
+            }
+            due
+        };
+        if due {
+            self.metrics.keeps(&self.timelines());
+        }
+    }
+
     fn directory(&self, (tenant, shard): ShardKey, timeline: TimelineId) -> PathBuf {
         self.config
             .data_dir
@@ -265,6 +298,7 @@ impl Node {
                 },
                 index_cache_bytes: self.config.index_cache_bytes,
                 rewind_seconds: self.config.rewind_s,
+                lease: Duration::from_secs(self.config.lease_s),
                 ..usual
             },
             managers: self.managers.clone(),
@@ -287,13 +321,17 @@ impl Node {
         self.remember()
     }
 
-    /// Tells a running timeline who its safekeepers are; false if it does not run.
+    /// Tells a running timeline who its safekeepers are and what it may give up; false if it does not run.
     fn update(&self, key: ShardKey, spec: &TimelineSpec) -> bool {
         self.with_shards(|shards| {
             let timelines = shards.get_mut(&key).map(|shard| &mut shard.timelines);
             let Some(running) = timelines.and_then(|timelines| timelines.get_mut(&spec.timeline)) else {
                 return false;
             };
+            if running.spec.kept != spec.kept {
+                running.spec.kept = spec.kept.clone();
+                running.timeline.allow(spec.kept.clone());
+            }
             if running.spec.safekeepers != spec.safekeepers {
                 running.spec.safekeepers.clone_from(&spec.safekeepers);
                 running.safekeepers.send_replace(spec.safekeepers.clone());
@@ -381,6 +419,7 @@ impl Node {
     fn start(self: &Arc<Self>, key: ShardKey, timeline: Arc<Timeline>, spec: TimelineSpec) {
         let stop = self.shutdown.child_token();
         let (tell, safekeepers) = watch::channel(spec.safekeepers.clone());
+        timeline.allow(spec.kept.clone());
         let running = Running {
             timeline: timeline.clone(),
             spec,
@@ -453,23 +492,61 @@ impl Node {
         Ok(taken)
     }
 
-    /// Stops serving a timeline and deletes its local files. Objects stay: other generations may refer to them.
+    /// Gives a timeline up for ever: stops serving it, has its parent forget it, deletes its local files and its objects.
+    /// Repeating it is harmless, and needed after an error.
     ///
     /// # Errors
-    /// See [`NodeError`].
-    pub async fn delete_timeline(&self, key: ShardKey, timeline: TimelineId) -> Result<(), NodeError> {
+    /// The shard is not owned at `generation`, something still branches from the timeline, or see [`NodeError`].
+    pub async fn delete_timeline(
+        &self,
+        key: ShardKey,
+        generation: Generation,
+        timeline: TimelineId,
+    ) -> Result<(), NodeError> {
         let _one = self.changing.lock().await;
-        let removed = self.with_shards(|shards| shards.get_mut(&key)?.timelines.remove(&timeline));
-        if let Some(running) = removed {
+        let (running, others) = self.with_shards(|shards| {
+            let (tenant, shard) = key;
+            let found = shards
+                .get_mut(&key)
+                .ok_or(NodeError::NotAttached { tenant, shard })?;
+            let known = found.generation;
+            if known != generation {
+                return Err(NodeError::StaleGeneration {
+                    tenant,
+                    shard,
+                    known,
+                    asked: generation,
+                });
+            }
+            let hangs_here = |other: &&Running| {
+                other
+                    .spec
+                    .parent
+                    .is_some_and(|parent| parent.timeline == timeline)
+            };
+            if let Some(child) = found.timelines.values().find(hangs_here) {
+                let child = child.spec.timeline;
+                return Err(NodeError::HasBranch { timeline, child });
+            }
+            let running = found.timelines.remove(&timeline);
+            let others = found.timelines.values().map(|other| other.timeline.clone());
+            Ok((running, others.collect::<Vec<_>>()))
+        })?;
+        if let Some(running) = running {
             running.stop.cancel();
-            let _ = std::fs::remove_dir_all(self.directory(key, timeline));
-            self.pages.forget(timeline);
-            if let Some((parent, _)) = &running.timeline.parent
-                && let Err(error) = parent.remove_branch(timeline).await
-            {
-                tracing::warn!(%timeline, %error, "what the deleted branch read of its parent stays");
+            running.timeline.end().await;
+        }
+        // Before the parent forgets it: from then on what is left could not be read, and nobody would look for it.
+        let place = Place::new(&self.store, key.0, key.1, timeline);
+        deletion::delete(&self.store, &place, key, generation).await?;
+        // Also when it did not run here: the parent remembers it over a restart.
+        for other in others {
+            if other.has_branch(timeline).await {
+                other.remove_branch(timeline).await?;
             }
         }
+        let _ = std::fs::remove_dir_all(self.directory(key, timeline));
+        self.pages.forget(timeline);
         self.remember()
     }
 

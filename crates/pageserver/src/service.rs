@@ -18,9 +18,11 @@ use crate::hot::PageName;
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{Spool, outside, receive_directory};
+use crate::timeline::history::Kept;
 use crate::timeline::{Identity, Timeline, TimelineError};
 
 mod explain;
+mod horizon;
 
 /// How long a read waits for the WAL that it depends on.
 const READ_WAIT: Duration = Duration::from_secs(10);
@@ -88,7 +90,12 @@ fn status(error: NodeError) -> Status {
         NodeError::NotAttached { .. } | NodeError::NoTimeline(_) => Status::not_found(text),
         NodeError::NeverStored(_) | NodeError::Import(_) => Status::failed_precondition(text),
         NodeError::ParentBehind { .. } => Status::unavailable(text),
-        NodeError::Timeline(TimelineError::BeforeHistory { .. }) => Status::out_of_range(text),
+        NodeError::HasBranch { .. } => Status::failed_precondition(text),
+        NodeError::Timeline(TimelineError::BeforeHistory { .. } | TimelineError::NotKept { .. }) => {
+            Status::out_of_range(text)
+        }
+        NodeError::Timeline(TimelineError::Deleted(_)) => Status::not_found(text),
+        NodeError::Timeline(TimelineError::TooManyLeases(_)) => Status::resource_exhausted(text),
         NodeError::Timeline(TimelineError::Blob(_)) => Status::unavailable(text),
         NodeError::Timeline(_) | NodeError::Local { .. } => Status::internal(text),
     }
@@ -119,6 +126,14 @@ fn spec(wire: v1::PageserverTimeline) -> Result<TimelineSpec, Status> {
             data_checksums: cluster.data_checksums,
         },
         safekeepers: wire.safekeepers,
+        kept: Kept {
+            horizon: Lsn(wire.horizon_lsn),
+            branches: wire
+                .branches_below
+                .iter()
+                .map(|branch| timeline_id(branch))
+                .collect::<Result<_, _>>()?,
+        },
     })
 }
 
@@ -190,7 +205,11 @@ impl Pageserver for PageService {
         let request = request.into_inner();
         let key = convert::shard(request.shard.as_ref()).map_err(invalid)?;
         self.node
-            .delete_timeline(key, timeline_id(&request.timeline)?)
+            .delete_timeline(
+                key,
+                Generation(request.generation),
+                timeline_id(&request.timeline)?,
+            )
             .await
             .map_err(status)?;
         Ok(Response::new(v1::DeletePageserverTimelineResponse {}))
@@ -272,6 +291,26 @@ impl Pageserver for PageService {
         }))
     }
 
+    async fn find_horizon(
+        &self,
+        request: Request<v1::FindHorizonRequest>,
+    ) -> Result<Response<v1::FindHorizonResponse>, Status> {
+        let request = request.into_inner();
+        let timeline = self.catalogue_of(request.timeline.as_ref())?;
+        horizon::find(&timeline, &request).map(Response::new)
+    }
+
+    async fn lease_history(
+        &self,
+        request: Request<v1::LeaseHistoryRequest>,
+    ) -> Result<Response<v1::LeaseHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let timeline = timeline_id(&request.timeline)?;
+        let timeline = self.node.timeline(tenant, shard, timeline).map_err(status)?;
+        horizon::lease(&timeline, &request).map(Response::new)
+    }
+
     type BasebackupStream = Answers<v1::FileChunk>;
 
     async fn basebackup(
@@ -285,6 +324,8 @@ impl Pageserver for PageService {
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
         compute_term(&timeline, request.term)?;
         let items = basebackup(&timeline, lsn, Lsn(request.last_record_start));
+        // Once more: it may have been given up meanwhile.
+        check_consistent(&timeline, lsn)?;
         let items = items.map_err(|error| Status::internal(error.to_string()))?;
         let chunks = items.into_iter().flat_map(chunks).map(Ok);
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
@@ -337,7 +378,7 @@ async fn read_point(timeline: &Timeline, at: Option<v1::ReadPoint>) -> Result<Ls
     Ok(lsn)
 }
 
-/// Refuses what is before the timeline's history, or in the middle of the base backup that it was made of.
+/// Refuses what is before the timeline's history, in history that was given up, or in the middle of the base backup that it was made of.
 fn check_consistent(timeline: &Timeline, lsn: Lsn) -> Result<(), Status> {
     let Identity {
         start, consistent, ..
@@ -347,6 +388,7 @@ fn check_consistent(timeline: &Timeline, lsn: Lsn) -> Result<(), Status> {
             "{lsn} is before the start of this timeline's history at {start}"
         )));
     }
+    timeline.check_kept(lsn).map_err(|error| status(error.into()))?;
     if lsn < consistent {
         return Err(Status::out_of_range(format!(
             "{lsn} is before {consistent}, the end of the base backup that this timeline was made of: there is no \
@@ -389,6 +431,7 @@ async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetP
     let lsn = match read_point(&timeline, request.at).await {
         Ok(lsn) => lsn,
         Err(error) if error.code() == tonic::Code::OutOfRange => {
+            node.metrics.pages_not_kept.inc_by(count as u64);
             return Ok(whole(PageStatus::Gone, error.message().to_owned()));
         }
         Err(error) if error.code() == tonic::Code::InvalidArgument => return Err(error),
@@ -438,7 +481,8 @@ fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::Pa
             node.metrics.page_failures.inc();
             let status = match error {
                 TimelineError::WrongShard(_) => PageStatus::WrongShard,
-                TimelineError::BeforeHistory { .. } => PageStatus::Gone,
+                TimelineError::BeforeHistory { .. } | TimelineError::NotKept { .. } => PageStatus::Gone,
+                TimelineError::Deleted(_) => PageStatus::Retry,
                 _ => PageStatus::Damaged,
             };
             let id = timeline.identity.timeline;

@@ -8,6 +8,7 @@
 //!
 //! * `read`: a page at an LSN, its [`read::Cost`].
 //! * `flush`: what is in memory becomes layers. `commit`: a change of the layers becomes durable, in object storage.
+//! * `history`: what is kept of what was, for whom.
 //! * `compaction`: layers are merged; [`crate::compaction`] is the task.
 //!
 //! One task ingests; any number read. Positions: `remote_consistent == disk_consistent <= last_record`: a layer counts
@@ -18,11 +19,13 @@ mod commit;
 pub mod compaction;
 pub mod explain;
 mod flush;
+pub mod history;
 pub mod read;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore};
@@ -40,6 +43,7 @@ use crate::manifest::{Cluster, Manifest, ManifestError, Place};
 use crate::reconstruct::ReconstructError;
 use commit::Commits;
 use flush::Frozen;
+use history::History;
 
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
@@ -77,6 +81,8 @@ pub struct Thresholds {
     pub index_cache_bytes: usize,
     /// Manifests are kept for so long after there is a newer one.
     pub rewind_seconds: u64,
+    /// A lease is granted for so long.
+    pub lease: Duration,
 }
 
 impl Thresholds {
@@ -91,6 +97,7 @@ impl Thresholds {
             },
             index_cache_bytes: 64 << 20,
             rewind_seconds: 3600,
+            lease: Duration::from_secs(900),
         }
     }
 }
@@ -138,6 +145,23 @@ pub enum TimelineError {
         /// The oldest LSN that can be read.
         start: Lsn,
     },
+    /// The LSN is in history that was given up.
+    #[error(
+        "{asked} is older than the history that is kept, which begins at {horizon}; below that only branch points and \
+         LSNs with a lease can be read"
+    )]
+    NotKept {
+        /// What was asked for.
+        asked: Lsn,
+        /// From where on every LSN can be read.
+        horizon: Lsn,
+    },
+    /// It is being deleted.
+    #[error("timeline {0} is deleted")]
+    Deleted(TimelineId),
+    /// A lease too many.
+    #[error("the timeline has {0} leases, which is the most; one has to end first")]
+    TooManyLeases(usize),
     /// The control state has no version at this LSN.
     #[error("there is no control state at {0}")]
     NoControl(Lsn),
@@ -188,6 +212,8 @@ pub struct Sizes {
     pub level0: usize,
     /// Layers of history.
     pub history: usize,
+    /// Bytes of those.
+    pub history_bytes: u64,
     /// Partitions.
     pub partitions: usize,
 }
@@ -219,6 +245,10 @@ pub struct Timeline {
     /// Rung by readers whose WAL does not come.
     stalled: Notify,
     disk_consistent: watch::Sender<Lsn>,
+    /// What is kept of history. Taken after `commits` where both are.
+    history: RwLock<History>,
+    /// Rung when more of it may be given up.
+    history_news: Notify,
     /// Held through a change of the layers, so that there is one at a time.
     commits: tokio::sync::Mutex<Commits>,
 }
@@ -300,6 +330,8 @@ impl Timeline {
             index_cache: IndexCache::new(thresholds.index_cache_bytes),
             state: RwLock::new(state),
             stalled: Notify::new(),
+            history: RwLock::default(),
+            history_news: Notify::new(),
             commits: tokio::sync::Mutex::new(commits),
         }
     }
@@ -324,7 +356,16 @@ impl Timeline {
             branches: manifest.branches,
             horizon: manifest.horizon,
             superseded: None,
+            deleted: false,
         };
+        // Who was there when the owner before ended is given the time to come back.
+        let quiet_until = Instant::now() + storage.thresholds.lease;
+        let given_up = if commits.horizon > identity.start {
+            commits.horizon
+        } else {
+            Lsn(0)
+        };
+        let history = History::restored(given_up, commits.branches.clone(), manifest.leases, quiet_until);
         // Nobody else has this sequence number, so nobody else gives these numbers to layers.
         let first_number = sequence << 24;
         let mut timeline = Self::build(
@@ -335,6 +376,7 @@ impl Timeline {
             Catalogue::default(),
             commits,
         );
+        timeline.history = RwLock::new(history);
         let mut open = BTreeMap::new();
         for desc in manifest.map.layers() {
             open.insert(desc.id, timeline.files.open_or_fetch(desc).await?);
@@ -425,6 +467,11 @@ impl Timeline {
                 layer_bytes: map.layers().map(|desc| desc.bytes).sum(),
                 level0: count(LayerKind::Level0),
                 history: count(LayerKind::History),
+                history_bytes: map
+                    .layers()
+                    .filter(|desc| desc.kind == LayerKind::History)
+                    .map(|desc| desc.bytes)
+                    .sum(),
                 partitions: map.partitions().count(),
             }
         })

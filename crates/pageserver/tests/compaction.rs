@@ -1,65 +1,25 @@
 //! Layers of a real timeline are merged: every page at every LSN stays what it was, on a branch too, over takeovers in
 //! the middle of a merge; a read asks one layer and those of level 0; what nothing names any more goes, and nothing else.
 
+mod records;
 mod toy;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use lakebed_blobstore::{BlobStore, paths};
 use lakebed_layer::{ImagePolicy, LayerKind, PlanPolicy};
-use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest::{self, ManifestError, Place};
 use lakebed_pageserver::timeline::compaction::{Next, Slice};
 use lakebed_pageserver::timeline::explain::{Source, Step};
 use lakebed_pageserver::timeline::read::Cost;
 use lakebed_pageserver::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use lakebed_pgtest::{Cluster, temp_dir};
-use lakebed_redo::{PageBytes, page};
-use lakebed_types::{Generation, Lsn, PageKey, PgVersion, TimelineId};
-use lakebed_wal::record::{BlockRef, DecodedRecord};
-use toy::{REL, RMID, imported, managers, taken_over};
-
-const BLOCKS: u32 = 120;
-/// Records between two flushes.
-const ROUND: u64 = 700;
-
-/// Numbers that look random.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
-/// Pages as they must be: all versions of each block.
-#[derive(Clone, Default)]
-struct Expected(BTreeMap<u32, Vec<(Lsn, Box<PageBytes>)>>);
-
-impl Expected {
-    fn write(&mut self, lsn: Lsn, block: u32, at: usize, data: &[u8], begins: bool) {
-        let versions = self.0.entry(block).or_default();
-        let before = versions.last().filter(|_| !begins);
-        let mut page = before.map_or(Box::new([0; 8192]), |(_, page)| page.clone());
-        page[at..at + data.len()].copy_from_slice(data);
-        page::set_lsn(&mut page, lsn);
-        versions.push((lsn, page));
-    }
-
-    fn page(&self, block: u32, lsn: Lsn) -> Box<PageBytes> {
-        let versions = self.0.get(&block).into_iter().flatten();
-        let seen = versions.take_while(|(at, _)| *at <= lsn).last();
-        seen.map_or(Box::new([0; 8192]), |(_, page)| page.clone())
-    }
-}
+use lakebed_redo::PageBytes;
+use lakebed_types::{Generation, Lsn, PageKey, TimelineId};
+use records::{BLOCKS, Expected, Numbers, ingest, make};
+use toy::{REL, imported, managers, taken_over};
 
 /// Small, so that a few thousand records make many partitions.
 fn storage(directory: &Path, store: &BlobStore) -> Storage {
@@ -75,7 +35,7 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
                 level0: 3,
                 layer_bytes: 30_000,
                 history: 2,
-                reclaim_bytes: 1 << 16,
+                waste: 8,
                 catalogue: 3,
             },
             rewind_seconds: 0,
@@ -83,56 +43,6 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
         },
         managers: managers(),
     }
-}
-
-/// Ingests the records after the timeline's last one.
-fn ingest(timeline: &Arc<Timeline>, records: &[DecodedRecord]) {
-    let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
-    let last = timeline.last_record();
-    for record in records.iter().filter(|record| record.end > last) {
-        ingestor.record(record).unwrap();
-    }
-    ingestor.publish(records.last().map_or(last, |record| record.end));
-}
-
-/// Records behind `start`; one block gets a third of them.
-fn make(numbers: &mut Numbers, start: Lsn, expected: &mut Expected) -> Vec<DecodedRecord> {
-    let mut records = Vec::new();
-    for number in 0..ROUND {
-        let lsn = Lsn(start.0 + number * 64);
-        let block = match numbers.below(3) {
-            0 => 7,
-            _ => numbers.below(u64::from(BLOCKS)) as u32,
-        };
-        let at = 100 + numbers.below(7000) as u16;
-        let data: Vec<u8> = (0..1 + numbers.below(200))
-            .map(|_| numbers.below(256) as u8)
-            .collect();
-        let begins = numbers.below(40) == 0;
-        let end = Lsn(lsn.0 + 64);
-        expected.write(end, block, usize::from(at), &data, begins);
-        records.push(DecodedRecord {
-            version: PgVersion::V15,
-            start: lsn,
-            end,
-            prev: Lsn(0),
-            xid: 0,
-            rmid: RMID,
-            info: 0x20,
-            origin: None,
-            toplevel_xid: None,
-            blocks: vec![BlockRef {
-                id: 0,
-                rel: REL,
-                block,
-                will_init: begins,
-                image: None,
-                data: Some(data.into()),
-            }],
-            main_data: Bytes::copy_from_slice(&at.to_le_bytes()),
-        });
-    }
-    records
 }
 
 /// Compares every page at some LSNs, and what each read asked.

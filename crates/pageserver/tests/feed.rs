@@ -10,6 +10,7 @@ use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, TimelineSpec, wait_for};
+use lakebed_pageserver::timeline::history::Kept;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
 use prometheus_client::registry::Registry;
@@ -57,6 +58,7 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         image_bytes: 16 << 10,
         index_cache_bytes: 1 << 20,
         rewind_s: 3600,
+        lease_s: 900,
         page_cache_bytes: 1 << 20,
     };
     let store = BlobStore::open(&config.store).unwrap();
@@ -86,6 +88,7 @@ async fn attach(node: &Arc<Node>, cluster: Cluster, safekeepers: &[&Silent]) {
         parent: None,
         cluster,
         safekeepers: safekeepers.iter().map(|one| one.address.clone()).collect(),
+        kept: Kept::default(),
     };
     let attachment = Attachment {
         tenant: TENANT,

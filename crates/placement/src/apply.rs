@@ -5,6 +5,7 @@
 //! [`Outcome::Unchanged`].
 
 mod branches;
+mod history;
 mod leases;
 mod safekeepers;
 
@@ -14,6 +15,7 @@ use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, T
 
 use crate::command::{Command, Outcome, Rejection, Stamped};
 use crate::name::Name;
+use crate::retention::{Horizon, Retention};
 use crate::state::*;
 
 /// The most safekeepers of a timeline.
@@ -50,7 +52,20 @@ impl State {
                 timeline,
                 shards,
                 safekeepers,
-            } => self.create_tenant(tenant, name, branch, timeline, &shards, safekeepers),
+                retention,
+            } => self.create_tenant(
+                tenant,
+                (name, retention),
+                (branch, timeline),
+                &shards,
+                safekeepers,
+            ),
+            Command::SetRetention { tenant, retention } => self.set_retention(tenant, retention),
+            Command::RaiseHorizon {
+                tenant,
+                timeline,
+                horizon,
+            } => self.raise_horizon(tenant, timeline, horizon),
             Command::FinishImport {
                 tenant,
                 start_lsn,
@@ -66,7 +81,26 @@ impl State {
                 lsn,
                 last_record,
                 safekeepers,
-            } => self.create_branch(tenant, name, timeline, (parent, lsn, last_record), safekeepers),
+                expires_unix_micros,
+            } => {
+                let from = (parent, lsn, last_record);
+                self.create_branch(tenant, name, timeline, from, (safekeepers, expires_unix_micros))
+            }
+            Command::RestoreBranch {
+                tenant,
+                name,
+                of,
+                keep_as,
+                timeline,
+                parent,
+                lsn,
+                last_record,
+                safekeepers,
+            } => {
+                let from = (parent, lsn, last_record);
+                self.restore_branch(tenant, (name, of, keep_as), timeline, from, safekeepers)
+            }
+            Command::ExpireBranch { tenant, timeline } => self.expire_branch(tenant, timeline),
             Command::LetJoin {
                 tenant,
                 timeline,
@@ -186,9 +220,8 @@ impl State {
     fn create_tenant(
         &mut self,
         id: TenantId,
-        name: Name,
-        branch: Name,
-        timeline: TimelineId,
+        (name, retention): (Name, Retention),
+        (branch, timeline): (Name, TimelineId),
         shards: &[NodeId],
         safekeepers: BTreeSet<NodeId>,
     ) -> Applied {
@@ -231,6 +264,8 @@ impl State {
             attempts: 0,
             timed_out: None,
             created_unix_micros: self.clock_unix_micros,
+            horizon: Horizon::default(),
+            expires_unix_micros: None,
         };
         let tenant = Tenant {
             name,
@@ -242,6 +277,7 @@ impl State {
                 .collect(),
             branches: BTreeMap::from([(branch, timeline)]),
             timelines: BTreeMap::from([(timeline, root)]),
+            retention,
         };
         self.tenants.insert(id, tenant);
         Ok(Outcome::Applied)

@@ -6,6 +6,7 @@ use lakebed_types::{Generation, Lsn, NodeId, ShardIndex, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::retention::{Horizon, Retention};
 use crate::state::{
     ClusterIdentity, DecodeError, FORMAT, NodeRole, TenantState, TimelineState, decode_versioned,
 };
@@ -68,6 +69,25 @@ pub enum Command {
         shards: Vec<NodeId>,
         /// Safekeepers of the first timeline.
         safekeepers: BTreeSet<NodeId>,
+        /// How long history is kept.
+        #[serde(default)]
+        retention: Retention,
+    },
+    /// Changes how long a tenant's history is kept. What was given up does not come back.
+    SetRetention {
+        /// The tenant.
+        tenant: TenantId,
+        /// The new window.
+        retention: Retention,
+    },
+    /// History of a timeline before this is given up, but for the branch points in it.
+    RaiseHorizon {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+        /// Where history begins from now on.
+        horizon: Horizon,
     },
     /// Every shard has the images of the first timeline.
     FinishImport {
@@ -100,6 +120,38 @@ pub enum Command {
         /// Who keeps it; none: those of the parent.
         #[serde(default)]
         safekeepers: Option<BTreeSet<NodeId>>,
+        /// When it may be deleted without being asked for.
+        #[serde(default)]
+        expires_unix_micros: Option<i64>,
+    },
+    /// A branch goes on from an earlier position, on a new timeline; its timeline until now gets another name.
+    RestoreBranch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The branch.
+        name: Name,
+        /// The timeline that it has, so that a repeat is known as one.
+        of: TimelineId,
+        /// Name for that timeline, which no branch of the tenant has.
+        keep_as: Name,
+        /// A fresh id.
+        timeline: TimelineId,
+        /// Where the branch goes on from.
+        parent: TimelineId,
+        /// A boundary there.
+        lsn: Lsn,
+        /// Start of the record that ends there.
+        last_record: Lsn,
+        /// Who keeps the new timeline; none: those of the parent.
+        #[serde(default)]
+        safekeepers: Option<BTreeSet<NodeId>>,
+    },
+    /// Gives up a branch whose time is over and that has no children. Without effect before that.
+    ExpireBranch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
     },
     /// Begins a change in which somebody joins: who does gets the WAL first, without counting.
     LetJoin {
@@ -342,6 +394,20 @@ pub enum Rejection {
         /// The parent's start.
         start: Lsn,
     },
+    /// A branch point in history that is given up.
+    #[error("{lsn} is older than the history that is kept of this branch, which begins at {horizon}")]
+    NotKept {
+        /// The branch point.
+        lsn: Lsn,
+        /// Where history begins.
+        horizon: Lsn,
+    },
+    /// A branch is there longer.
+    #[error("the time of timeline {0} is not over")]
+    NotExpired(TimelineId),
+    /// The branch has another timeline than was meant.
+    #[error("branch '{0}' was restored meanwhile; look at it again")]
+    OtherTimeline(Name),
     /// A branch point inside a base backup, where pages are of different moments.
     #[error(
         "{lsn} is before {consistent}, the end of the base backup that this branch was made of: there is no consistent \
@@ -424,7 +490,7 @@ impl Rejection {
         match self {
             NoTenant(_) | NoBranch { .. } | NoTimeline(_) | NoShard(_) => RejectionKind::NotFound,
             TenantExists(_) | BranchExists(_) | IdTaken => RejectionKind::AlreadyExists,
-            Invalid(_) | BeforeParent { .. } => RejectionKind::Invalid,
+            Invalid(_) | BeforeParent { .. } | NotKept { .. } => RejectionKind::Invalid,
             NoNode { .. }
             | Draining(_)
             | NodeIdTaken { .. }
@@ -434,6 +500,8 @@ impl Rejection {
             | HasChildren { .. }
             | RootBranch(_)
             | NotConsistent { .. }
+            | NotExpired(_)
+            | OtherTimeline(_)
             | ImportDiffers(_)
             | NotEmpty
             | ChangeUnderWay(_)

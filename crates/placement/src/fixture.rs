@@ -3,6 +3,7 @@
 use lakebed_types::{Generation, Lsn, NodeId, PgVersion, TenantId, TimelineId};
 
 use crate::command::{Command, Outcome, Rejection, Stamped};
+use crate::retention::Retention;
 use crate::state::*;
 
 pub fn apply(state: &mut State, command: Command) -> Result<Outcome, Rejection> {
@@ -50,6 +51,7 @@ pub fn create_tenant(state: &mut State, n: u8, name: &str, shards: &[u64], safek
         timeline: timeline_id(n),
         shards: shards.iter().copied().map(NodeId).collect(),
         safekeepers: safekeepers.iter().copied().map(NodeId).collect(),
+        retention: Retention::USUAL,
     };
     apply(state, command).unwrap();
 }
@@ -105,6 +107,7 @@ pub fn branch(name: &str, timeline: u8, parent: u8, lsn: u64) -> Command {
         lsn: Lsn(lsn),
         last_record: Lsn(lsn - 50),
         safekeepers: None,
+        expires_unix_micros: None,
     }
 }
 

@@ -12,6 +12,7 @@
 //!   nothing. Nothing here panics on a command, however odd.
 //! * [`choose`]: placement policy, run once by the member that proposes; its result is validated by `apply`.
 //! * [`branch_point`]: which timeline holds a position, and how far a quorum has committed.
+//! * [`retention`]: how long history is kept.
 //! * [`plan`](mod@plan): what has to be called so that the nodes become what the state says.
 //!
 //! No clock, no random numbers and no IO: those belong to the controller's daemon.
@@ -23,6 +24,7 @@ pub mod choose;
 pub mod command;
 pub mod name;
 pub mod plan;
+pub mod retention;
 pub mod state;
 
 #[cfg(test)]
@@ -31,6 +33,7 @@ mod fixture;
 pub use command::{Command, Outcome, Rejection, RejectionKind, Stamped};
 pub use name::Name;
 pub use plan::{Call, Intent, Observed, plan};
+pub use retention::{Horizon, Retention};
 pub use state::{
     ClusterIdentity, Joining, Node, NodeRole, SafekeeperSet, ShardPlacement, State, Tenant, TenantState,
     Timeline, TimelineState,

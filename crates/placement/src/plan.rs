@@ -13,9 +13,9 @@ use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
 
 use crate::command::Command;
 use crate::state::*;
-pub use intent::{Action, Call, Intent, PlacedShard, TimelineSpec};
+pub use intent::{Action, Call, Intent, Kept, PlacedShard, TimelineSpec};
 pub use observed::Observed;
-use observed::Place;
+use observed::{Place, Told};
 
 /// What is to be done now, in an order in which it may be done. Empty when everything is as it should be.
 pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
@@ -86,7 +86,7 @@ impl Planner<'_> {
                 continue;
             };
             for spec in &specs {
-                let told = attached.timelines.get(&spec.timeline) == Some(&spec.safekeepers);
+                let told = attached.timelines.get(&spec.timeline) == Some(&Told::from(spec));
                 let parent_there = spec.parent.is_none_or(|p| attached.timelines.contains_key(&p));
                 if !told && parent_there {
                     self.call(
@@ -127,8 +127,22 @@ impl Planner<'_> {
                 .filter_map(|n| self.address(*n))
                 .collect(),
             cluster,
+            kept: self.kept(timeline, t),
         };
         by_depth.into_iter().map(spec).collect()
+    }
+
+    /// The horizon with the branches below it. None is made there any more, so the list is complete for ever.
+    fn kept(&self, id: TimelineId, timeline: &Timeline) -> Kept {
+        let horizon = timeline.horizon.lsn;
+        let below = self
+            .tenant
+            .children(id)
+            .filter(|(_, child)| child.state != TimelineState::Deleting && child.start_lsn < horizon);
+        Kept {
+            horizon,
+            branches: below.map(|(child, _)| child).collect(),
+        }
     }
 
     fn depth(&self, timeline: TimelineId) -> usize {

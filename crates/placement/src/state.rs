@@ -9,6 +9,7 @@ use lakebed_types::{Generation, Lsn, NodeId, PgVersion, ShardCount, ShardIndex, 
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::retention::{Horizon, Retention};
 
 /// Version of the stored form of [`State`] and of commands.
 pub const FORMAT: u32 = 1;
@@ -66,6 +67,9 @@ pub struct Tenant {
     pub branches: BTreeMap<Name, TimelineId>,
     /// Timelines by id.
     pub timelines: BTreeMap<TimelineId, Timeline>,
+    /// How long history is kept. What was stored before there was this field keeps all.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// Life of a tenant, in order.
@@ -140,6 +144,12 @@ pub struct Timeline {
     pub timed_out: Option<Joining>,
     /// When it was created, in microseconds since 1970.
     pub created_unix_micros: i64,
+    /// Below this LSN nothing of its own history is promised but branch points that there are. Invalid: all is kept.
+    #[serde(default)]
+    pub horizon: Horizon,
+    /// When it may be deleted without being asked for, in microseconds since 1970.
+    #[serde(default)]
+    pub expires_unix_micros: Option<i64>,
 }
 
 /// A change of safekeepers that waits until those who join have caught up. They are *learners* meanwhile: they get the WAL

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use crate::backup::archive::Archive;
+use crate::backup::objects;
 use crate::backup::peers::Peers;
 use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
@@ -352,6 +353,24 @@ impl Safekeeper {
             "safekeeper {node} is no member in generation {}",
             membership.generation
         )))
+    }
+
+    /// Ends and removes a timeline that is given up for ever, and what object storage has of its WAL. Each of its safekeepers
+    /// is told; what one of them uploads in its last moment is deleted by those that are told later.
+    pub(crate) async fn give_up(&self, name: Name) -> Result<(), Status> {
+        self.delete(name).await?;
+        let Some(backup) = &self.backup else {
+            return Ok(());
+        };
+        let delete = async {
+            let objects = backup.store.list(&objects::directory(name.0, name.1)).await?;
+            backup.store.delete_all(objects).await
+        };
+        delete.await.map_err(|error| {
+            Status::unavailable(format!(
+                "WAL of a timeline that is given up stays in object storage: {error}; try again"
+            ))
+        })
     }
 
     /// Ends and removes a timeline, if it is there.

@@ -59,6 +59,14 @@ impl v1::safekeeper_server::Safekeeper for Service {
         Ok(Response::new(v1::DeleteTimelineResponse {}))
     }
 
+    async fn give_up_timeline(
+        &self,
+        request: Request<v1::TimelineRef>,
+    ) -> Result<Response<v1::DeleteTimelineResponse>, Status> {
+        self.0.give_up(name(Some(request.get_ref()))?).await?;
+        Ok(Response::new(v1::DeleteTimelineResponse {}))
+    }
+
     async fn get_timeline_status(
         &self,
         request: Request<v1::TimelineRef>,

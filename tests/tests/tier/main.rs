@@ -11,6 +11,7 @@ mod faults;
 mod fencing;
 mod full_page_writes;
 mod group_commit;
+mod history;
 mod load;
 mod membership;
 mod pageserver_loss;

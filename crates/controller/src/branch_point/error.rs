@@ -41,6 +41,19 @@ pub(crate) enum BranchPointError {
         /// The first position.
         start: Lsn,
     },
+    /// In history that was given up.
+    #[error(
+        "{lsn} is older than the history that is kept of this branch, which begins at {horizon}, the last commit of {}",
+        rfc3339::format(*.horizon_unix_micros)
+    )]
+    NotKept {
+        /// Asked for, or what the time that was asked for means.
+        lsn: Lsn,
+        /// From where on every position will do.
+        horizon: Lsn,
+        /// Time of the commit there.
+        horizon_unix_micros: i64,
+    },
     /// After what is committed.
     #[error("{lsn} lies beyond the end of this branch, which is committed up to {end}")]
     BeyondEnd {
@@ -89,7 +102,7 @@ impl From<BranchPointError> for Status {
             NoTimeline(_) => Status::not_found(text),
             NoQuorum { .. } | NoCatalogue | Node(_) => Status::unavailable(text),
             CommitNotTold { .. } => Status::failed_precondition(text),
-            BeforeHistory { .. } | BeyondEnd { .. } | TimeBeforeHistory { .. } | Future => {
+            BeforeHistory { .. } | NotKept { .. } | BeyondEnd { .. } | TimeBeforeHistory { .. } | Future => {
                 Status::out_of_range(text)
             }
             Nonsense { .. } => Status::internal(text),

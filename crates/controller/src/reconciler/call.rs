@@ -50,6 +50,13 @@ fn spec(timeline: &TimelineSpec) -> v1::PageserverTimeline {
         branch_lsn: timeline.parent.map_or(0, |_| timeline.start_lsn.0),
         safekeepers: timeline.safekeepers.clone(),
         cluster: Some(wire::cluster_to_wire(timeline.cluster)),
+        horizon_lsn: timeline.kept.horizon.0,
+        branches_below: timeline
+            .kept
+            .branches
+            .iter()
+            .map(|branch| branch.0.to_vec().into())
+            .collect(),
     }
 }
 
@@ -131,7 +138,15 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
                 })
                 .await?;
         }
-        Action::DeleteOnSafekeeper { timeline } | Action::LeaveSafekeeper { timeline } => {
+        Action::DeleteOnSafekeeper { timeline } => {
+            let request = convert::timeline_ref(tenant, *timeline);
+            nodes
+                .call(address, SAFEKEEPER_PATIENCE, async |channel| {
+                    SafekeeperClient::new(channel).give_up_timeline(request).await
+                })
+                .await?;
+        }
+        Action::LeaveSafekeeper { timeline } => {
             let request = convert::timeline_ref(tenant, *timeline);
             nodes
                 .call(address, SAFEKEEPER_PATIENCE, async |channel| {

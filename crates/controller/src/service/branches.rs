@@ -1,9 +1,9 @@
 //! Creating a branch.
 
-use lakebed_placement::{Command, Rejection, TenantState, TimelineState, choose};
+use lakebed_placement::{Command, Name, Rejection, TenantState, TimelineState, choose};
 use lakebed_proto::v1;
 use lakebed_proto::v1::create_branch_request::At as WireAt;
-use lakebed_types::{Lsn, TimelineId};
+use lakebed_types::{Lsn, TenantId, TimelineId};
 use tonic::Status;
 
 use super::Service;
@@ -22,6 +22,7 @@ impl Service {
             Some(WireAt::AtLsn(lsn)) => At::Lsn(Lsn(lsn)),
             Some(WireAt::AtUnixMicros(micros)) => At::Time(micros),
         };
+        let expires_unix_micros = expires(request.ttl_seconds);
         self.in_charge().await?;
         // Asked of a copy, so that the log goes on while nodes answer; what changes meanwhile is checked when the
         // command is applied.
@@ -73,14 +74,23 @@ impl Service {
             lsn: point.lsn,
             last_record: point.last_record,
             safekeepers,
+            expires_unix_micros,
         })
         .await?;
         tracing::info!(tenant = %id, branch = %name, %timeline, parent = %point.parent, lsn = %point.lsn, "branch recorded");
+        self.active_branch((id, &tenant.name), (timeline, &name)).await
+    }
+
+    /// Waits until a timeline that was just recorded can be used.
+    pub(super) async fn active_branch(
+        &self,
+        (id, tenant_name): (TenantId, &Name),
+        (timeline, name): (TimelineId, &Name),
+    ) -> Result<v1::BranchInfo, Status> {
         let what = format!("branch '{name}'");
         let wait = self.0.wait_until(&what, |state, _| {
             let gone = || {
-                let tenant = tenant.name.clone();
-                let branch = name.to_string();
+                let (tenant, branch) = (tenant_name.clone(), name.to_string());
                 wire::rejected(&Rejection::NoBranch { tenant, branch })
             };
             let tenant = state.tenants.get(&id).ok_or_else(gone)?;
@@ -94,4 +104,12 @@ impl Service {
         });
         wait.await
     }
+}
+
+/// When a branch of this many seconds may be deleted; 0 is for ever.
+fn expires(ttl_seconds: u64) -> Option<i64> {
+    let micros = i64::try_from(ttl_seconds)
+        .unwrap_or(i64::MAX)
+        .saturating_mul(1_000_000);
+    (ttl_seconds != 0).then(|| unix_micros().saturating_add(micros))
 }

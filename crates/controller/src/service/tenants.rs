@@ -1,6 +1,6 @@
 //! Creating a tenant, and the end of its import.
 
-use lakebed_placement::{Command, Rejection, State, Tenant, TenantState, choose};
+use lakebed_placement::{Command, Rejection, Retention, State, Tenant, TenantState, choose};
 use lakebed_proto::v1;
 use lakebed_types::{Lsn, ShardCount, TenantId, TimelineId};
 use tonic::Status;
@@ -29,6 +29,10 @@ impl Service {
             0 => usize::from(self.0.config.default_safekeepers),
             safekeepers => usize::try_from(safekeepers).unwrap_or(usize::MAX),
         };
+        let retention = match &request.retention {
+            Some(told) => wire::retention(told)?,
+            None => Retention::USUAL,
+        };
         self.in_charge().await?;
         let chosen = self.look(|state| {
             if state.find_tenant(name.as_str()).is_some() {
@@ -47,6 +51,7 @@ impl Service {
                 timeline: TimelineId(random_id()?),
                 shards,
                 safekeepers,
+                retention,
             };
             let proposed = self.0.raft.propose(command, crate::server::PROPOSE_TIMEOUT).await;
             match proposed {
@@ -67,6 +72,28 @@ impl Service {
             Ok(ready.then(|| answer(state, (id, tenant), existed)))
         });
         wait.await
+    }
+
+    pub(super) async fn set_retention(
+        &self,
+        request: v1::SetRetentionRequest,
+    ) -> Result<v1::TenantInfo, Status> {
+        let retention = request
+            .retention
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("the message lacks its field 'retention'"))?;
+        let retention = wire::retention(retention)?;
+        let tenant = self
+            .look(|state| Ok(wire::tenant(state, &request.tenant)?.0))
+            .await?;
+        self.propose(Command::SetRetention { tenant, retention }).await?;
+        tracing::info!(%tenant, ?retention, "what is kept of history changed");
+        self.look(|state| {
+            let found = state.tenants.get(&tenant);
+            let found = found.ok_or_else(|| wire::rejected(&Rejection::NoTenant(tenant.to_string())))?;
+            Ok(wire::tenant_info(state, tenant, found))
+        })
+        .await
     }
 
     pub(super) async fn finish_import(

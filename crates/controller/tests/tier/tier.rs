@@ -186,6 +186,7 @@ impl Tier {
             image_bytes: 16 << 10,
             index_cache_bytes: 16 << 20,
             rewind_s: 3600,
+            lease_s: 900,
             page_cache_bytes: 16 << 20,
         };
         let stop = CancellationToken::new();
@@ -270,6 +271,7 @@ impl Tier {
             name: name.to_owned(),
             from: from.to_owned(),
             at,
+            ttl_seconds: 0,
         };
         let mut controller = self.controller().await;
         let created = soon(name, controller.create_branch(request)).await;
@@ -318,6 +320,7 @@ pub fn new_tenant(name: &str) -> NewTenant {
         branch: String::new(),
         shards: 0,
         safekeepers: 0,
+        retention: None,
     }
 }
 

@@ -44,6 +44,7 @@ pub async fn run(args: &BranchBenchArgs, tier: &mut PrivateTier, report: &Report
                 name: name.clone(),
                 from: BRANCH.to_owned(),
                 at: Some(At::AtHead(v1::BranchAtHead {})),
+                ttl_seconds: 0,
             };
             let began = Instant::now();
             let made = controller

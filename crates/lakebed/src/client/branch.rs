@@ -8,11 +8,13 @@ use lakebed_proto::v1::{self, create_branch_request::At};
 use lakebed_types::{Lsn, TimelineId};
 use serde_json::{Value, json};
 
+use super::tenant::window_text;
 use super::{Tier, table, tier, told};
 use crate::cli::BranchCommand;
+use crate::window::Seconds;
 
 /// A client waits for a branch this long.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs one of them.
 pub async fn run(command: BranchCommand, as_json: bool) -> anyhow::Result<()> {
@@ -22,6 +24,7 @@ pub async fn run(command: BranchCommand, as_json: bool) -> anyhow::Result<()> {
             from,
             at_lsn,
             at_time,
+            ttl,
             client,
         } => {
             let Tier {
@@ -38,6 +41,7 @@ pub async fn run(command: BranchCommand, as_json: bool) -> anyhow::Result<()> {
                 name,
                 from,
                 at: Some(at),
+                ttl_seconds: ttl.map_or(0, |Seconds(seconds)| seconds),
             };
             let created = tokio::time::timeout(PATIENCE, controller.create_branch(request)).await;
             let branch = created.context("no answer in time")?.map_err(told)?.into_inner();
@@ -79,6 +83,11 @@ pub fn json_of(branch: &v1::BranchInfo) -> Value {
         .timeline
         .as_ref()
         .and_then(|names| TimelineId::from_slice(&names.timeline).ok());
+    // As long as nothing was given up, history begins where the branch does.
+    let (history_lsn, history_since) = match branch.horizon_lsn {
+        0 => (branch.start_lsn, branch.created_unix_micros),
+        horizon => (horizon, branch.horizon_unix_micros),
+    };
     json!({
         "name": branch.name,
         "timeline": timeline,
@@ -86,10 +95,15 @@ pub fn json_of(branch: &v1::BranchInfo) -> Value {
         "parent": (!branch.parent_name.is_empty()).then_some(&branch.parent_name),
         "start_lsn": Lsn(branch.start_lsn).to_string(),
         "created": rfc3339::format(branch.created_unix_micros),
+        "window": window_text(branch.retention.as_ref()),
+        "history_lsn": Lsn(history_lsn).to_string(),
+        "history_since": rfc3339::format(history_since),
+        "expires": (branch.expires_unix_micros != 0).then(|| rfc3339::format(branch.expires_unix_micros)),
     })
 }
 
-fn show(branches: &[v1::BranchInfo], as_json: bool) {
+/// Prints branches.
+pub fn show(branches: &[v1::BranchInfo], as_json: bool) {
     let rows: Vec<Value> = branches.iter().map(json_of).collect();
     if as_json {
         for row in rows {
@@ -97,16 +111,33 @@ fn show(branches: &[v1::BranchInfo], as_json: bool) {
         }
         return;
     }
-    let mut out = table(&["NAME", "PARENT", "START", "STATE", "CREATED"]);
+    let mut out = table(&[
+        "NAME",
+        "PARENT",
+        "START",
+        "STATE",
+        "CREATED",
+        "HISTORY SINCE",
+        "EXPIRES",
+    ]);
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     for row in &rows {
-        out.add_row(["name", "parent", "start_lsn", "state", "created"].map(|column| text(&row[column])));
+        let columns = [
+            "name",
+            "parent",
+            "start_lsn",
+            "state",
+            "created",
+            "history_since",
+            "expires",
+        ];
+        out.add_row(columns.map(|column| text(&row[column])));
     }
     println!("{out}");
 }
 
 /// Microseconds since 1970 of a time on the command line.
-fn unix_micros(text: &str) -> anyhow::Result<i64> {
+pub fn unix_micros(text: &str) -> anyhow::Result<i64> {
     rfc3339::parse(text).with_context(|| {
         format!("`{text}` is no time; the form is 2026-11-21T10:30:00Z or 2026-11-21T10:30:00.5+01:00")
     })

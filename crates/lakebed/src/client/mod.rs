@@ -3,6 +3,7 @@
 pub mod branch;
 pub mod compute;
 pub mod explain;
+pub mod restore;
 pub mod safekeepers;
 pub mod status;
 pub mod tenant;

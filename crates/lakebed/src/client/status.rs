@@ -68,10 +68,27 @@ pub async fn run(args: ClientArgs, as_json: bool) -> anyhow::Result<()> {
         ]);
     }
     println!("{nodes}\n");
-    let mut list = table(&["BRANCH", "PARENT", "START", "STATE"]);
+    let mut list = table(&[
+        "BRANCH",
+        "PARENT",
+        "START",
+        "STATE",
+        "HISTORY SINCE",
+        "WINDOW",
+        "EXPIRES",
+    ]);
     for row in branches.iter().map(branch::json_of) {
         let text = |column: &str| row[column].as_str().unwrap_or("-").to_owned();
-        list.add_row(["name", "parent", "start_lsn", "state"].map(text));
+        let columns = [
+            "name",
+            "parent",
+            "start_lsn",
+            "state",
+            "history_since",
+            "window",
+            "expires",
+        ];
+        list.add_row(columns.map(text));
     }
     println!("{list}\n");
     compute::show(&computes, false);

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use lakebed_compute::data_dir::owner_of;
-use lakebed_controller::bootstrap::{NewTenant, create_tenant};
+use lakebed_controller::bootstrap::{NewTenant, Retention, create_tenant};
 use lakebed_proto::v1;
 use lakebed_types::TenantId;
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use super::{controller, table, told};
 use crate::cli::{ProgramArgs, TenantCommand};
 use crate::initdb::Initial;
 use crate::up::tenant::PATIENCE;
+use crate::window::{self, Bound, Bytes, Seconds};
 
 /// Runs one of them.
 pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
@@ -21,6 +22,8 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
             shards,
             safekeepers,
             from,
+            window,
+            window_bytes,
             programs: ProgramArgs { pg_bin, run_as },
             client,
         } => {
@@ -39,12 +42,38 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
                 branch,
                 shards,
                 safekeepers,
+                retention: Some(retention(Retention::USUAL, window, window_bytes)),
             };
             let made = create_tenant(&address, &tenant, &data, PATIENCE).await?;
             if made.existed {
                 eprintln!("tenant {} existed before; nothing was imported", tenant.name);
             }
             show_branch(&address, &made.branch, as_json);
+        }
+        TenantCommand::Set {
+            name,
+            window,
+            window_bytes,
+            client,
+        } => {
+            let (_, mut client) = controller(&client).await?;
+            let request = v1::GetTenantRequest { tenant: name.clone() };
+            let known = client.get_tenant(request).await.map_err(told)?.into_inner();
+            let known = known.retention.unwrap_or_default();
+            let known = Retention {
+                seconds: known.window_seconds,
+                bytes: known.window_bytes,
+            };
+            let wanted = retention(known, window, window_bytes);
+            let request = v1::SetRetentionRequest {
+                tenant: name,
+                retention: Some(v1::Retention {
+                    window_seconds: wanted.seconds,
+                    window_bytes: wanted.bytes,
+                }),
+            };
+            let set = client.set_retention(request).await.map_err(told)?;
+            show(&[set.into_inner()], as_json);
         }
         TenantCommand::List { client } => {
             let (_, mut client) = controller(&client).await?;
@@ -71,6 +100,20 @@ pub async fn run(command: TenantCommand, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A window with what the command line says of it.
+fn retention(
+    known: Retention,
+    window: Option<Bound<Seconds>>,
+    window_bytes: Option<Bound<Bytes>>,
+) -> Retention {
+    Retention {
+        seconds: window.map_or(known.seconds, |bound| {
+            bound.some().map(|Seconds(seconds)| seconds)
+        }),
+        bytes: window_bytes.map_or(known.bytes, |bound| bound.some().map(|Bytes(bytes)| bytes)),
+    }
+}
+
 fn show_branch(controller: &str, branch: &v1::BranchInfo, as_json: bool) {
     let connect = format!("lakebed://{controller}/{}/{}", branch.tenant_name, branch.name);
     match as_json {
@@ -82,6 +125,12 @@ fn show_branch(controller: &str, branch: &v1::BranchInfo, as_json: bool) {
     }
 }
 
+/// How long history is kept, for people.
+pub fn window_text(retention: Option<&v1::Retention>) -> String {
+    let retention = retention.copied().unwrap_or_default();
+    window::text(retention.window_seconds, retention.window_bytes)
+}
+
 fn show(tenants: &[v1::TenantInfo], as_json: bool) {
     let row = |tenant: &v1::TenantInfo| {
         json!({
@@ -89,6 +138,9 @@ fn show(tenants: &[v1::TenantInfo], as_json: bool) {
             "tenant": TenantId::from_slice(&tenant.tenant).ok(),
             "state": tenant.state().as_str_name().trim_start_matches("TENANT_STATE_").to_lowercase(),
             "shards": tenant.shards.len(),
+            "window": window_text(tenant.retention.as_ref()),
+            "window_seconds": tenant.retention.and_then(|window| window.window_seconds),
+            "window_bytes": tenant.retention.and_then(|window| window.window_bytes),
         })
     };
     let rows: Vec<Value> = tenants.iter().map(row).collect();
@@ -98,14 +150,14 @@ fn show(tenants: &[v1::TenantInfo], as_json: bool) {
         }
         return;
     }
-    let mut out = table(&["NAME", "ID", "STATE", "SHARDS"]);
+    let mut out = table(&["NAME", "ID", "STATE", "SHARDS", "WINDOW"]);
     for row in &rows {
         let text = |column: &str| {
             row[column]
                 .as_str()
                 .map_or_else(|| row[column].to_string(), str::to_owned)
         };
-        out.add_row(["name", "tenant", "state", "shards"].map(text));
+        out.add_row(["name", "tenant", "state", "shards", "window"].map(text));
     }
     println!("{out}");
 }

@@ -121,5 +121,9 @@ pub async fn run(args: ComputeRunArgs) -> anyhow::Result<()> {
         Ended::LeaseExpired => bail!("no quorum of safekeepers for too long: Postgres was stopped"),
         Ended::Postgres(status) => bail!("Postgres ended by itself: {status}"),
         Ended::Wal(reason) => bail!("Postgres was stopped: {reason}"),
+        Ended::History(reason) => bail!(
+            "Postgres was stopped: the pages as of its start are not kept any more, since their lease was not renewed in \
+             time ({reason}); start it again"
+        ),
     }
 }

@@ -29,6 +29,7 @@ pub async fn run(args: WalClientArgs) -> anyhow::Result<()> {
             branch: args.branch,
             shards: args.shards,
             safekeepers: args.safekeepers,
+            retention: None,
         },
         standby_name: args.synchronous_name,
         slot: args.slot,

@@ -39,6 +39,7 @@ pub async fn ensure(directory: &UpDirectory, pg_bin: &Path, owner: Owner) -> any
         branch: BRANCH.to_owned(),
         shards: directory.layout.pageserver_ports.len() as u32,
         safekeepers: directory.layout.safekeeper_ports.len() as u32,
+        retention: None,
     };
     create_tenant(&directory.layout.controller(), &tenant, &initial.data(), PATIENCE)
         .await

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lakebed_layer::format::{Codec, IndexCache, LayerReader, LayerWriter, ReadCount, ReadError};
 use lakebed_layer::{
     Chain, Durable, Edit, Finished, ImagePolicy, LayerDesc, LayerId, LayerKind, LayerMap, MakeImage,
-    Memtable, Merge, MergeRules, NewLayers, Plan, PlanPolicy, ReadPoints, Step, Value, ValueKind,
+    Memtable, Merge, MergeRules, NewLayers, Plan, PlanPolicy, ReadPoints, Reclaimed, Step, Value, ValueKind,
     durable_steps, plan, read,
 };
 use lakebed_types::{Generation, Lsn, PageKey};
@@ -22,7 +22,7 @@ const POLICY: PlanPolicy = PlanPolicy {
     level0: 3,
     layer_bytes: 6000,
     history: 2,
-    reclaim_bytes: 400,
+    waste: 8,
     catalogue: 3,
 };
 pub const IMAGES: ImagePolicy = ImagePolicy {
@@ -346,7 +346,7 @@ impl Engine {
                 let last = job.inputs.len() - 1;
                 job.inputs.swap(last - 1, last);
             }
-            Some(Sabotage::ForgottenHistory) => job.reclaims = Some(Lsn(0)),
+            Some(Sabotage::ForgottenHistory) => job.reclaims = Some(Reclaimed::default()),
             _ => {}
         }
         let rules = MergeRules {

@@ -24,6 +24,8 @@ pub(super) struct Commits {
     pub horizon: Lsn,
     /// Generation of the owner that took over.
     pub superseded: Option<Generation>,
+    /// The timeline is deleted: nothing may be stored any more.
+    pub deleted: bool,
 }
 
 impl Timeline {
@@ -37,6 +39,9 @@ impl Timeline {
         flushed: Lsn,
         and: impl FnOnce(&mut State),
     ) -> Result<(), TimelineError> {
+        if commits.deleted {
+            return Err(TimelineError::Deleted(self.identity.timeline));
+        }
         let layers = self.read(|state| state.layers.clone());
         let steps = match &edit {
             Some(edit) => durable_steps(&layers.map, edit, new)?,
@@ -110,6 +115,7 @@ impl Timeline {
             gone: gone.clone(),
             branches: commits.branches.clone(),
             horizon: commits.horizon,
+            leases: self.history(|history| history.leases_below(commits.horizon)),
         };
         self.manifests.write(version, &manifest).await?;
         let looked = self.manifests.current(identity.generation).await;
@@ -139,12 +145,7 @@ impl Timeline {
         if commits.branches.get(&branch) == Some(&lsn) {
             return Ok(());
         }
-        if lsn < commits.horizon && !commits.branches.values().any(|known| *known == lsn) {
-            return Err(TimelineError::BeforeHistory {
-                asked: lsn,
-                start: commits.horizon,
-            });
-        }
+        self.check_kept(lsn)?;
         commits.branches.insert(branch, lsn);
         let stored = self
             .commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
@@ -152,22 +153,33 @@ impl Timeline {
         if stored.is_err() {
             commits.branches.remove(&branch);
         }
+        self.history_mut(|history| history.set_branches(commits.branches.clone()));
         stored
     }
 
-    /// Forgets a branch that was deleted.
+    /// Whether a branch hangs here.
+    pub async fn has_branch(&self, branch: TimelineId) -> bool {
+        self.commits.lock().await.branches.contains_key(&branch)
+    }
+
+    /// Forgets a branch that was deleted, durably: what it read is given up with the next merge.
     ///
     /// # Errors
     /// See [`TimelineError`]; what the branch read stays then.
     pub async fn remove_branch(self: &Arc<Self>, branch: TimelineId) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
-        match commits.branches.remove(&branch) {
-            None => Ok(()),
-            Some(_) => {
-                self.commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
-                    .await
-            }
+        let Some(lsn) = commits.branches.remove(&branch) else {
+            return Ok(());
+        };
+        let stored = self
+            .commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
+            .await;
+        if stored.is_err() {
+            commits.branches.insert(branch, lsn);
         }
+        self.history_mut(|history| history.set_branches(commits.branches.clone()));
+        self.history_news.notify_one();
+        stored
     }
 
     /// Deletes manifests that are older than is kept, then objects that only they named. How many objects went.

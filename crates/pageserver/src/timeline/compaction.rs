@@ -1,7 +1,7 @@
 //! Layers are merged, as [`plan()`] says.
 //!
-//! Everything of the timeline's own history can be read, so the read points are all LSNs from the horizon on, the branch
-//! points below it, and the LSNs at which databases were copied: a page of the copy begins as its template's was there.
+//! The read points are all LSNs from the horizon on, and below it branch points, leases, and the LSNs at which databases
+//! were copied ([`super::history`]). Before each plan the horizon rises as far as it may.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,6 @@ use lakebed_layer::{
     Edit, Finished, Job, LayerDesc, LayerId, LayerKind, Merge, MergeCount, MergeError, MergeRules, Plan,
     ReadPoints, Step, plan,
 };
-use lakebed_types::Lsn;
 
 use super::commit::blocking;
 use super::read::Redo;
@@ -20,6 +19,8 @@ use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
 /// A merge that runs.
 pub struct Running {
     merge: Merge<LocalFile, LayerSink>,
+    /// LSNs that it keeps.
+    points: ReadPoints,
 }
 
 /// What is to be done next.
@@ -61,19 +62,12 @@ impl From<MergeError<TimelineError>> for TimelineError {
 }
 
 impl Timeline {
-    /// LSNs that are read.
-    async fn read_points(&self) -> ReadPoints {
-        let commits = self.commits.lock().await;
-        let copied: Vec<Lsn> = self.catalogue(|catalogue| catalogue.copied_at().collect());
-        let single = commits.branches.values().copied().chain(copied);
-        ReadPoints::new(single.map(|lsn| (lsn, lsn)).chain([(commits.horizon, Lsn::MAX)]))
-    }
-
     /// Plans the next step of compaction.
     ///
     /// # Errors
     /// See [`TimelineError`].
-    pub async fn plan_compaction(&self) -> Result<Next, TimelineError> {
+    pub async fn plan_compaction(self: &Arc<Self>) -> Result<Next, TimelineError> {
+        self.advance_history().await?;
         let points = self.read_points().await;
         let layers = self.read(|state| state.layers.clone());
         let job: Job = match plan(&layers.map, &points, &self.thresholds.plan) {
@@ -88,8 +82,9 @@ impl Timeline {
         };
         let readers = job.inputs.iter().map(|id| layers.reader(*id));
         let readers = readers.collect::<Result<_, _>>()?;
+        let points = rules.points.clone();
         let merge = Merge::new(job, rules, readers);
-        Ok(Next::Merge(Box::new(Running { merge })))
+        Ok(Next::Merge(Box::new(Running { merge, points })))
     }
 
     /// Goes on with a merge for about `time`. Nothing counts before it is committed.
@@ -103,9 +98,14 @@ impl Timeline {
     ) -> Result<Slice, TimelineError> {
         let timeline = self.clone();
         let work = move || {
-            let (begin, mut images) = (Instant::now(), Redo(&timeline));
+            let begin = Instant::now();
             loop {
-                match running.merge.step(&mut &timeline.files, &mut images)? {
+                let Running { merge, points } = &mut *running;
+                let mut images = Redo {
+                    timeline: &timeline,
+                    points,
+                };
+                match merge.step(&mut &timeline.files, &mut images)? {
                     Step::Page if begin.elapsed() >= time => return Ok(Slice::Pause(running)),
                     Step::Page => {}
                     Step::Cut(finished) => return Ok(Slice::Cut(running, finished)),

@@ -147,7 +147,7 @@ impl Timeline {
             page: reconstruct::zeros(),
             took: Duration::ZERO,
         };
-        self.explain_life(key, lsn, &mut explained)?;
+        self.if_kept(lsn, || self.explain_life(key, lsn, &mut explained))?;
         explained.took = begin.elapsed();
         Ok(explained)
     }

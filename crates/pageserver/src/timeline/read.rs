@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, MakeImage, Value, read_watched};
+use lakebed_layer::{Chain, MakeImage, ReadPoints, Value, read_watched};
 use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
@@ -100,7 +100,7 @@ impl Timeline {
             return Err(TimelineError::WrongShard(*key));
         }
         let mut cost = Cost::default();
-        let page = self.page_of_life(key, lsn, &mut cost)?;
+        let page = self.if_kept(lsn, || self.page_of_life(key, lsn, &mut cost))?;
         Ok((page, cost))
     }
 
@@ -123,13 +123,13 @@ impl Timeline {
             .get(id, key, lsn)
             .filter(|(at, _)| *at >= self.life(key, lsn).floor);
         let mut cost = Cost::default();
-        let page = match known {
-            Some((at, page)) => self.page_since(key, at, page, lsn, &mut cost)?,
+        let page = self.if_kept(lsn, || match known {
+            Some((at, page)) => self.page_since(key, at, page, lsn, &mut cost),
             None => {
                 let page = self.page_of_life(key, lsn, &mut cost)?;
-                self.sealed(key, page)
+                Ok(self.sealed(key, page))
             }
-        };
+        })?;
         cache.put(id, key, lsn, page.clone());
         Ok((page, cost))
     }
@@ -232,17 +232,23 @@ impl Timeline {
     /// # Errors
     /// See [`TimelineError`].
     pub fn control(&self, lsn: Lsn) -> Result<Bytes, TimelineError> {
-        let mut chain = Chain::new(Lsn(0), lsn);
-        self.collect(&PageKey::Control, &mut chain, &mut ReadCount::default(), &mut ())?;
-        let newest = chain.into_values().last();
-        newest
-            .map(|(_, value)| value.body)
-            .ok_or(TimelineError::NoControl(lsn))
+        self.if_kept(lsn, || {
+            let mut chain = Chain::new(Lsn(0), lsn);
+            self.collect(&PageKey::Control, &mut chain, &mut ReadCount::default(), &mut ())?;
+            let newest = chain.into_values().last();
+            newest
+                .map(|(_, value)| value.body)
+                .ok_or(TimelineError::NoControl(lsn))
+        })
     }
 }
 
 /// Makes the images of a merge.
-pub(super) struct Redo<'a>(pub &'a Timeline);
+pub(super) struct Redo<'a> {
+    pub timeline: &'a Timeline,
+    /// LSNs that the merge keeps.
+    pub points: &'a ReadPoints,
+}
 
 impl MakeImage for Redo<'_> {
     type Error = TimelineError;
@@ -253,12 +259,16 @@ impl MakeImage for Redo<'_> {
         lsn: Lsn,
         values: &[(Lsn, Value)],
     ) -> Result<Option<Bytes>, TimelineError> {
-        let Redo(timeline) = self;
+        let Redo { timeline, points } = self;
         // Its versions are not steps from one to the next.
         if *key == PageKey::Control {
             return Ok(None);
         }
         let (life, mut cost) = (timeline.life(key, lsn), Cost::default());
+        // A copy that nobody reads any more, and whose template may be given up: its values will be as well.
+        if life.copied_from.is_some() && !points.contains(life.floor) {
+            return Ok(None);
+        }
         let mut chain = Chain::new(life.floor, lsn);
         chain.offer(values);
         if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {

@@ -7,6 +7,7 @@ use lakebed_types::{Generation, Lsn, NodeId, TenantId, TimelineId};
 use super::{Applied, MAX_SAFEKEEPERS, changed};
 use crate::command::{Outcome, Rejection};
 use crate::name::Name;
+use crate::retention::Horizon;
 use crate::state::*;
 
 impl State {
@@ -15,9 +16,58 @@ impl State {
         id: TenantId,
         name: Name,
         timeline: TimelineId,
-        (parent_id, lsn, last_record): (TimelineId, Lsn, Lsn),
+        from: (TimelineId, Lsn, Lsn),
+        (safekeepers, expires_unix_micros): (Option<BTreeSet<NodeId>>, Option<i64>),
+    ) -> Applied {
+        if self.tenant_mut(id)?.branches.contains_key(&name) {
+            return Err(Rejection::BranchExists(name));
+        }
+        let mut child = self.new_child(id, timeline, from, safekeepers)?;
+        child.expires_unix_micros = expires_unix_micros;
+        let tenant = self.tenant_mut(id)?;
+        tenant.timelines.insert(timeline, child);
+        tenant.branches.insert(name, timeline);
+        Ok(Outcome::Applied)
+    }
+
+    pub(super) fn restore_branch(
+        &mut self,
+        id: TenantId,
+        (name, of, keep_as): (Name, TimelineId, Name),
+        timeline: TimelineId,
+        from: (TimelineId, Lsn, Lsn),
         safekeepers: Option<BTreeSet<NodeId>>,
     ) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        match tenant.branches.get(&name) {
+            None => {
+                return Err(Rejection::NoBranch {
+                    tenant: tenant.name.clone(),
+                    branch: name.to_string(),
+                });
+            }
+            Some(found) if *found != of => return Err(Rejection::OtherTimeline(name)),
+            Some(_) => {}
+        }
+        if tenant.branches.contains_key(&keep_as) {
+            return Err(Rejection::BranchExists(keep_as));
+        }
+        let child = self.new_child(id, timeline, from, safekeepers)?;
+        let tenant = self.tenant_mut(id)?;
+        tenant.timelines.insert(timeline, child);
+        tenant.branches.insert(name, timeline);
+        tenant.branches.insert(keep_as, of);
+        Ok(Outcome::Applied)
+    }
+
+    /// A timeline that branches from another, which is checked to be possible.
+    fn new_child(
+        &mut self,
+        id: TenantId,
+        timeline: TimelineId,
+        (parent_id, lsn, last_record): (TimelineId, Lsn, Lsn),
+        safekeepers: Option<BTreeSet<NodeId>>,
+    ) -> Result<Timeline, Rejection> {
         let taken = self.has_timeline(timeline);
         if let Some(safekeepers) = &safekeepers {
             if safekeepers.is_empty() || safekeepers.len() > MAX_SAFEKEEPERS {
@@ -33,9 +83,6 @@ impl State {
                 name: tenant.name.clone(),
                 state: tenant.state,
             });
-        }
-        if tenant.branches.contains_key(&name) {
-            return Err(Rejection::BranchExists(name));
         }
         if taken {
             return Err(Rejection::IdTaken);
@@ -62,12 +109,18 @@ impl State {
                 consistent: parent.consistent_lsn,
             });
         }
+        if lsn < parent.horizon.lsn {
+            return Err(Rejection::NotKept {
+                lsn,
+                horizon: parent.horizon.lsn,
+            });
+        }
         if !last_record.is_valid() || last_record >= lsn {
             return Err(Rejection::Invalid(
                 "the last record must start before the branch point",
             ));
         }
-        let child = Timeline {
+        Ok(Timeline {
             state: TimelineState::Creating,
             parent: Some(parent_id),
             start_lsn: lsn,
@@ -85,10 +138,9 @@ impl State {
             attempts: 0,
             timed_out: None,
             created_unix_micros: now,
-        };
-        tenant.timelines.insert(timeline, child);
-        tenant.branches.insert(name, timeline);
-        Ok(Outcome::Applied)
+            horizon: Horizon::default(),
+            expires_unix_micros: None,
+        })
     }
 
     pub(super) fn created_on(&mut self, id: TenantId, timeline: TimelineId, node: NodeId) -> Applied {

@@ -436,6 +436,7 @@ mod tests {
             timeline: timeline_id(9),
             shards: vec![NodeId(11)],
             safekeepers: set(&[4]),
+            retention: crate::Retention::USUAL,
         };
         assert_eq!(apply(&mut state, tenant.clone()), emptied);
         let mut stored = State::decode(&state.encode().unwrap()).unwrap();

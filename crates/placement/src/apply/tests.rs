@@ -11,6 +11,7 @@ fn create_tenant_command(n: u8, name: &str, shards: &[u64], safekeepers: &[u64])
         timeline: timeline_id(n),
         shards: shards.iter().copied().map(NodeId).collect(),
         safekeepers: safekeepers.iter().copied().map(NodeId).collect(),
+        retention: Retention::USUAL,
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the planner asks for.
 
+use std::collections::BTreeSet;
+
 use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, ShardIndex, TenantId, TimelineId};
 
 use crate::command::Command;
@@ -116,4 +118,15 @@ pub struct TimelineSpec {
     pub safekeepers: Vec<String>,
     /// Its cluster.
     pub cluster: ClusterIdentity,
+    /// What of its history may be given up.
+    pub kept: Kept,
+}
+
+/// What of a timeline's history may be given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kept {
+    /// See [`Timeline::horizon`](crate::Timeline::horizon).
+    pub horizon: Lsn,
+    /// Every branch that was made below it: nothing may be given up before all of them are there.
+    pub branches: BTreeSet<TimelineId>,
 }

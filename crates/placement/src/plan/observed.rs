@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lakebed_types::{Generation, NodeId, ShardIndex, TenantId, TimelineId};
 
-use super::intent::{Action, Call};
+use super::intent::{Action, Call, Kept, TimelineSpec};
 use crate::command::Command;
 use crate::state::{ShardPlacement, State};
 
@@ -21,8 +21,24 @@ pub struct Observed {
 pub(super) struct Attached {
     node: NodeId,
     generation: Generation,
-    /// Timelines with the safekeeper addresses that the shard was told.
-    pub(super) timelines: BTreeMap<TimelineId, Vec<String>>,
+    /// Timelines with what the shard was told of them.
+    pub(super) timelines: BTreeMap<TimelineId, Told>,
+}
+
+/// What a shard was told of a timeline, and may change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    safekeepers: Vec<String>,
+    kept: Kept,
+}
+
+impl From<&TimelineSpec> for Told {
+    fn from(spec: &TimelineSpec) -> Told {
+        Told {
+            safekeepers: spec.safekeepers.clone(),
+            kept: spec.kept.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,10 +53,7 @@ impl Observed {
         let tenant = call.tenant;
         match &call.action {
             Action::AttachShard { shard, timelines } => {
-                let timelines = timelines
-                    .iter()
-                    .map(|t| (t.timeline, t.safekeepers.clone()))
-                    .collect();
+                let timelines = timelines.iter().map(|t| (t.timeline, Told::from(t))).collect();
                 let attached = Attached {
                     node: call.node,
                     generation: shard.generation,
@@ -53,9 +66,7 @@ impl Observed {
                     && attached.node == call.node
                     && attached.generation == shard.generation
                 {
-                    attached
-                        .timelines
-                        .insert(timeline.timeline, timeline.safekeepers.clone());
+                    attached.timelines.insert(timeline.timeline, Told::from(timeline));
                 }
             }
             Action::DeleteOnShard { shard, timeline } => {

@@ -1,6 +1,6 @@
 //! The planner against a world in which every call succeeds, and against single differences.
 
-use lakebed_types::Generation;
+use lakebed_types::{Generation, Lsn};
 
 use super::*;
 use crate::fixture::{
@@ -320,4 +320,47 @@ fn a_timeline_with_former_members_is_deleted_there_as_well() {
     for node in 1..=4 {
         assert!(steps.contains(&format!("{node}: delete 1")), "{steps:?}");
     }
+}
+
+#[test]
+fn shards_are_told_of_a_horizon_with_the_branches_below_it() {
+    let (mut state, mut observed) = (active(), Observed::default());
+    for (name, timeline, lsn) in [("a", 2, 1200), ("b", 3, 1300), ("c", 4, 1900)] {
+        apply(&mut state, branch(name, timeline, 1, lsn)).unwrap();
+    }
+    settle(&mut state, &mut observed, &[]);
+    let gone = Command::DeleteBranch {
+        tenant: tenant_id(1),
+        name: "b".parse().unwrap(),
+    };
+    apply(&mut state, gone).unwrap();
+    let horizon = crate::Horizon {
+        lsn: Lsn(1500),
+        unix_micros: 1,
+    };
+    let timeline = fixture::timeline_id(1);
+    let tenant = tenant_id(1);
+    let raise = Command::RaiseHorizon {
+        tenant,
+        timeline,
+        horizon,
+    };
+    apply(&mut state, raise).unwrap();
+    let told: Vec<_> = plan(&state, &observed)
+        .into_iter()
+        .filter_map(|intent| match intent {
+            Intent::Call(Call {
+                action: Action::CreateOnShard { timeline, .. },
+                ..
+            }) => Some((timeline.timeline, timeline.kept)),
+            _ => None,
+        })
+        .collect();
+    let kept = Kept {
+        horizon: Lsn(1500),
+        branches: [fixture::timeline_id(2)].into(),
+    };
+    assert_eq!(told, vec![(timeline, kept); 2]);
+    settle(&mut state, &mut observed, &[]);
+    assert_eq!(plan(&state, &observed), []);
 }
