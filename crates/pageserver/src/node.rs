@@ -525,6 +525,12 @@ impl Node {
         }
     }
 
+    /// Ends all tasks and stores what is in memory.
+    pub async fn stop(&self) {
+        self.shutdown.cancel();
+        self.close().await;
+    }
+
     /// Waits for all tasks to end, after the shutdown token was cancelled, and stores what is in memory.
     pub async fn close(&self) {
         self.tasks.close();
