@@ -135,22 +135,23 @@ impl Memtable {
     }
 
     /// Adds an image of the page as it was at `lsn`, which readers of that LSN and later ones then begin at. Values
-    /// that came since stay after it. Of no use, and not taken, when the page has none at or below that LSN here.
+    /// that came since stay after it. Older ones may be anywhere, but none between its LSN and the first one that this
+    /// table takes: it would be passed over.
     ///
     /// # Errors
     /// [`MemtableError::Full`].
-    pub fn insert_image(&mut self, key: &PageKey, lsn: Lsn, page: &[u8]) -> Result<bool, MemtableError> {
-        let Some(mut head) = self.pages.get(key).copied() else {
-            return Ok(false);
-        };
+    pub fn insert_image(&mut self, key: &PageKey, lsn: Lsn, page: &[u8]) -> Result<(), MemtableError> {
+        let known = self.pages.get(key).copied();
+        self.check_room(page.len(), known.is_none())?;
+        let mut head = known.unwrap_or(Head {
+            newest: NONE,
+            lsn,
+            since: SinceImage::default(),
+        });
         let (mut newer, mut older) = (None, head.newest);
         while let Some(node) = self.node(older).filter(|node| node.lsn > lsn) {
             (newer, older) = (Some(older), node.older);
         }
-        if older == NONE {
-            return Ok(false);
-        }
-        self.check_room(page.len(), false)?;
         let value = Value {
             kind: ValueKind::Image,
             body: self.keep(page),
@@ -162,7 +163,7 @@ impl Memtable {
         }
         head.since = self.since_newest(head.newest);
         self.pages.insert(*key, head);
-        Ok(true)
+        Ok(())
     }
 
     fn since_newest(&self, mut at: u32) -> SinceImage {
@@ -183,7 +184,7 @@ impl Memtable {
     pub fn read(&self, key: &PageKey, chain: &mut Chain) {
         let mut at = self.pages.get(key).map_or(NONE, |head| head.newest);
         while let Some(node) = self.node(at) {
-            if !chain.offer_one(node.lsn, &node.value) {
+            if !chain.offer_one(node.lsn, node.value.clone()) {
                 return;
             }
             at = node.older;

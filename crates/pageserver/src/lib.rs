@@ -8,6 +8,7 @@
 //! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
+//! * [`image_queue`]: pages whose chains reads found long get images.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod daemon;
 pub mod data_directory;
 mod feed;
 pub mod hot;
+pub mod image_queue;
 pub mod import;
 pub mod ingest;
 pub mod layer_store;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
 use crate::hot::HotPages;
+use crate::image_queue::{self, ImageQueue};
 use crate::import::{Circumstances, Import};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
@@ -153,6 +154,8 @@ pub struct Node {
     pub pages: PageCache,
     /// What reads of each page cost.
     pub hot: HotPages,
+    /// Pages that want an image.
+    pub images: ImageQueue,
     store: BlobStore,
     /// Redo of extensions' records.
     managers: Managers,
@@ -177,6 +180,7 @@ impl Node {
         Arc::new(Node {
             pages: PageCache::new(config.page_cache_bytes),
             hot: HotPages::default(),
+            images: ImageQueue::default(),
             config,
             metrics,
             store,
@@ -187,6 +191,12 @@ impl Node {
             tasks: TaskTracker::new(),
             shutdown,
         })
+    }
+
+    /// Makes images of pages that reads found with long chains, until the shutdown.
+    pub fn make_images(self: &Arc<Self>) {
+        let stop = self.shutdown.child_token();
+        self.tasks.spawn(image_queue::run(self.clone(), stop));
     }
 
     /// Waits for the turn to merge; it is over when what is returned is dropped.

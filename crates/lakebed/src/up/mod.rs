@@ -177,11 +177,7 @@ pub struct Told {
 ///
 /// # Errors
 /// One of them does not come to serve.
-pub async fn start_daemons(
-    directory: &UpDirectory,
-    daemons: &Daemons,
-    told: &Told,
-) -> anyhow::Result<()> {
+pub async fn start_daemons(directory: &UpDirectory, daemons: &Daemons, told: &Told) -> anyhow::Result<()> {
     let _step = Step::begin("starting controller, safekeepers and pageservers");
     let layout = &directory.layout;
     let mut admin = layout.admin_ports.iter().map(|port| local(*port));

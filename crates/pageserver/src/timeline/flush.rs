@@ -9,7 +9,7 @@ use lakebed_types::{Lsn, PageKey};
 
 use super::commit::blocking;
 use super::read::Cost;
-use super::{Changes, Layers, Timeline, TimelineError, empty_table, take_values};
+use super::{Changes, Layers, Timeline, TimelineError, empty_table};
 use crate::catalogue::{self, Entry};
 use crate::layer_store::{LayerSink, LayerStoreError};
 
@@ -36,7 +36,7 @@ impl Timeline {
     pub async fn flush(self: &Arc<Self>) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
         let first = self.disk_consistent();
-        let (frozen, entries) = self.freeze()?;
+        let (frozen, entries) = self.freeze(commits.stored)?;
         let last = frozen.last;
         if commits.stored && frozen.table.is_empty() && entries.is_empty() && last == first {
             self.write(|state| state.frozen = None);
@@ -62,7 +62,7 @@ impl Timeline {
     }
 
     /// What there is to flush: what the last attempt did not store, or what is in memory now.
-    fn freeze(&self) -> Result<(Frozen, Vec<(Lsn, Entry)>), TimelineError> {
+    fn freeze(&self, stored: bool) -> Result<(Frozen, Vec<(Lsn, Entry)>), TimelineError> {
         self.write(|state| {
             if state.broken {
                 let reason = state.stopped.clone().unwrap_or_default();
@@ -70,12 +70,19 @@ impl Timeline {
             }
             let frozen = match state.frozen.take() {
                 Some(frozen) => frozen,
+                // No record came: what may be in memory are images, and a layer of nothing else has no LSNs of its own.
+                None if stored && self.last_record() == self.disk_consistent() => Frozen {
+                    table: Arc::new(empty_table()),
+                    entries: state.pending.len(),
+                    last: self.last_record(),
+                },
                 None => Frozen {
                     table: Arc::new(std::mem::replace(&mut state.active, empty_table())),
                     entries: state.pending.len(),
                     last: self.last_record(),
                 },
             };
+            state.begin = frozen.last;
             state.frozen = Some(frozen.clone());
             let entries = state.pending.get(..frozen.entries).unwrap_or_default().to_vec();
             Ok((frozen, entries))
@@ -90,7 +97,7 @@ impl Timeline {
     pub async fn store_portion(self: &Arc<Self>, portion: Changes) -> Result<(), TimelineError> {
         let _one = self.commits.lock().await;
         let mut table = empty_table();
-        let taken = take_values(&mut table, portion.values);
+        let taken = portion.store(&mut table);
         taken.map_err(|error| TimelineError::Internal(error.to_string()))?;
         let (timeline, start, entries) = (self.clone(), self.identity.start, portion.entries);
         let write = move || timeline.write_layers(&table, &entries, (start, start));
