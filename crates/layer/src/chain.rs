@@ -74,7 +74,8 @@ impl Chain {
     /// What is replayed on top of the value that stands alone, or of zeros.
     pub fn since_image(&self) -> SinceImage {
         let mut since = SinceImage::default();
-        self.values().for_each(|(_, value)| since.add(value));
+        self.values()
+            .for_each(|(_, value)| since.add(value.kind, value.body.len()));
         since
     }
 

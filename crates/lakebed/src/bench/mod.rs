@@ -13,6 +13,7 @@ mod cpu;
 mod feeder;
 mod getpage;
 mod idle;
+mod images;
 mod ingest;
 mod links;
 mod machine;
@@ -22,6 +23,7 @@ mod ping;
 mod pinned;
 mod proxy;
 mod redo;
+mod replayed;
 mod spans;
 mod stats;
 mod stock;
@@ -55,6 +57,8 @@ pub enum BenchCommand {
     Getpage(getpage::GetpageArgs),
     /// How fast pageserver shards take in WAL without page images, from the feed to layers in object storage.
     Ingest(ingest::IngestArgs),
+    /// What images of pages cost and give: a sweep of when they are made, and a table that is updated all the time.
+    Images(images::ImagesArgs),
     /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
     WalVolume(wal_volume::WalVolumeArgs),
     /// Memory and open files of a safekeeper with many timelines on which nobody works.
@@ -72,6 +76,7 @@ impl BenchCommand {
             BenchCommand::Commit(args) => &args.tier,
             BenchCommand::Links(args) => &args.tier,
             BenchCommand::Getpage(args) => &args.tier,
+            BenchCommand::Images(args) => &args.tier,
             BenchCommand::Ingest(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
             BenchCommand::IdleTimelines(args) => &args.tier,
@@ -141,6 +146,9 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::Links(args) => links::run(args, &mut tier, &Report::begin("links", as_json)).await,
             BenchCommand::Getpage(args) => {
                 getpage::run(args, &mut tier, &Report::begin("getpage", as_json)).await
+            }
+            BenchCommand::Images(args) => {
+                images::run(args, &mut tier, &Report::begin("images", as_json)).await
             }
             BenchCommand::Ingest(args) => {
                 ingest::run(args, &mut tier, &Report::begin("ingest", as_json)).await

@@ -92,6 +92,16 @@ impl Pgbench {
         self.ran(clients, &["-t".to_owned(), each.to_string()])
     }
 
+    /// As [`Pgbench::run_transactions`], of a script.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn run_script(&self, clients: u32, transactions: u64, script: &Path) -> anyhow::Result<Ran> {
+        let each = (transactions / u64::from(clients.max(1))).max(1);
+        let script = format!("--file={}", script.display());
+        self.ran(clients, &["-t".to_owned(), each.to_string(), script])
+    }
+
     fn ran(&self, clients: u32, arguments: &[String]) -> anyhow::Result<Ran> {
         let logs = self.scratch.join("pgbench-logs");
         std::fs::create_dir_all(&logs)?;

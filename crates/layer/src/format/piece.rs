@@ -28,11 +28,13 @@ pub(super) fn open(key: &PageKey, out: &mut Vec<u8>) {
     out.put_bytes(0, 8);
 }
 
-pub(super) fn put(lsn: Lsn, value: &Value, out: &mut Vec<u8>) {
-    out.put_u64_le(lsn.0);
-    out.put_u8(value.kind as u8);
-    out.put_u32_le(value.body.len() as u32);
-    out.put_slice(&value.body);
+pub(super) fn put(lsn: Lsn, (kind, body): (ValueKind, &[u8]), out: &mut Vec<u8>) {
+    let mut header = [0; VALUE_HEADER_BYTES];
+    header[..8].copy_from_slice(&lsn.0.to_le_bytes());
+    header[8] = kind as u8;
+    header[9..].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    out.put_slice(&header);
+    out.put_slice(body);
 }
 
 /// Ends the piece that begins at `start` and has so many values.

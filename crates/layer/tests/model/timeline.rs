@@ -292,14 +292,17 @@ impl Engine {
         };
         let mut writer = self.writer(LayerKind::Level0, Codec::Lz4)?;
         let mut left_out = self.sabotage == Some(Sabotage::DroppedDelta) && last.0 % 3 == 0;
-        for key in table.sorted_pages() {
-            for (lsn, value) in table.values(&key) {
+        table.for_each_page(|key, values| {
+            for value in values {
                 if value.kind == ValueKind::Delta && std::mem::take(&mut left_out) {
                     continue;
                 }
-                writer.value(&key, lsn, value).map_err(text)?;
+                writer
+                    .body(key, value.lsn, value.kind, value.body)
+                    .map_err(text)?;
             }
-        }
+            Ok::<_, Violation>(())
+        })?;
         self.frozen = Some((table, last));
         let desc = self.finish(writer, (self.flushed, last), &[])?;
         if self.sabotage == Some(Sabotage::WrongFilter) {

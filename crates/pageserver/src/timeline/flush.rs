@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lakebed_layer::format::{Codec, LayerWriter};
-use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, Value, ValueKind};
+use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, ValueKind};
+use lakebed_redo::PageBytes;
 use lakebed_types::{Lsn, PageKey};
 
 use super::commit::blocking;
@@ -123,16 +124,16 @@ impl Timeline {
         let mut new = Vec::new();
         if !table.is_empty() {
             new.push(self.write_layer(LayerKind::Level0, lsns, &[], |writer| {
-                for key in table.sorted_pages() {
-                    let values = table.values(&key);
-                    for (lsn, value) in &values {
-                        writer.value(&key, *lsn, value)?;
+                table.for_each_page(|key, values| {
+                    for value in values {
+                        writer.body(key, value.lsn, value.kind, value.body)?;
                     }
-                    if let Some((lsn, image)) = self.image_for(table, &key, &values)? {
-                        writer.value(&key, lsn, &image)?;
+                    let newest = values.last().map_or(Lsn(0), |value| value.lsn);
+                    if let Some(image) = self.image_for(table, key, newest)? {
+                        writer.body(key, newest, ValueKind::Image, &image[..])?;
                     }
-                }
-                Ok(())
+                    Ok(())
+                })
             })?);
         }
         if !entries.is_empty() {
@@ -163,17 +164,12 @@ impl Timeline {
         self: &Arc<Self>,
         table: &Memtable,
         key: &PageKey,
-        values: &[(Lsn, &Value)],
-    ) -> Result<Option<(Lsn, Value)>, TimelineError> {
+        newest: Lsn,
+    ) -> Result<Option<Box<PageBytes>>, TimelineError> {
         let since = table.since_image(key).unwrap_or_default();
-        let (Some((lsn, _)), true) = (values.last(), since.is_due(&self.thresholds.images)) else {
+        if !since.is_due(&self.thresholds.images) {
             return Ok(None);
-        };
-        let page = self.page_of_life(key, *lsn, &mut Cost::default())?;
-        let image = Value {
-            kind: ValueKind::Image,
-            body: Bytes::from(page as Box<[u8]>),
-        };
-        Ok(Some((*lsn, image)))
+        }
+        self.page_of_life(key, newest, &mut Cost::default()).map(Some)
     }
 }
