@@ -1,8 +1,9 @@
 //! When a page gets an image.
 //!
 //! A read replays a page's deltas since its newest image, so their number and bytes are bounded: whoever sees the
-//! bound passed has an image made, at the LSN of the last delta, and adds it as one more value. That is the memory
-//! table's owner while values come in, and compaction. Checkpoints of Postgres play no part.
+//! bound passed has an image made, at the LSN of the last delta, and adds it as one more value. That is a flush for the
+//! values of its memory table, compaction for those of layers, and a read for what lies in several of them. Checkpoints of
+//! Postgres play no part.
 
 use crate::ValueKind;
 

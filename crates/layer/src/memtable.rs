@@ -1,8 +1,8 @@
 //! Values that are in no layer yet.
 //!
-//! Values of all pages are appended to one arena, a chunk at a time, so that a value costs no allocation of its own.
-//! Those of a page are linked from the newest to the oldest, the way a read wants them; pages are sorted once, at the
-//! flush. With values of 100 bytes for 100,000 pages at random, one takes 280 to 320 ns of a processor, and the flush goes
+//! Values of all pages are appended to one arena, a chunk at a time, so that a value costs no allocation of its own; a read
+//! copies those that it needs. Those of a page are linked from the newest to the oldest, the way a read wants them; pages are
+//! sorted and their values grouped once, at the flush. With values of 100 bytes for 100,000 pages at random, one takes 280 to 320 ns of a processor, and the flush goes
 //! at 100 to 120 MB of values per second (`examples/ingest.rs`). What the table takes is counted and bounded: when it is full, its owner has to flush before it goes on.
 
 use bytes::Bytes;

@@ -6,17 +6,24 @@ mod toy;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_blobstore::BlobStore;
 use lakebed_layer::{ImagePolicy, PlanPolicy};
+use lakebed_pageserver::hot::PageName;
+use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::ingest::Ingestor;
+use lakebed_pageserver::metrics::Metrics;
+use lakebed_pageserver::node::{Attachment, Node, TimelineSpec};
 use lakebed_pageserver::timeline::image::Added;
 use lakebed_pageserver::timeline::{Storage, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, temp_dir};
 use lakebed_redo::{PageBytes, page};
-use lakebed_types::{Lsn, PageKey, PgVersion};
+use lakebed_types::{Generation, Lsn, PageKey, PgVersion, ShardCount, ShardIdentity, TenantId, TimelineId};
 use lakebed_wal::record::{BlockRef, DecodedRecord};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
 use toy::{REL, RMID, imported, managers, taken_over};
 
 const DELTAS: u32 = 6;
@@ -220,4 +227,68 @@ async fn images_beside_ingest_and_flushes_hide_nothing_and_are_bounded() {
         assert!((1..=200 / DELTAS).contains(&(added + last)), "{added} and {last}");
         assert!(chain(&timeline, page.block) <= DELTAS as usize);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_is_offered_gets_its_image_and_the_task_ends() {
+    let (cluster, local) = (Cluster::init(), temp_dir());
+    let config = serde_json::from_value(serde_json::json!({
+        "node_id": 1,
+        "data_dir": local.path(),
+        "listen": "127.0.0.1:0",
+        "admin_listen": "127.0.0.1:0",
+        "store": "memory:",
+        "image_deltas": DELTAS,
+    }));
+    let metrics = Metrics::register(&mut Registry::default());
+    let store = BlobStore::open("memory:").unwrap();
+    let stop = CancellationToken::new();
+    let node = Node::new(config.unwrap(), managers(), store, metrics, stop);
+    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
+    let (tenant, id) = (TenantId([1; 16]), TimelineId([2; 16]));
+    let taken = node.import(
+        (tenant, shard),
+        Generation(1),
+        id,
+        &cluster.data_dir(),
+        Circumstances::default(),
+    );
+    let spec = TimelineSpec {
+        timeline: id,
+        parent: None,
+        cluster: taken.await.unwrap().cluster,
+        safekeepers: Vec::new(),
+    };
+    let attachment = Attachment {
+        tenant,
+        shard,
+        generation: Generation(1),
+        timelines: vec![spec],
+    };
+    node.attach(attachment).await.unwrap();
+    let timeline = node.timeline(tenant, shard, id).unwrap();
+    let mut pages = [Written::new(0)];
+    write(&timeline, &mut pages, 3 * DELTAS);
+    assert_eq!(chain(&timeline, 0), 3 * DELTAS as usize);
+
+    // What is not here any more, and what is short, does no harm.
+    let name = |timeline, block| PageName {
+        tenant,
+        timeline,
+        shard,
+        key: key(block),
+    };
+    for page in [name(TimelineId([9; 16]), 0), name(id, 1), name(id, 0)] {
+        assert!(node.images.offer(page));
+    }
+    node.make_images();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while node.metrics.read_images.get() == 0 {
+        assert!(Instant::now() < deadline, "no image was made");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((chain(&timeline, 0), node.images.len()), (1, 0));
+    pages[0].check(&timeline);
+    let ended = tokio::time::timeout(Duration::from_secs(60), node.stop());
+    ended.await.expect("all tasks end");
 }
