@@ -10,6 +10,7 @@ use lakebed_types::{ForkNumber, Lsn, TenantId, TimelineId};
 
 use crate::bench::BenchArgs;
 use crate::client::explain::Relation;
+use crate::draw::DrawArgs;
 use crate::window::{Bound, Bytes, Seconds};
 
 /// Storage for unmodified Postgres: WAL on a quorum of safekeepers, pages from pageservers, branches for free.
@@ -51,6 +52,8 @@ pub enum Command {
     Status(ClientArgs),
     /// Show how an answer comes about.
     Explain(ExplainArgs),
+    /// Draw what the tier tells and what was measured, as SVG on standard output.
+    Draw(DrawArgs),
     /// Measure a private tier, which is made for that and removed afterwards.
     Bench(BenchArgs),
     /// Bring WAL back from object storage.

@@ -78,6 +78,11 @@ impl Initial {
         Ok(initial)
     }
 
+    /// The directory that goes with this.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.home.join("data")

@@ -22,6 +22,7 @@ mod bench;
 mod cli;
 mod client;
 mod connection;
+mod draw;
 mod initdb;
 mod roles;
 mod up;
@@ -95,6 +96,7 @@ async fn command(cli: Cli, managers: Managers) -> anyhow::Result<()> {
         Command::Branch(args) => client::branch::run(args.command, cli.json).await,
         Command::Restore(args) => client::restore::run(args, cli.json).await,
         Command::Explain(args) => client::explain::run(args.command, cli.json).await,
+        Command::Draw(args) => draw::run(&args.command),
         Command::Status(args) => client::status::run(args, cli.json).await,
         Command::Bench(args) => bench::run(args, cli.json).await,
         Command::Wal(args) => wal::run(args.command, cli.json).await,

@@ -2,7 +2,7 @@
 
 use lakebed_types::Lsn;
 
-use crate::Value;
+use crate::{SinceImage, Value};
 
 /// The values of one page in `(floor, upto]` that are needed to build its version at `upto`: from the newest value that
 /// stands alone, onward. Layers are offered from the newest to the oldest.
@@ -37,20 +37,20 @@ impl Chain {
     }
 
     /// Offers the values of the next older layer, oldest first.
-    pub fn offer(&mut self, values: &[(Lsn, Value)]) {
+    pub fn offer(&mut self, values: impl IntoIterator<IntoIter: DoubleEndedIterator<Item = (Lsn, Value)>>) {
         values
-            .iter()
+            .into_iter()
             .rev()
-            .all(|(lsn, value)| self.offer_one(*lsn, value));
+            .all(|(lsn, value)| self.offer_one(lsn, value));
     }
 
     /// Offers the next older value. Whether older ones may matter.
-    pub fn offer_one(&mut self, lsn: Lsn, value: &Value) -> bool {
+    pub fn offer_one(&mut self, lsn: Lsn, value: Value) -> bool {
         if lsn <= self.floor {
             self.complete = true;
         } else if !self.complete && lsn <= self.upto {
-            self.newest_first.push((lsn, value.clone()));
             self.complete = value.kind.stands_alone();
+            self.newest_first.push((lsn, value));
         }
         !self.complete
     }
@@ -64,6 +64,19 @@ impl Chain {
     pub fn limit(&mut self, branch: Lsn) {
         self.upto = self.upto.min(branch);
         self.complete |= self.floor >= self.upto;
+    }
+
+    /// LSN of the newest value.
+    pub fn newest(&self) -> Option<Lsn> {
+        self.newest_first.first().map(|(lsn, _)| *lsn)
+    }
+
+    /// What is replayed on top of the value that stands alone, or of zeros.
+    pub fn since_image(&self) -> SinceImage {
+        let mut since = SinceImage::default();
+        self.values()
+            .for_each(|(_, value)| since.add(value.kind, value.body.len()));
+        since
     }
 
     /// Number of values so far.

@@ -100,8 +100,8 @@ pub struct LayerDesc {
     pub id: LayerId,
     /// What it is for.
     pub kind: LayerKind,
-    /// Level 0: every value is above this LSN, or at it when `last` is the same (imported images). Else: no value is
-    /// below it.
+    /// Level 0: every record's value is above this LSN; at it are imported images (`last` is the same then) and such of pages
+    /// that did not change since. Else: no value is below it.
     pub first: Lsn,
     /// No value is above this LSN.
     pub last: Lsn,

@@ -1,10 +1,11 @@
 //! When a page gets an image.
 //!
 //! A read replays a page's deltas since its newest image, so their number and bytes are bounded: whoever sees the
-//! bound passed has an image made, at the LSN of the last delta, and adds it as one more value. That is the memory
-//! table's owner while values come in, and compaction. Checkpoints of Postgres play no part.
+//! bound passed has an image made, at the LSN of the last delta, and adds it as one more value. That is a flush for the
+//! values of its memory table, compaction for those of layers, and a read for what lies in several of them. Checkpoints of
+//! Postgres play no part.
 
-use crate::Value;
+use crate::ValueKind;
 
 /// The bound. The first that is passed counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,12 @@ pub struct SinceImage {
 
 impl SinceImage {
     /// Counts the next value of the page.
-    pub fn add(&mut self, value: &Value) {
-        if value.kind.stands_alone() {
+    pub fn add(&mut self, kind: ValueKind, bytes: usize) {
+        if kind.stands_alone() {
             *self = SinceImage::default();
         } else {
             self.deltas = self.deltas.saturating_add(1);
-            self.bytes = self.bytes.saturating_add(value.body.len() as u64);
+            self.bytes = self.bytes.saturating_add(bytes as u64);
         }
     }
 
@@ -53,7 +54,7 @@ impl SinceImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ValueKind::{self, Base, Delta, Image};
+    use crate::ValueKind::{Base, Delta, Image};
 
     /// Kinds and lengths of values, and whether an image is due after them.
     type Row = (&'static [(ValueKind, usize)], bool);
@@ -77,10 +78,7 @@ mod tests {
         for (values, due) in rows {
             let mut since = SinceImage::default();
             for (kind, length) in values {
-                since.add(&Value {
-                    kind: *kind,
-                    body: vec![0; *length].into(),
-                });
+                since.add(*kind, *length);
             }
             assert_eq!(since.is_due(&policy), due, "{values:?}");
         }

@@ -42,7 +42,7 @@ pub use change::{Durable, durable_steps};
 pub use desc::{BadLayerId, LayerDesc, LayerId, LayerKind};
 pub use image::{ImagePolicy, SinceImage};
 pub use map::{Edit, LayerMap, MapError, Merged, PageRange, Partition};
-pub use memtable::{Memtable, MemtableError};
+pub use memtable::{Memtable, MemtableError, Stored};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
 pub use plan::{Job, Plan, PlanPolicy, Reclaimed, plan};
 pub use read::{read, read_watched};

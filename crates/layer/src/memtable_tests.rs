@@ -52,7 +52,7 @@ fn an_image_takes_its_place_among_values_that_came_since() {
     for lsn in [10, 20, 30] {
         table.push(key(1), Lsn(lsn), ValueKind::Delta, b"d").unwrap();
     }
-    assert!(table.insert_image(&key(1), Lsn(25), b"image").unwrap());
+    table.insert_image(&key(1), Lsn(25), b"image").unwrap();
     let found = |lsn| {
         read(&table, 1, lsn)
             .into_iter()
@@ -74,10 +74,22 @@ fn an_image_takes_its_place_among_values_that_came_since() {
             .deltas,
         2
     );
-    assert!(table.insert_image(&key(1), Lsn(40), b"newest").unwrap());
+    table.insert_image(&key(1), Lsn(40), b"newest").unwrap();
     assert_eq!(read(&table, 1, 99), [(40, "newest".to_owned())]);
-    assert!(!table.insert_image(&key(1), Lsn(9), b"older than all").unwrap());
-    assert!(!table.insert_image(&key(2), Lsn(9), b"of no page here").unwrap());
+    table.insert_image(&key(1), Lsn(9), b"older than all").unwrap();
+    assert_eq!(
+        read(&table, 1, 10),
+        [(9, "older than all".to_owned()), (10, "d".to_owned())]
+    );
+    // Its deltas are elsewhere.
+    table.insert_image(&key(2), Lsn(9), b"alone").unwrap();
+    table.push(key(2), Lsn(12), ValueKind::Delta, b"d").unwrap();
+    assert_eq!(read(&table, 2, 9), [(9, "alone".to_owned())]);
+    assert_eq!(read(&table, 2, 8), []);
+    assert_eq!(
+        table.since_image(&key(2)),
+        Some(SinceImage { deltas: 1, bytes: 1 })
+    );
 }
 
 #[test]
@@ -134,10 +146,7 @@ fn a_flush_is_in_order() {
     let mut writer = LayerWriter::new(Vec::new(), id, LayerKind::Level0, Codec::Lz4).unwrap();
     table.write(&mut writer).unwrap();
     let (bytes, desc) = writer.finish(Lsn(9), Lsn(3010), &[]).unwrap();
-    assert_eq!(
-        (desc.values, desc.pages),
-        (3000, table.sorted_pages().len() as u64)
-    );
+    assert_eq!((desc.values, desc.pages), (3000, table.pages.len() as u64));
     let reader = LayerReader::open(Bytes::from(bytes), id, desc.bytes).unwrap();
     reader.verify().unwrap();
 }

@@ -76,7 +76,7 @@ impl Segments {
         if value.kind.stands_alone() {
             self.close(lsn, points, &mut cut);
         }
-        self.since.add(&value);
+        self.since.add(value.kind, value.body.len());
         self.open.push((lsn, value));
         Ok(cut)
     }

@@ -28,9 +28,9 @@ fn a_chain_ends_at_the_newest_value_that_stands_alone() {
     ];
     let collect = |floor, upto| {
         let mut chain = Chain::new(Lsn(floor), Lsn(upto));
-        chain.offer(&newer);
+        chain.offer(newer.clone());
         if !chain.is_complete() {
-            chain.offer(&older);
+            chain.offer(older.clone());
         }
         (
             chain.has_base(),

@@ -58,6 +58,7 @@ impl Pageserver {
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
         let metrics = Metrics::register(registry);
         let node = Node::new(config, managers, store, metrics, shutdown.clone());
+        node.make_images();
         node.resume().await;
         Ok(Pageserver {
             node,
@@ -250,5 +251,5 @@ pub fn status_json(node: &Node) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "role": "pageserver", "node_id": node.config.node_id, "timelines": timelines })
+    json!({ "role": "pageserver", "node_id": node.config.node_id, "images_wanted": node.images.len(), "timelines": timelines })
 }

@@ -38,6 +38,9 @@ const SECOND_OPINION: Duration = Duration::from_secs(30);
 /// Changes are stored at least this often.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Versions of pages that are added at once: readers wait for so long.
+const PUBLISHED_AT_ONCE: usize = 1024;
+
 /// Why one connection ended.
 enum End {
     /// Try the next safekeeper.
@@ -286,16 +289,16 @@ fn ingest_batch(
                     end,
                     bytes: record.record,
                 };
-                let taken = raw
-                    .decode()
-                    .map_err(IngestStop::from)
-                    .and_then(|record| ingestor.record(&record));
-                if let Err(reason) = taken {
+                if let Err(reason) = ingestor.raw(raw) {
                     // What came before it is good, and served: all of it, also when this shard had no work in it.
                     ingestor.publish(boundary_before(start, cluster.wal_segment_bytes));
                     return Err(End::Stop(reason));
                 }
                 node.metrics.records.inc();
+                // Readers wait while versions are added.
+                if ingestor.unpublished() >= PUBLISHED_AT_ONCE {
+                    ingestor.publish(ingestor.last());
+                }
             }
             FeedEntryKind::Extent(extent) => {
                 let rel = convert::relation(extent.relation.as_ref()).context("an extent's relation")?;

@@ -6,11 +6,11 @@
 //! [`Order`]s leave it, so that what leads by far is there and its counts are right, while a page in the middle may be
 //! missing or be counted too low.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lakebed_types::{Lsn, PageKey, ShardIdentity, TenantId, TimelineId};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::timeline::read::Cost;
@@ -87,7 +87,7 @@ impl Order {
 
 /// One window.
 #[derive(Debug, Default)]
-struct Window(HashMap<PageName, Heat>);
+struct Window(FxHashMap<PageName, Heat>);
 
 impl Window {
     fn add(&mut self, page: PageName, heat: &Heat) {
@@ -98,7 +98,7 @@ impl Window {
     }
 
     fn make_room(&mut self) {
-        let mut kept = HashMap::with_capacity(PAGES);
+        let mut kept = FxHashMap::with_capacity_and_hasher(PAGES, FxBuildHasher);
         let mut pages: Vec<(PageName, Heat)> = self.0.drain().collect();
         for order in Order::ALL {
             pages.select_nth_unstable_by_key(KEPT, |(_, heat)| std::cmp::Reverse(order.of(heat)));
@@ -131,7 +131,7 @@ impl Windows {
     }
 
     fn top(&self, order: Order, limit: usize, of: impl Fn(&PageName) -> bool) -> Vec<(PageName, Heat)> {
-        let mut all = HashMap::new();
+        let mut all = FxHashMap::default();
         let both = self.before.0.iter().chain(&self.now.0);
         for (page, heat) in both.filter(|(page, _)| of(page)) {
             all.entry(*page).or_insert_with(Heat::default).add(heat);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use lakebed_ingest::ControlState;
-use lakebed_layer::{Value, ValueKind};
+use lakebed_layer::ValueKind;
 use lakebed_redo::{checksum, page};
 use lakebed_types::data_directory::tablespace_directory;
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, RelTag, ShardIdentity};
@@ -162,11 +162,9 @@ impl Import {
             reading.take(item)?;
             if reading.bytes >= portion_bytes {
                 reading.bytes = 0;
-                let values = std::mem::take(&mut reading.changes.values);
-                store(Changes {
-                    values,
-                    entries: Vec::new(),
-                })?;
+                let entries = std::mem::take(&mut reading.changes.entries);
+                store(std::mem::take(&mut reading.changes))?;
+                reading.changes.entries = entries;
             }
             Ok::<(), ImportError>(())
         })?;
@@ -208,7 +206,7 @@ impl Reading<'_> {
                     self.entry(Entry::SlruPage(kind, page, true));
                 }
                 if self.import.shard.owns(&key) && bytes.iter().any(|&byte| byte != 0) {
-                    self.value(key, ValueKind::Image, Bytes::copy_from_slice(bytes));
+                    self.value(key, ValueKind::Image, bytes);
                 }
             }
             Item::Fork { rel, blocks } => {
@@ -230,10 +228,11 @@ impl Reading<'_> {
         self.changes.entries.push((self.import.start, entry));
     }
 
-    fn value(&mut self, key: PageKey, kind: ValueKind, body: Bytes) {
+    fn value(&mut self, key: PageKey, kind: ValueKind, body: &[u8]) {
         self.bytes += body.len();
-        let value = Value { kind, body };
-        self.changes.values.push((key, self.import.start, value));
+        let start = self.import.start;
+        self.changes
+            .value(key, start, kind, |out| out.extend_from_slice(body));
     }
 
     fn end(mut self) -> Changes {
@@ -245,8 +244,7 @@ impl Reading<'_> {
                 self.entry(Entry::File(tablespace_directory(*oid), Some(place.clone())));
             }
             let control = ControlState::from_checkpoint(&self.import.control.checkpoint());
-            let body = Bytes::copy_from_slice(&control.encode());
-            self.value(PageKey::Control, ValueKind::State, body);
+            self.value(PageKey::Control, ValueKind::State, &control.encode());
         }
         self.changes
     }

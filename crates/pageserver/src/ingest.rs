@@ -7,11 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret, rmgr, two_phase_path};
-use lakebed_layer::{Value, ValueKind};
+use lakebed_ingest::{CatalogueChange, ControlState, Effects, interpret_into, rmgr, two_phase_path};
+use lakebed_layer::ValueKind;
 use lakebed_redo::PageRecord;
 use lakebed_types::{ForkNumber, Lsn, PageKey, PgVersion, RelTag, SlruKind};
 use lakebed_wal::record::{DecodedRecord, FIRST_CUSTOM_MANAGER};
+use lakebed_wal::stream::RawRecord;
+use rustc_hash::FxHashMap;
 
 use crate::catalogue::{DatabasePlace, Entry};
 use crate::timeline::{Changes, Timeline};
@@ -78,13 +80,14 @@ pub struct Ingestor {
     /// Shard 0 only.
     control: Option<ControlState>,
     /// Newest sizes, ahead of the published catalogue.
-    sizes: HashMap<RelTag, Option<u32>>,
+    sizes: FxHashMap<RelTag, Option<u32>>,
     /// SLRU pages known to exist, or not to.
-    slru: HashMap<(SlruKind, u64), bool>,
+    slru: FxHashMap<(SlruKind, u64), bool>,
     /// Files changed since the last publication.
     files: HashMap<String, Option<Bytes>>,
-    /// Where a record is encoded, to be copied with its exact size.
-    encoded: Vec<u8>,
+    /// The record that is taken, and its effects: their memory is used again.
+    decoded: DecodedRecord,
+    effects: Effects,
 }
 
 impl Ingestor {
@@ -104,6 +107,7 @@ impl Ingestor {
         };
         let changes = Changes::default();
         let (sizes, slru, files) = Default::default();
+        let version = timeline.identity.cluster.postgres_major;
         Ok(Ingestor {
             timeline,
             changes,
@@ -112,7 +116,8 @@ impl Ingestor {
             sizes,
             slru,
             files,
-            encoded: Vec::new(),
+            decoded: DecodedRecord::empty(version),
+            effects: Effects::default(),
         })
     }
 
@@ -132,37 +137,60 @@ impl Ingestor {
         }
     }
 
+    /// Versions of pages that were taken and not yet published.
+    pub fn unpublished(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Takes the next record apart, and takes it.
+    ///
+    /// # Errors
+    /// See [`IngestStop`]; nothing of this record was taken then.
+    pub fn raw(&mut self, raw: RawRecord) -> Result<(), IngestStop> {
+        let empty = DecodedRecord::empty(raw.version);
+        let mut record = std::mem::replace(&mut self.decoded, empty);
+        let taken = raw
+            .decode_into(&mut record)
+            .map_err(IngestStop::from)
+            .and_then(|()| self.record(&record));
+        self.decoded = record;
+        taken
+    }
+
     /// Takes the next record.
     ///
     /// # Errors
     /// See [`IngestStop`]; nothing of this record was taken then.
     pub fn record(&mut self, record: &DecodedRecord) -> Result<(), IngestStop> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let taken = self.take(record, &mut effects);
+        self.effects = effects;
+        taken
+    }
+
+    fn take(&mut self, record: &DecodedRecord, effects: &mut Effects) -> Result<(), IngestStop> {
         if record.end <= self.last {
             return Err(IngestStop::Order {
                 found: record.end,
                 last: self.last,
             });
         }
-        let effects = interpret(record)?;
+        interpret_into(record, effects)?;
         self.check_redo(record)?;
         let commit_ts = self.control.as_ref().is_some_and(ControlState::commit_ts_active);
         if let Some(control) = &mut self.control
             && control.apply(record)?
         {
-            let body = Bytes::copy_from_slice(&control.encode());
-            self.changes.values.push((
-                PageKey::Control,
-                record.end,
-                Value {
-                    kind: ValueKind::State,
-                    body,
-                },
-            ));
+            let state = control.encode();
+            self.changes
+                .value(PageKey::Control, record.end, ValueKind::State, |out| {
+                    out.extend_from_slice(&state);
+                });
         }
         self.pages(record);
-        self.map_bits(record.end, &effects);
+        self.map_bits(record.end, effects);
         if self.timeline.identity.shard.keeps_catalogue() {
-            self.slru_pages(record.end, &effects, commit_ts);
+            self.slru_pages(record.end, effects, commit_ts);
         }
         for change in &effects.catalogue {
             self.catalogue(record.end, change);
@@ -216,21 +244,18 @@ impl Ingestor {
         if let Some(control) = &mut self.control
             && control.see_xid(xid)
         {
-            let body = Bytes::copy_from_slice(&control.encode());
-            self.changes.values.push((
-                PageKey::Control,
-                lsn,
-                Value {
-                    kind: ValueKind::State,
-                    body,
-                },
-            ));
+            let state = control.encode();
+            self.changes
+                .value(PageKey::Control, lsn, ValueKind::State, |out| {
+                    out.extend_from_slice(&state);
+                });
         }
     }
 
-    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: Bytes) {
+    fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, body: &[u8]) {
         if self.timeline.identity.shard.owns(&key) {
-            self.changes.values.push((key, lsn, Value { kind, body }));
+            self.changes
+                .value(key, lsn, kind, |out| out.extend_from_slice(body));
         }
         if let PageKey::Rel { rel, block } = key {
             self.extend(lsn, rel, block);
@@ -266,18 +291,16 @@ impl Ingestor {
             } else {
                 ValueKind::Delta
             };
-            page_record.encode(&mut self.encoded);
-            let body = Bytes::copy_from_slice(&self.encoded);
-            self.encoded.clear();
-            self.value(key, record.end, kind, body);
+            self.changes
+                .value(key, record.end, kind, |out| page_record.encode(out));
+            self.extend(record.end, block.rel, block.block);
         }
     }
 
     /// Visibility-map bits that records clear without naming the map's page.
     fn map_bits(&mut self, lsn: Lsn, effects: &Effects) {
         for clear in &effects.vm_clears {
-            let mut body = clear.heap_block.to_le_bytes().to_vec();
-            body.push(clear.flags);
+            let [a, b, c, d] = clear.heap_block.to_le_bytes();
             self.value(
                 PageKey::Rel {
                     rel: clear.rel,
@@ -285,7 +308,7 @@ impl Ingestor {
                 },
                 lsn,
                 ValueKind::VmClear,
-                body.into(),
+                &[a, b, c, d, clear.flags],
             );
         }
         for cut in &effects.vm_truncates {
@@ -301,7 +324,7 @@ impl Ingestor {
                     key,
                     lsn,
                     ValueKind::VmTruncate,
-                    Bytes::copy_from_slice(&cut.first_heap_block.to_le_bytes()),
+                    &cut.first_heap_block.to_le_bytes(),
                 );
             }
         }
@@ -312,7 +335,7 @@ impl Ingestor {
             let PageKey::Slru { kind, page } = *key else {
                 continue;
             };
-            self.value(*key, lsn, ValueKind::Slru, delta.encode().into());
+            self.value(*key, lsn, ValueKind::Slru, &delta.encode());
             if !self.has_slru_page(kind, page) {
                 self.slru.insert((kind, page), true);
                 self.entry(lsn, Entry::SlruPage(kind, page, true));

@@ -19,6 +19,14 @@ use lakebed_types::Generation;
 /// Ends the names of files that are being written.
 const UNFINISHED: &str = "new";
 
+/// Blocks up to here are read into memory that is used again.
+const SCRATCH_BYTES: usize = 128 << 10;
+
+thread_local! {
+    /// Where blocks are read to that are decoded at once into other memory.
+    static SCRATCH: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 /// Why a layer could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerStoreError {
@@ -53,6 +61,20 @@ impl ReadAt for LocalFile {
         let mut bytes = vec![0; length];
         self.0.read_exact_at(&mut bytes, offset)?;
         Ok(bytes.into())
+    }
+
+    fn with_bytes<T>(&self, offset: u64, length: usize, look: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+        if length > SCRATCH_BYTES {
+            return self.read_at(offset, length).map(|bytes| look(&bytes));
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            if scratch.len() < length {
+                scratch.resize(length, 0);
+            }
+            let bytes = &mut scratch[..length];
+            self.0.read_exact_at(bytes, offset)?;
+            Ok(look(bytes))
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 //!   timeline goes.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
+//! * [`image_queue`]: pages whose chains reads found long get images.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod data_directory;
 mod deletion;
 mod feed;
 pub mod hot;
+pub mod image_queue;
 pub mod import;
 pub mod ingest;
 pub mod layer_store;

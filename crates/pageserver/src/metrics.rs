@@ -37,6 +37,10 @@ pub struct Metrics {
     pub page_blocks: Histogram,
     /// Time of the replay of each page that was built.
     pub page_redo_seconds: Histogram,
+    /// Images made of pages that reads found with long chains.
+    pub read_images: Counter,
+    /// Pages with long chains that found the queue for images full.
+    pub read_images_refused: Counter,
     /// Records ingested.
     pub records: Counter,
     /// Connections to safekeepers that ended with an error.
@@ -80,6 +84,8 @@ impl Metrics {
             page_layers: Histogram::new(LAYERS),
             page_blocks: Histogram::new(LAYERS),
             page_redo_seconds: Histogram::new(exponential_buckets(0.000_001, 2.0, 18)),
+            read_images: Counter::default(),
+            read_images_refused: Counter::default(),
             records: Counter::default(),
             feed_errors: Counter::default(),
             flushes: Counter::default(),
@@ -127,6 +133,16 @@ impl Metrics {
             "pageserver_page_redo_seconds",
             "Time of the replay of a page",
             m.page_redo_seconds.clone(),
+        );
+        registry.register(
+            "pageserver_read_images",
+            "Images made of pages that reads found with long chains",
+            m.read_images.clone(),
+        );
+        registry.register(
+            "pageserver_read_images_refused",
+            "Pages with long chains that found the queue for images full",
+            m.read_images_refused.clone(),
         );
         let compaction = [
             ("merges", "Changes of the layers by compaction", &m.merges),

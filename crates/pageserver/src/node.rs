@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
 use crate::hot::HotPages;
+use crate::image_queue::{self, ImageQueue};
 use crate::import::{Circumstances, Import};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
@@ -167,6 +168,8 @@ pub struct Node {
     pub pages: PageCache,
     /// What reads of each page cost.
     pub hot: HotPages,
+    /// Pages that want an image.
+    pub images: ImageQueue,
     store: BlobStore,
     /// Redo of extensions' records.
     managers: Managers,
@@ -193,6 +196,7 @@ impl Node {
         Arc::new(Node {
             pages: PageCache::new(config.page_cache_bytes),
             hot: HotPages::default(),
+            images: ImageQueue::default(),
             config,
             metrics,
             store,
@@ -204,6 +208,12 @@ impl Node {
             tasks: TaskTracker::new(),
             shutdown,
         })
+    }
+
+    /// Makes images of pages that reads found with long chains, until the shutdown.
+    pub fn make_images(self: &Arc<Self>) {
+        let stop = self.shutdown.child_token();
+        self.tasks.spawn(image_queue::run(self.clone(), stop));
     }
 
     /// Waits for the turn to merge; it is over when what is returned is dropped.
@@ -600,6 +610,12 @@ impl Node {
                 tracing::warn!(%tenant, %shard, %error, "could not attach the shard again; waiting for the controller");
             }
         }
+    }
+
+    /// Ends all tasks and stores what is in memory.
+    pub async fn stop(&self) {
+        self.shutdown.cancel();
+        self.close().await;
     }
 
     /// Waits for all tasks to end, after the shutdown token was cancelled, and stores what is in memory.

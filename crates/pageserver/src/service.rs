@@ -458,19 +458,17 @@ fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::Pa
     match timeline.page_with(&node.pages, key, lsn) {
         Ok((page, cost)) => {
             node.metrics.served(&cost, begin.elapsed());
-            let Identity {
-                tenant,
-                timeline,
-                shard,
-                ..
-            } = timeline.identity;
+            let identity = &timeline.identity;
             let name = PageName {
-                tenant,
-                timeline,
-                shard,
+                tenant: identity.tenant,
+                timeline: identity.timeline,
+                shard: identity.shard,
                 key: *key,
             };
             node.hot.read(name, lsn, &cost);
+            if timeline.wants_image(&cost) && !node.images.offer(name) {
+                node.metrics.read_images_refused.inc();
+            }
             v1::PageResult {
                 status: PageStatus::Ok.into(),
                 page,

@@ -6,7 +6,7 @@
 //!                 └──────────── a read goes this way ─────────────────────────┘ and on into the parent at the branch point
 //! ```
 //!
-//! * `read`: a page at an LSN, its [`read::Cost`].
+//! * `read`: a page at an LSN, its [`read::Cost`]. `image`: images of pages that reads found with long chains.
 //! * `flush`: what is in memory becomes layers. `commit`: a change of the layers becomes durable, in object storage.
 //! * `history`: what is kept of what was, for whom.
 //! * `compaction`: layers are merged; [`crate::compaction`] is the task.
@@ -20,6 +20,7 @@ pub mod compaction;
 pub mod explain;
 mod flush;
 pub mod history;
+pub mod image;
 pub mod read;
 
 use std::collections::BTreeMap;
@@ -31,7 +32,7 @@ use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore};
 use lakebed_layer::format::{IndexCache, ReadError, WriteError};
 use lakebed_layer::{
-    ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy, Value,
+    ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy, ValueKind,
 };
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
@@ -174,6 +175,8 @@ pub enum TimelineError {
 #[derive(Debug)]
 struct State {
     active: Memtable,
+    /// Values that are not in the active table are at or below.
+    begin: Lsn,
     /// Catalogue entries that are in no layer yet.
     pending: Vec<(Lsn, Entry)>,
     /// Being flushed.
@@ -222,9 +225,55 @@ pub struct Sizes {
 #[derive(Debug, Default)]
 pub struct Changes {
     /// Versions of pages, in LSN order.
-    pub values: Vec<(PageKey, Lsn, Value)>,
+    versions: Vec<Version>,
+    /// Their bytes, one behind the other: no allocation for each.
+    bodies: Vec<u8>,
     /// Catalogue entries, in LSN order.
     pub entries: Vec<(Lsn, Entry)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    key: PageKey,
+    lsn: Lsn,
+    kind: ValueKind,
+    bytes: usize,
+}
+
+impl Changes {
+    /// Adds a version of a page, whose bytes `write` appends.
+    pub fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, write: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.bodies.len();
+        write(&mut self.bodies);
+        let bytes = self.bodies.len() - before;
+        self.versions.push(Version {
+            key,
+            lsn,
+            kind,
+            bytes,
+        });
+    }
+
+    /// Versions of pages.
+    pub fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// Whether there is no version of a page.
+    pub fn is_empty(&self) -> bool {
+        self.versions.is_empty()
+    }
+
+    /// Moves the versions into a table.
+    fn store(&self, table: &mut Memtable) -> Result<(), MemtableError> {
+        let mut rest = &self.bodies[..];
+        for version in &self.versions {
+            let (body, after) = rest.split_at(version.bytes);
+            rest = after;
+            table.push(version.key, version.lsn, version.kind, body)?;
+        }
+        Ok(())
+    }
 }
 
 /// One timeline of one shard.
@@ -311,6 +360,7 @@ impl Timeline {
         let files = LayerStore::new(directory, store, manifests.directory(), numbers);
         let state = State {
             active: empty_table(),
+            begin: identity.start,
             pending: Vec::new(),
             frozen: None,
             layers: Arc::default(),
@@ -395,6 +445,7 @@ impl Timeline {
         let state = timeline.state.get_mut();
         let state = state.map_err(|_| TimelineError::Internal("a lock is poisoned".to_owned()))?;
         state.catalogue = catalogue;
+        state.begin = manifest.disk_consistent;
         state.layers = Arc::new(layers);
         timeline.last_record.send_replace(manifest.disk_consistent);
         timeline.disk_consistent.send_replace(manifest.disk_consistent);
@@ -493,7 +544,7 @@ impl Timeline {
     /// [`Timeline::memory_bytes`] is above what it may be.
     pub fn publish(&self, changes: Changes, end: Lsn) {
         self.write(|state| {
-            if let Err(error) = take_values(&mut state.active, changes.values) {
+            if let Err(error) = changes.store(&mut state.active) {
                 // A bug. What was taken of the batch is not seen, and must not be stored.
                 state.broken = true;
                 state.stopped.get_or_insert(error.to_string());
@@ -568,11 +619,4 @@ fn inherited(parent: &Option<(Arc<Timeline>, Lsn)>) -> Catalogue {
 /// Its bound is [`Thresholds::flush_bytes`] and who publishes: a table cannot end in the middle of a batch.
 fn empty_table() -> Memtable {
     Memtable::new(usize::MAX)
-}
-
-fn take_values(table: &mut Memtable, values: Vec<(PageKey, Lsn, Value)>) -> Result<(), MemtableError> {
-    for (key, lsn, value) in values {
-        table.push(key, lsn, value.kind, &value.body)?;
-    }
-    Ok(())
 }

@@ -202,7 +202,8 @@ enum Unknown {
     Effects(#[from] IngestError),
 }
 
-fn routed(raw: RawRecord, count: ShardCount) -> RoutedRecord {
+/// Finds out which of so many shards need a record.
+pub fn routed(raw: RawRecord, count: ShardCount) -> RoutedRecord {
     match try_route(&raw, count) {
         Ok((route, xid, forgets_sizes)) => RoutedRecord {
             raw,

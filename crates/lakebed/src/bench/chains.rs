@@ -9,17 +9,15 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::Bytes;
 use lakebed_layer::{Value, ValueKind};
 use lakebed_redo::{PageBytes, PageRecord, mask, redo_block, rmgr};
 use lakebed_types::data_directory::database_directory;
 use lakebed_types::{ForkNumber, Lsn, PAGE_SIZE, PageKey, RelTag};
 use lakebed_wal::control::ControlFile;
-use lakebed_wal::page::WalFormat;
-use lakebed_wal::record::DecodedRecord;
-use lakebed_wal::segment::file_name;
-use lakebed_wal::stream::WalDecoder;
+
+use super::written_wal;
 
 /// Lengths that are measured.
 pub const LENGTHS: [usize; 5] = [1, 13, 25, 100, 300];
@@ -89,7 +87,8 @@ pub fn cut(data: &Path, start: Lsn) -> anyhow::Result<Cut> {
     let mut pages = HashMap::new();
     let mut cut = Cut::default();
     let mut stored = Vec::new();
-    records(data, &control, start, |record| {
+    written_wal::records(data, &control, start, |record| {
+        let record = &record.decode()?;
         for block in &record.blocks {
             let followed = block.rel.fork == ForkNumber::Main && block.rel.relnode >= FIRST_OF_USERS;
             let page_record = PageRecord::new(record, block);
@@ -135,40 +134,6 @@ pub fn cut(data: &Path, start: Lsn) -> anyhow::Result<Cut> {
         page.keep(&mut cut);
     }
     Ok(cut)
-}
-
-/// Every record up to the end of what was written.
-fn records(
-    data: &Path,
-    control: &ControlFile,
-    start: Lsn,
-    mut each: impl FnMut(&DecodedRecord) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let size = u64::from(control.segment_bytes());
-    let format = WalFormat {
-        version: control.version(),
-        timeline: 1,
-        system_identifier: control.system_identifier(),
-        segment_bytes: control.segment_bytes(),
-    };
-    let end = control.checkpoint_lsn();
-    let mut decoder = WalDecoder::new(format, start, Lsn::INVALID);
-    for segment in start.0 / size.. {
-        let name = file_name(format.timeline, segment, size);
-        let bytes = fs::read(data.join("pg_wal").join(&name)).with_context(|| format!("reading {name}"))?;
-        let skip = start.0.saturating_sub(segment * size) as usize;
-        decoder.feed(bytes.get(skip..).context("a WAL segment is cut")?);
-        while decoder.position() < end {
-            let Some(record) = decoder.next_record()? else {
-                break;
-            };
-            each(&record)?;
-        }
-        if decoder.position() >= end {
-            return Ok(());
-        }
-    }
-    bail!("the WAL ends before the last checkpoint")
 }
 
 impl Page {

@@ -1,4 +1,4 @@
-//! Single pages over the GetPages stream.
+//! Pages over the GetPages stream, built anew for each read.
 //!
 //! A pgbench database is loaded and worked on. All pages of main forks of one database are then read twice: from
 //! Postgres (`get_raw_page` of the extension pageinspect, after a checkpoint) and from the pageservers at the same
@@ -7,8 +7,11 @@
 //! yardstick of the timed part: the version of a page at an LSN never changes, so every answer must equal it byte for
 //! byte. The comparison, and the client's half of gRPC, run on the machine that is measured.
 //!
-//! A client is a gRPC connection with one stream to each shard; its depth is the number of requests, each for one
-//! page, that it keeps under way on each. Pages are drawn uniformly.
+//! A client is a gRPC connection with one stream to each shard; its depth is the number of requests, each for `batch`
+//! pages, that it keeps under way on each. Pages are drawn uniformly. Pageservers keep no built pages unless
+//! `--page-cache-bytes` says so: every read collects the page's chain and replays it. Where one client asks for one page at
+//! a time, the pageserver and this process are bound to different processors, and the raw exchange beside it is too: it
+//! is mostly the time in which an idle processor wakes up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +28,7 @@ use lakebed_types::shard::shard_of;
 use lakebed_types::{ForkNumber, Lsn, PAGE_SIZE, PageKey, RelTag, ShardCount, TenantId, TimelineId};
 use postgres::Client;
 use rand::{Rng, SeedableRng};
+use rustix::process::Pid;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, block_in_place};
@@ -35,6 +39,7 @@ use super::compute::Compute;
 use super::metrics;
 use super::pgbench::Pgbench;
 use super::ping;
+use super::pinned::{self, Pinned};
 use super::stats::{Samples, round};
 use super::tier::{PrivateTier, TierArgs};
 use crate::client::told;
@@ -49,11 +54,34 @@ const SETTINGS: [&str; 3] = [
     "shared_buffers=512MB",
     "bgwriter_lru_maxpages=0",
 ];
-/// `(clients, depth)` of each.
-const SHAPES: [(usize, usize); 3] = [(1, 1), (8, 1), (8, 4)];
+const SHAPES: [Shape; 5] = [
+    Shape::of(1, 1, 1),
+    Shape::of(8, 1, 1),
+    Shape::of(8, 4, 1),
+    Shape::of(8, 1, 16),
+    Shape::of(8, 4, 16),
+];
 const PINGS: usize = 20_000;
 /// How often the pages are read from Postgres until nothing changes meanwhile.
 const MAX_READINGS: u32 = 5;
+
+/// How pages are asked for.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    clients: usize,
+    depth: usize,
+    batch: usize,
+}
+
+impl Shape {
+    const fn of(clients: usize, depth: usize, batch: usize) -> Shape {
+        Shape {
+            clients,
+            depth,
+            batch,
+        }
+    }
+}
 
 /// Its options.
 #[derive(Debug, Args)]
@@ -64,9 +92,12 @@ pub struct GetpageArgs {
     /// Scale of the pgbench tables.
     #[arg(long, default_value_t = 10)]
     pub scale: u32,
-    /// Seconds of pgbench before, which make chains.
-    #[arg(long, default_value_t = 15)]
-    pub work_seconds: u64,
+    /// Transactions of pgbench before, which make chains.
+    #[arg(long, default_value_t = 60_000)]
+    pub transactions: u64,
+    /// Bytes of built pages that each pageserver keeps.
+    #[arg(long, default_value_t = 0)]
+    pub page_cache_bytes: u64,
     #[command(flatten)]
     pub tier: TierArgs,
 }
@@ -105,6 +136,8 @@ impl Target {
 }
 
 pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
+    let cache = ("page_cache_bytes".to_owned(), json!(args.page_cache_bytes));
+    tier.told.pageserver.extend([cache]);
     tier.start().await?;
     let (local, lsn) = block_in_place(|| load(args, tier))?;
     let branch = v1::ResolveBranchRequest {
@@ -116,7 +149,7 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
     let (targets, unlike) = read_all(&branch, lsn, local).await?;
     let pages: usize = targets.iter().map(|target| target.pages.len()).sum();
     let chains = chain_lengths(tier).await?;
-    let pings = block_in_place(|| ping::round_trips(PINGS))?;
+    let pings = block_in_place(|| ping::apart(PINGS))?;
     let targets = Arc::new(targets);
     report.result(json!({
         "kind": "setup",
@@ -126,22 +159,41 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
         "raw_tcp_p99_us": pings.percentile(99.0),
         "chain_lengths_by_shard": chains,
     }));
-    for (clients, depth) in SHAPES {
-        eprintln!("{clients} clients, depth {depth}");
+    let pageservers = pageservers(tier)?;
+    for shape in SHAPES {
+        let Shape {
+            clients,
+            depth,
+            batch,
+        } = shape;
+        eprintln!("{clients} clients, depth {depth}, {batch} pages a request");
         let time = Duration::from_secs(args.seconds);
-        let (samples, wrong, took) = measure(&targets, clients, depth, time).await?;
+        let pinned = match clients * depth {
+            1 => Pinned::apart(&pageservers)?,
+            _ => None,
+        };
+        let (samples, wrong, took) = measure(&targets, shape, time).await?;
+        let pages = samples.len() * batch;
         report.result(json!({
             "clients": clients,
             "depth": depth,
-            "pages_per_s": (samples.len() as f64 / took.as_secs_f64()).round(),
+            "batch": batch,
+            "pinned_apart": pinned.is_some(),
+            "pages_per_s": (pages as f64 / took.as_secs_f64()).round(),
             "p50_us": samples.percentile(50.0),
             "p99_us": samples.percentile(99.0),
             "wrong": wrong,
-            "pages": samples.len(),
+            "pages": pages,
             "seconds": round(took.as_secs_f64()),
         }));
     }
     Ok(())
+}
+
+fn pageservers(tier: &PrivateTier) -> anyhow::Result<Vec<Pid>> {
+    let shards = 1..=tier.directory.layout.pageserver_ports.len();
+    let config = |number| tier.directory.config(&format!("pageserver-{number}"));
+    shards.map(|number| pinned::process_of(&config(number))).collect()
 }
 
 /// Makes a database with a history; returns its pages, and the LSN at which they are that.
@@ -155,7 +207,7 @@ fn load(args: &GetpageArgs, tier: &PrivateTier) -> anyhow::Result<(BTreeMap<Page
     };
     eprintln!("pgbench -i and a run");
     pgbench.initialize(args.scale)?;
-    pgbench.run(4, Duration::from_secs(args.work_seconds), None)?;
+    pgbench.run_transactions(4, args.transactions)?;
     client.batch_execute("create extension pageinspect")?;
     client.batch_execute("checkpoint")?;
     // Reading may write: it prunes pages of the catalogues on its way. The reading after which WAL ends where it ended
@@ -307,12 +359,11 @@ impl Stream {
 /// Latencies in microseconds, wrong answers, and how long it took.
 async fn measure(
     targets: &Arc<Vec<Target>>,
-    clients: usize,
-    depth: usize,
+    shape: Shape,
     time: Duration,
 ) -> anyhow::Result<(Samples, u64, Duration)> {
     let mut streams = Vec::new();
-    for client in 0..clients {
+    for client in 0..shape.clients {
         for (index, target) in targets.iter().enumerate() {
             if target.pages.is_empty() {
                 bail!("shard {} has no pages", target.shard);
@@ -326,7 +377,7 @@ async fn measure(
         let (targets, until) = (targets.clone(), began + time);
         running.spawn(async move {
             match targets.get(index) {
-                Some(target) => ask_randomly(target, client, stream, depth, until).await,
+                Some(target) => ask_randomly(target, client, stream, shape, until).await,
                 None => Ok((Samples::default(), 0)),
             }
         });
@@ -344,19 +395,17 @@ async fn ask_randomly(
     target: &Target,
     seed: u64,
     mut stream: Stream,
-    depth: usize,
+    shape: Shape,
     until: Instant,
 ) -> anyhow::Result<(Samples, u64)> {
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-    let mut under_way: BTreeMap<u64, (&Known, Instant)> = BTreeMap::new();
+    let mut under_way: BTreeMap<u64, (Vec<&Known>, Instant)> = BTreeMap::new();
     let (mut samples, mut wrong, mut next) = (Samples::default(), 0, 0);
     loop {
-        while under_way.len() < depth && Instant::now() < until {
-            let place = random.random_range(0..target.pages.len());
-            let Some(known) = target.pages.get(place) else {
-                continue;
-            };
-            let request = target.request(next, std::iter::once(known.key));
+        while under_way.len() < shape.depth && Instant::now() < until {
+            let places = (0..shape.batch).map(|_| random.random_range(0..target.pages.len()));
+            let known: Vec<&Known> = places.filter_map(|place| target.pages.get(place)).collect();
+            let request = target.request(next, known.iter().map(|known| known.key));
             under_way.insert(next, (known, Instant::now()));
             stream.ask(request).await?;
             next += 1;
@@ -368,8 +417,9 @@ async fn ask_randomly(
         let asked = under_way.remove(&answer.request_id);
         let (known, asked) = asked.context("an answer to no question")?;
         samples.push(asked.elapsed().as_secs_f64() * 1e6);
-        let right = matches!(answer.pages.as_slice(), [page] if page.status() == PageStatus::Ok && page.page == known.page);
-        wrong += u64::from(!right);
+        let right = answer.pages.iter().zip(&known);
+        let right = right.filter(|(page, known)| page.status() == PageStatus::Ok && page.page == known.page);
+        wrong += (known.len() - right.count()) as u64;
     }
 }
 

@@ -9,21 +9,28 @@ mod chains;
 mod cold_start;
 mod commit;
 mod compute;
+mod cpu;
+mod feeder;
 mod getpage;
 mod idle;
+mod images;
+mod ingest;
 mod links;
 mod machine;
 mod metrics;
 mod pgbench;
 mod ping;
+mod pinned;
 mod proxy;
 mod redo;
+mod replayed;
 mod spans;
 mod stats;
 mod stock;
 mod tier;
 mod tpcc;
 mod wal_volume;
+mod written_wal;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
@@ -46,8 +53,12 @@ pub enum BenchCommand {
     Commit(commit::CommitArgs),
     /// TPC-B while WAL goes over slow links, beside stock Postgres; `benches/links` runs it.
     Links(links::LinksArgs),
-    /// Single pages at random from a pageserver, each compared with what it must be.
+    /// Pages at random from a pageserver that keeps no built ones, each compared with what it must be.
     Getpage(getpage::GetpageArgs),
+    /// How fast pageserver shards take in WAL without page images, from the feed to layers in object storage.
+    Ingest(ingest::IngestArgs),
+    /// What images of pages cost and give: a sweep of when they are made, and a table that is updated all the time.
+    Images(images::ImagesArgs),
     /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
     WalVolume(wal_volume::WalVolumeArgs),
     /// Memory and open files of a safekeeper with many timelines on which nobody works.
@@ -65,6 +76,8 @@ impl BenchCommand {
             BenchCommand::Commit(args) => &args.tier,
             BenchCommand::Links(args) => &args.tier,
             BenchCommand::Getpage(args) => &args.tier,
+            BenchCommand::Images(args) => &args.tier,
+            BenchCommand::Ingest(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
             BenchCommand::IdleTimelines(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
@@ -133,6 +146,12 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::Links(args) => links::run(args, &mut tier, &Report::begin("links", as_json)).await,
             BenchCommand::Getpage(args) => {
                 getpage::run(args, &mut tier, &Report::begin("getpage", as_json)).await
+            }
+            BenchCommand::Images(args) => {
+                images::run(args, &mut tier, &Report::begin("images", as_json)).await
+            }
+            BenchCommand::Ingest(args) => {
+                ingest::run(args, &mut tier, &Report::begin("ingest", as_json)).await
             }
             BenchCommand::WalVolume(args) => {
                 wal_volume::run(args, &mut tier, &Report::begin("wal-volume", as_json)).await

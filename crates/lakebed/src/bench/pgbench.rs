@@ -79,12 +79,36 @@ impl Pgbench {
     /// # Errors
     /// It fails; what it said.
     pub fn run_with(&self, clients: u32, time: Duration, arguments: &[String]) -> anyhow::Result<Ran> {
+        let time = ["-T".to_owned(), time.as_secs().to_string()];
+        self.ran(clients, &[&time, arguments].concat())
+    }
+
+    /// Runs TPC-B: so many transactions in all, but for a remainder of the division by the clients.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn run_transactions(&self, clients: u32, transactions: u64) -> anyhow::Result<Ran> {
+        let each = (transactions / u64::from(clients.max(1))).max(1);
+        self.ran(clients, &["-t".to_owned(), each.to_string()])
+    }
+
+    /// As [`Pgbench::run_transactions`], of a script.
+    ///
+    /// # Errors
+    /// It fails; what it said.
+    pub fn run_script(&self, clients: u32, transactions: u64, script: &Path) -> anyhow::Result<Ran> {
+        let each = (transactions / u64::from(clients.max(1))).max(1);
+        let script = format!("--file={}", script.display());
+        self.ran(clients, &["-t".to_owned(), each.to_string(), script])
+    }
+
+    fn ran(&self, clients: u32, arguments: &[String]) -> anyhow::Result<Ran> {
         let logs = self.scratch.join("pgbench-logs");
         std::fs::create_dir_all(&logs)?;
         let mut command = self.command();
         command.args(["-n", "-M", "prepared", "-c", &clients.to_string(), "-j"]);
         command.arg(clients.min(2).to_string());
-        command.args(["-T", &time.as_secs().to_string(), "-l"]);
+        command.arg("-l");
         command.arg(format!("--log-prefix={}", logs.join("log").display()));
         command.args(arguments).arg("postgres");
         let text = output(command)?;

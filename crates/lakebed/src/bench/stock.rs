@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lakebed_compute::data_dir::Owner;
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,7 +29,8 @@ pub struct Stock {
     owner: Owner,
     postgres: Child,
     receivers: Vec<Child>,
-    _initial: Initial,
+    /// There until it is stopped in order.
+    initial: Option<Initial>,
 }
 
 impl Stock {
@@ -38,8 +39,16 @@ impl Stock {
     /// # Errors
     /// It does not start.
     pub fn start(tier: &PrivateTier, name: &str, settings: &[&str]) -> anyhow::Result<Stock> {
-        let home = tier.home().join(name);
-        let initial = Initial::make(&tier.pg_bin, home.clone(), tier.owner)?;
+        let initial = Initial::make(&tier.pg_bin, tier.home().join(name), tier.owner)?;
+        Stock::start_on(tier, initial, settings)
+    }
+
+    /// Starts it on a data directory that is there. Blocks.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_on(tier: &PrivateTier, initial: Initial, settings: &[&str]) -> anyhow::Result<Stock> {
+        let home = initial.home().to_owned();
         let port = free_port()?;
         let mut command = Command::new(tier.pg_bin.join("postgres"));
         command.arg("-D").arg(initial.data());
@@ -62,7 +71,7 @@ impl Stock {
             owner: tier.owner,
             postgres,
             receivers: Vec::new(),
-            _initial: initial,
+            initial: Some(initial),
         };
         let began = Instant::now();
         while stock.connect().is_err() {
@@ -72,6 +81,17 @@ impl Stock {
             std::thread::sleep(LOOK);
         }
         Ok(stock)
+    }
+
+    /// Stops it with a checkpoint; returns its data directory. Blocks.
+    ///
+    /// # Errors
+    /// It does not stop in order.
+    pub fn stop(mut self) -> anyhow::Result<Initial> {
+        kill_process(Pid::from_child(&self.postgres), Signal::INT)?;
+        let ended = self.postgres.wait()?;
+        ensure!(ended.success(), "stock Postgres ended with {ended}");
+        self.initial.take().context("it has no data directory")
     }
 
     /// A connection.
@@ -138,7 +158,9 @@ impl Drop for Stock {
             let _ = receiver.wait();
         }
         // Its children end with it; SIGKILL would leave them.
-        let _ = kill_process(Pid::from_child(&self.postgres), Signal::QUIT);
-        let _ = self.postgres.wait();
+        if let Ok(None) = self.postgres.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.postgres), Signal::QUIT);
+            let _ = self.postgres.wait();
+        }
     }
 }

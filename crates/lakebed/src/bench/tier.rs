@@ -1,6 +1,5 @@
 //! The private tier of a benchmark: the roles as child processes, everything in one directory that goes with it.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{fs, net};
@@ -16,7 +15,7 @@ use crate::cli::ProgramArgs;
 use crate::initdb;
 use crate::roles::compute::shim as default_shim;
 use crate::up::layout::UpDirectory;
-use crate::up::{Daemons, start_daemons, tenant};
+use crate::up::{Daemons, Told, start_daemons, tenant};
 
 /// How the private tier is made.
 #[derive(Clone, Debug, Args)]
@@ -58,8 +57,8 @@ pub struct PrivateTier {
     pub shim: PathBuf,
     /// Its directory and ports.
     pub directory: UpDirectory,
-    /// Where others are told to find a node, when that is not where it listens.
-    pub advertise: BTreeMap<String, String>,
+    /// What its roles are told besides.
+    pub told: Told,
     daemons: Daemons,
     // Last: removed when nothing uses it any more.
     home: Home,
@@ -90,7 +89,7 @@ impl PrivateTier {
             owner,
             shim: default_shim(None)?,
             directory,
-            advertise: BTreeMap::new(),
+            told: Told::default(),
             daemons: Daemons::default(),
             home,
         })
@@ -101,7 +100,7 @@ impl PrivateTier {
     /// # Errors
     /// A role does not start.
     pub async fn start(&self) -> anyhow::Result<()> {
-        start_daemons(&self.directory, &self.daemons, &self.advertise).await?;
+        start_daemons(&self.directory, &self.daemons, &self.told).await?;
         eprintln!("importing a fresh initdb");
         tenant::ensure(&self.directory, &self.pg_bin, self.owner).await
     }

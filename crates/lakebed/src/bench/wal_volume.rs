@@ -93,7 +93,7 @@ pub async fn run(args: &WalVolumeArgs, tier: &mut PrivateTier, report: &Report) 
     let last = ports.len();
     let proxy = Proxy::start(ports.last().copied().unwrap_or_default()).await?;
     let name = format!("safekeeper-{last}");
-    tier.advertise.insert(name, proxy.address.to_string());
+    tier.told.advertise.insert(name, proxy.address.to_string());
     tier.start().await?;
     let tier = &*tier;
     let settings = [

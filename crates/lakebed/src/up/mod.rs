@@ -16,7 +16,7 @@ use std::path::Path;
 use anyhow::Context;
 use lakebed_compute::data_dir::owner_of;
 use lakebed_proto::v1::supervisor_server::SupervisorServer;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,7 +62,7 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
     });
     let service = serve_supervisor(&layout, computes.clone()).await?;
     let started = async {
-        start_daemons(&directory, &daemons, &BTreeMap::new()).await?;
+        start_daemons(&directory, &daemons, &Told::default()).await?;
         let step = directory
             .fresh
             .then(|| Step::begin("making the first branch from initdb"));
@@ -164,15 +164,20 @@ impl Daemons {
     }
 }
 
-/// Starts the roles of a directory. A node that is named in `advertise` is found there by the others.
+/// What the roles are told besides where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Where others find a node, by its name, when that is not where it listens.
+    pub advertise: BTreeMap<String, String>,
+    /// Settings of every pageserver.
+    pub pageserver: Map<String, Value>,
+}
+
+/// Starts the roles of a directory.
 ///
 /// # Errors
 /// One of them does not come to serve.
-pub async fn start_daemons(
-    directory: &UpDirectory,
-    daemons: &Daemons,
-    advertise: &BTreeMap<String, String>,
-) -> anyhow::Result<()> {
+pub async fn start_daemons(directory: &UpDirectory, daemons: &Daemons, told: &Told) -> anyhow::Result<()> {
     let _step = Step::begin("starting controller, safekeepers and pageservers");
     let layout = &directory.layout;
     let mut admin = layout.admin_ports.iter().map(|port| local(*port));
@@ -180,7 +185,7 @@ pub async fn start_daemons(
     let node = |name: &str| {
         let mut node = json!({ "controllers": [layout.controller()] });
         // A null has no place in TOML.
-        if let Some(address) = advertise.get(name) {
+        if let Some(address) = told.advertise.get(name) {
             node["advertise"] = json!(address);
         }
         node
@@ -218,7 +223,7 @@ pub async fn start_daemons(
     let mut pageservers = Vec::new();
     for (number, port) in (1u64..).zip(&layout.pageserver_ports) {
         let name = format!("pageserver-{number}");
-        let config = json!({
+        let mut config = json!({
             "node": node(&name),
             "pageserver": {
                 "node_id": 100 + number,
@@ -228,6 +233,9 @@ pub async fn start_daemons(
                 "store": store,
             },
         });
+        for (name, value) in &told.pageserver {
+            config["pageserver"][name] = value.clone();
+        }
         pageservers.push(recipe(directory, "pageserver", &name, &config)?);
     }
     daemons.pageservers.start(pageservers).await

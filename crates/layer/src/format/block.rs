@@ -145,18 +145,11 @@ fn checksum(header: &[u8], stored: &[u8], (layer, offset): (LayerId, u64)) -> u3
 }
 
 /// Checks the block and decodes its bytes. The error says what is wrong.
-pub(super) fn decode(
-    kind: BlockKind,
-    place: (LayerId, u64),
-    mut block: Bytes,
-) -> Result<Bytes, &'static str> {
-    if block.len() < HEADER_BYTES {
-        return Err("it is cut");
-    }
-    let header = block.split_to(HEADER_BYTES);
+pub(super) fn decode(kind: BlockKind, place: (LayerId, u64), block: &[u8]) -> Result<Bytes, &'static str> {
+    let (header, block) = block.split_at_checked(HEADER_BYTES).ok_or("it is cut")?;
     let (mut fields, mut crc) = (&header[4..], &header[CHECKSUM_AT..]);
     let (stored, decoded) = (fields.get_u32_le() as usize, fields.get_u32_le() as usize);
-    if checksum(&header[..CHECKSUM_AT], &block, place) != crc.get_u32_le() {
+    if checksum(&header[..CHECKSUM_AT], block, place) != crc.get_u32_le() {
         return Err("its checksum is wrong");
     }
     if header[0] != kind as u8 {
@@ -169,15 +162,15 @@ pub(super) fn decode(
         return Err("its lengths cannot be");
     }
     let bytes = match header[1] {
-        0 => block,
+        0 => Bytes::copy_from_slice(block),
         1 => {
             let mut out = vec![0; decoded];
-            match lz4_flex::block::decompress_into(&block, &mut out) {
+            match lz4_flex::block::decompress_into(block, &mut out) {
                 Ok(length) if length == decoded => out.into(),
                 _ => return Err("it does not decompress"),
             }
         }
-        2 => match decompress_zstd(&block, decoded) {
+        2 => match decompress_zstd(block, decoded) {
             Ok(out) => out.into(),
             Err(_) => return Err("it does not decompress"),
         },

@@ -11,6 +11,8 @@ pub(super) const PIECE_HEADER_BYTES: usize = PageKey::ENCODED_BYTES + 8;
 /// Bytes before a value's body.
 pub(super) const VALUE_HEADER_BYTES: usize = 13;
 
+const CUT: &str = "a piece is cut";
+
 /// Some values of one page, next to each other in one block; oldest first, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -26,11 +28,13 @@ pub(super) fn open(key: &PageKey, out: &mut Vec<u8>) {
     out.put_bytes(0, 8);
 }
 
-pub(super) fn put(lsn: Lsn, value: &Value, out: &mut Vec<u8>) {
-    out.put_u64_le(lsn.0);
-    out.put_u8(value.kind as u8);
-    out.put_u32_le(value.body.len() as u32);
-    out.put_slice(&value.body);
+pub(super) fn put(lsn: Lsn, (kind, body): (ValueKind, &[u8]), out: &mut Vec<u8>) {
+    let mut header = [0; VALUE_HEADER_BYTES];
+    header[..8].copy_from_slice(&lsn.0.to_le_bytes());
+    header[8] = kind as u8;
+    header[9..].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    out.put_slice(&header);
+    out.put_slice(body);
 }
 
 /// Ends the piece that begins at `start` and has so many values.
@@ -52,13 +56,22 @@ impl Pieces {
         Pieces { block }
     }
 
-    /// The piece of one page. The error says what is wrong.
-    pub(super) fn find(mut self, wanted: &PageKey) -> Result<Piece, &'static str> {
+    /// The values of one page. The error says what is wrong.
+    pub(super) fn find(mut self, wanted: &PageKey) -> Result<Vec<(Lsn, Value)>, &'static str> {
         let wanted = wanted.encode();
-        while let Some(raw) = self.take()? {
-            if raw.key[..] == wanted {
-                return raw.decode();
+        // Other pages' pieces are passed over as plain bytes: a part of the block that is kept has a cost.
+        let (mut rest, mut passed) = (&self.block[..], 0);
+        while !rest.is_empty() {
+            let lengths = rest.get(PageKey::ENCODED_BYTES + 4..PIECE_HEADER_BYTES);
+            let length = lengths.and_then(|bytes| bytes.try_into().ok());
+            let length = u32::from_le_bytes(length.ok_or(CUT)?) as usize;
+            if rest.starts_with(&wanted) {
+                self.block = self.block.slice(passed..);
+                let piece = self.take()?.ok_or(CUT)?;
+                return piece.values();
             }
+            rest = rest.get(PIECE_HEADER_BYTES + length..).ok_or(CUT)?;
+            passed += PIECE_HEADER_BYTES + length;
         }
         Err("it does not have the page that the index says")
     }
@@ -73,12 +86,12 @@ impl Pieces {
             return Ok(None);
         }
         if self.block.len() < PIECE_HEADER_BYTES {
-            return Err("a piece is cut");
+            return Err(CUT);
         }
         let key = self.block.split_to(PageKey::ENCODED_BYTES);
         let (count, bytes) = (self.block.get_u32_le(), self.block.get_u32_le() as usize);
         if bytes > self.block.len() || count == 0 {
-            return Err("a piece is cut");
+            return Err(CUT);
         }
         Ok(Some(RawPiece {
             key,
@@ -95,8 +108,13 @@ struct RawPiece {
 }
 
 impl RawPiece {
-    fn decode(mut self) -> Result<Piece, &'static str> {
+    fn decode(self) -> Result<Piece, &'static str> {
         let key = PageKey::decode(&self.key).ok_or("a page's name does not decode")?;
+        let values = self.values()?;
+        Ok(Piece { key, values })
+    }
+
+    fn values(mut self) -> Result<Vec<(Lsn, Value)>, &'static str> {
         let possible = self.values.len() / VALUE_HEADER_BYTES;
         let mut values = Vec::with_capacity(possible.min(self.count as usize));
         let mut last = Lsn(0);
@@ -111,7 +129,7 @@ impl RawPiece {
         if values.len() != self.count as usize {
             return Err("it has another number of values than it says");
         }
-        Ok(Piece { key, values })
+        Ok(values)
     }
 }
 

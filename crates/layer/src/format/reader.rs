@@ -21,6 +21,14 @@ pub trait ReadAt {
     /// # Errors
     /// What the operating system said; `UnexpectedEof` when there are fewer bytes.
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes>;
+
+    /// Has `look` see these bytes, which saves an allocation where they are not in memory.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    fn with_bytes<T>(&self, offset: u64, length: usize, look: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+        self.read_at(offset, length).map(|bytes| look(&bytes))
+    }
 }
 
 impl ReadAt for Bytes {
@@ -87,7 +95,7 @@ impl<R: ReadAt> LayerReader<R> {
         let footer = footer.map_err(|what| damaged(end, "footer", what))?;
         let part = |kind: BlockKind, place: BlockPlace| {
             let bytes = read(place.offset, place.length as usize)?;
-            let decoded = block::decode(kind, (id, place.offset), bytes);
+            let decoded = block::decode(kind, (id, place.offset), &bytes);
             decoded.map_err(|what| ReadError::from(damaged(place.offset, kind.name(), what)))
         };
         let top = part(BlockKind::Top, footer.top)?;
@@ -154,9 +162,9 @@ impl<R: ReadAt> LayerReader<R> {
                     return Ok(());
                 }
                 count.found += u32::from(!std::mem::replace(&mut found, true));
-                let piece = self.data(entry.place, asked, count)?.find(key);
-                let piece = piece.map_err(|what| self.damage(BlockKind::Data, entry.place, asked, what))?;
-                chain.offer(&piece.values);
+                let values = self.data(entry.place, asked, count)?.find(key);
+                let values = values.map_err(|what| self.damage(BlockKind::Data, entry.place, asked, what))?;
+                chain.offer(values);
                 at -= 1;
             }
             leaf -= 1;
@@ -235,9 +243,12 @@ impl<R: ReadAt> LayerReader<R> {
             return Err(damaged("it lies beyond the end of the file").into());
         }
         count.bytes += u64::from(place.length);
-        let bytes = self.source.read_at(place.offset, place.length as usize);
-        let bytes = bytes.map_err(|source| ReadError::Io { layer, source })?;
-        Ok(block::decode(kind, (layer, place.offset), bytes).map_err(damaged)?)
+        let decode = |bytes: &[u8]| block::decode(kind, (layer, place.offset), bytes);
+        let decoded = self
+            .source
+            .with_bytes(place.offset, place.length as usize, decode);
+        let decoded = decoded.map_err(|source| ReadError::Io { layer, source })?;
+        Ok(decoded.map_err(damaged)?)
     }
 
     /// The sections, in the order in which they were given.

@@ -253,7 +253,7 @@ fn a_cut_or_exchanged_file_is_refused() {
     let index = block::decode(
         block::BlockKind::Index,
         (ID, top.place.offset + 1),
-        good.slice(top.place.offset as usize..top.place.end() as usize),
+        &good[top.place.offset as usize..top.place.end() as usize],
     );
     assert_eq!(index.unwrap_err(), "its checksum is wrong");
 }

@@ -10,7 +10,7 @@ use super::filter;
 use super::footer::{Footer, encode_header};
 use super::index::{ENTRY_BYTES, Entry};
 use super::piece::{self, VALUE_HEADER_BYTES};
-use crate::{LayerDesc, LayerId, LayerKind, Value};
+use crate::{LayerDesc, LayerId, LayerKind, Value, ValueKind};
 
 /// A data block that has so many bytes ends where the next page or the next value that stands alone begins: a page's
 /// image with its deltas is a block of its own, small chains share one.
@@ -133,6 +133,14 @@ impl<W: Write> LayerWriter<W> {
     /// # Errors
     /// See [`WriteError`].
     pub fn value(&mut self, key: &PageKey, lsn: Lsn, value: &Value) -> Result<(), WriteError> {
+        self.body(key, lsn, value.kind, &value.body)
+    }
+
+    /// As [`LayerWriter::value`], of plain bytes.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn body(&mut self, key: &PageKey, lsn: Lsn, kind: ValueKind, body: &[u8]) -> Result<(), WriteError> {
         if self.newest.is_some_and(|newest| newest > (*key, lsn)) {
             return Err(WriteError::Order {
                 layer: self.id,
@@ -140,16 +148,16 @@ impl<W: Write> LayerWriter<W> {
                 lsn,
             });
         }
-        if value.body.len() > MAX_VALUE_BYTES {
+        if body.len() > MAX_VALUE_BYTES {
             return Err(WriteError::TooLong {
                 layer: self.id,
                 key: *key,
                 lsn,
-                bytes: value.body.len(),
+                bytes: body.len(),
             });
         }
         let new_page = self.newest.is_none_or(|(newest, _)| newest != *key);
-        let stands_alone = value.kind.stands_alone();
+        let stands_alone = kind.stands_alone();
         let full = self.data.len() >= BLOCK_BYTES && (new_page || stands_alone);
         if full || self.data.len() >= LONG_BLOCK_BYTES {
             self.end_block()?;
@@ -163,8 +171,8 @@ impl<W: Write> LayerWriter<W> {
         }
         self.newest = Some((*key, lsn));
         self.values += 1;
-        self.raw_bytes += (VALUE_HEADER_BYTES + value.body.len()) as u64;
-        piece::put(lsn, value, &mut self.data);
+        self.raw_bytes += (VALUE_HEADER_BYTES + body.len()) as u64;
+        piece::put(lsn, (kind, body), &mut self.data);
         if let Some(open) = self.pieces.last_mut() {
             open.values += 1;
         }

@@ -227,9 +227,18 @@ impl Engine {
             .is_some_and(|since| since.is_due(&IMAGES))
     }
 
-    /// Adds an image that was made of a read at `lsn`.
+    /// Values that are not in the memory table are at or below.
+    pub fn table_begin(&self) -> Lsn {
+        self.frozen.as_ref().map_or(self.flushed, |(_, last)| *last)
+    }
+
+    /// Adds an image that was made of a read at `lsn`, unless values may have come between it and the memory table.
     pub fn insert_image(&mut self, key: &PageKey, lsn: Lsn, page: u64) -> Result<bool, Violation> {
-        self.table.insert_image(key, lsn, &image(page)).map_err(text)
+        if lsn < self.table_begin() {
+            return Ok(false);
+        }
+        self.table.insert_image(key, lsn, &image(page)).map_err(text)?;
+        Ok(true)
     }
 
     /// Values of the page that this timeline has.
@@ -271,7 +280,8 @@ impl Engine {
     /// Freezes what is in memory and begins to make a level-0 layer of it, with a section.
     pub fn flush(&mut self) -> Result<(), Violation> {
         if self.frozen.is_none() {
-            if self.table.is_empty() {
+            // There may be images, but no record.
+            if self.table.is_empty() || self.last_record == self.flushed {
                 return Ok(());
             }
             let table = std::mem::replace(&mut self.table, Memtable::new(8 << 20));
@@ -282,14 +292,17 @@ impl Engine {
         };
         let mut writer = self.writer(LayerKind::Level0, Codec::Lz4)?;
         let mut left_out = self.sabotage == Some(Sabotage::DroppedDelta) && last.0 % 3 == 0;
-        for key in table.sorted_pages() {
-            for (lsn, value) in table.values(&key) {
+        table.for_each_page(|key, values| {
+            for value in values {
                 if value.kind == ValueKind::Delta && std::mem::take(&mut left_out) {
                     continue;
                 }
-                writer.value(&key, lsn, value).map_err(text)?;
+                writer
+                    .body(key, value.lsn, value.kind, value.body)
+                    .map_err(text)?;
             }
-        }
+            Ok::<_, Violation>(())
+        })?;
         self.frozen = Some((table, last));
         let desc = self.finish(writer, (self.flushed, last), &[])?;
         if self.sabotage == Some(Sabotage::WrongFilter) {

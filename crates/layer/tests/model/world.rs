@@ -225,7 +225,8 @@ impl World {
     fn image(&mut self, at: usize) -> Result<(), Violation> {
         for number in 0..PAGES {
             let key = key(number);
-            if !self.timelines[at].engine.wants_image(&key) {
+            // Reads want images too, of pages that may have nothing in memory.
+            if !self.timelines[at].engine.wants_image(&key) && !self.rng.random_bool(0.05) {
                 continue;
             }
             // Values may have come since the worker read the page.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lakebed_layer::format::{Codec, LayerWriter};
-use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, Value, ValueKind};
+use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, ValueKind};
+use lakebed_redo::PageBytes;
 use lakebed_types::{Lsn, PageKey};
 
 use super::commit::blocking;
 use super::read::Cost;
-use super::{Changes, Layers, Timeline, TimelineError, empty_table, take_values};
+use super::{Changes, Layers, Timeline, TimelineError, empty_table};
 use crate::catalogue::{self, Entry};
 use crate::layer_store::{LayerSink, LayerStoreError};
 
@@ -36,7 +37,7 @@ impl Timeline {
     pub async fn flush(self: &Arc<Self>) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
         let first = self.disk_consistent();
-        let (frozen, entries) = self.freeze()?;
+        let (frozen, entries) = self.freeze(commits.stored)?;
         let last = frozen.last;
         if commits.stored && frozen.table.is_empty() && entries.is_empty() && last == first {
             self.write(|state| state.frozen = None);
@@ -62,7 +63,7 @@ impl Timeline {
     }
 
     /// What there is to flush: what the last attempt did not store, or what is in memory now.
-    fn freeze(&self) -> Result<(Frozen, Vec<(Lsn, Entry)>), TimelineError> {
+    fn freeze(&self, stored: bool) -> Result<(Frozen, Vec<(Lsn, Entry)>), TimelineError> {
         self.write(|state| {
             if state.broken {
                 let reason = state.stopped.clone().unwrap_or_default();
@@ -70,12 +71,19 @@ impl Timeline {
             }
             let frozen = match state.frozen.take() {
                 Some(frozen) => frozen,
+                // No record came: what may be in memory are images, and a layer of nothing else has no LSNs of its own.
+                None if stored && self.last_record() == self.disk_consistent() => Frozen {
+                    table: Arc::new(empty_table()),
+                    entries: state.pending.len(),
+                    last: self.last_record(),
+                },
                 None => Frozen {
                     table: Arc::new(std::mem::replace(&mut state.active, empty_table())),
                     entries: state.pending.len(),
                     last: self.last_record(),
                 },
             };
+            state.begin = frozen.last;
             state.frozen = Some(frozen.clone());
             let entries = state.pending.get(..frozen.entries).unwrap_or_default().to_vec();
             Ok((frozen, entries))
@@ -90,7 +98,7 @@ impl Timeline {
     pub async fn store_portion(self: &Arc<Self>, portion: Changes) -> Result<(), TimelineError> {
         let _one = self.commits.lock().await;
         let mut table = empty_table();
-        let taken = take_values(&mut table, portion.values);
+        let taken = portion.store(&mut table);
         taken.map_err(|error| TimelineError::Internal(error.to_string()))?;
         let (timeline, start, entries) = (self.clone(), self.identity.start, portion.entries);
         let write = move || timeline.write_layers(&table, &entries, (start, start));
@@ -116,16 +124,16 @@ impl Timeline {
         let mut new = Vec::new();
         if !table.is_empty() {
             new.push(self.write_layer(LayerKind::Level0, lsns, &[], |writer| {
-                for key in table.sorted_pages() {
-                    let values = table.values(&key);
-                    for (lsn, value) in &values {
-                        writer.value(&key, *lsn, value)?;
+                table.for_each_page(|key, values| {
+                    for value in values {
+                        writer.body(key, value.lsn, value.kind, value.body)?;
                     }
-                    if let Some((lsn, image)) = self.image_for(table, &key, &values)? {
-                        writer.value(&key, lsn, &image)?;
+                    let newest = values.last().map_or(Lsn(0), |value| value.lsn);
+                    if let Some(image) = self.image_for(table, key, newest)? {
+                        writer.body(key, newest, ValueKind::Image, &image[..])?;
                     }
-                }
-                Ok(())
+                    Ok(())
+                })
             })?);
         }
         if !entries.is_empty() {
@@ -156,17 +164,12 @@ impl Timeline {
         self: &Arc<Self>,
         table: &Memtable,
         key: &PageKey,
-        values: &[(Lsn, &Value)],
-    ) -> Result<Option<(Lsn, Value)>, TimelineError> {
+        newest: Lsn,
+    ) -> Result<Option<Box<PageBytes>>, TimelineError> {
         let since = table.since_image(key).unwrap_or_default();
-        let (Some((lsn, _)), true) = (values.last(), since.is_due(&self.thresholds.images)) else {
+        if !since.is_due(&self.thresholds.images) {
             return Ok(None);
-        };
-        let page = self.page_of_life(key, *lsn, &mut Cost::default())?;
-        let image = Value {
-            kind: ValueKind::Image,
-            body: Bytes::from(page as Box<[u8]>),
-        };
-        Ok(Some((*lsn, image)))
+        }
+        self.page_of_life(key, newest, &mut Cost::default()).map(Some)
     }
 }

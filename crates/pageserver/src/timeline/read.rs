@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, MakeImage, ReadPoints, Value, read_watched};
+use lakebed_layer::{Chain, MakeImage, ReadPoints, SinceImage, Value, read_watched};
 use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
@@ -21,6 +21,8 @@ pub struct Cost {
     pub values: usize,
     /// Layers and blocks.
     pub layers: ReadCount,
+    /// Of those, what was replayed on top of an image, or of zeros.
+    pub since: SinceImage,
     /// Time of the replay.
     pub redo: Duration,
 }
@@ -196,7 +198,7 @@ impl Timeline {
         }
     }
 
-    fn page_of_chain(
+    pub(super) fn page_of_chain(
         &self,
         key: &PageKey,
         life: Life,
@@ -223,6 +225,7 @@ impl Timeline {
         let cluster = &self.identity.cluster;
         let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
         cost.values += chain.len();
+        cost.since = chain.since_image();
         cost.redo += begin.elapsed();
         replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
     }
@@ -270,7 +273,7 @@ impl MakeImage for Redo<'_> {
             return Ok(None);
         }
         let mut chain = Chain::new(life.floor, lsn);
-        chain.offer(values);
+        chain.offer(values.iter().cloned());
         if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
             chain.limit(*branch);
             parent.collect(key, &mut chain, &mut cost.layers, &mut ())?;
