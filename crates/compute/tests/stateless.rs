@@ -86,6 +86,8 @@ async fn tier() -> Tier {
             index_cache_bytes: 16 << 20,
             rewind_s: 3600,
             page_cache_bytes: 16 << 20,
+            disk_budget_bytes: None,
+            disk_reserve_bytes: 0,
         };
         let server = Pageserver::start(
             config,

@@ -6,6 +6,7 @@
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
 //! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers.
+//! * [`layer_handle`]: a layer, wherever it is; [`layer_disk`]: what of them is on local disk.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
@@ -21,6 +22,8 @@ mod feed;
 pub mod hot;
 pub mod import;
 pub mod ingest;
+pub mod layer_disk;
+pub mod layer_handle;
 pub mod layer_store;
 pub mod manifest;
 pub mod metrics;

@@ -65,6 +65,7 @@ impl Expected {
 fn storage(directory: &Path, store: &BlobStore) -> Storage {
     Storage {
         directory: directory.to_owned(),
+        disk: Default::default(),
         store: store.clone(),
         thresholds: Thresholds {
             images: ImagePolicy {

@@ -58,6 +58,8 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         index_cache_bytes: 1 << 20,
         rewind_s: 3600,
         page_cache_bytes: 1 << 20,
+        disk_budget_bytes: None,
+        disk_reserve_bytes: 0,
     };
     let store = BlobStore::open(&config.store).unwrap();
     let metrics = Metrics::register(&mut Registry::default());

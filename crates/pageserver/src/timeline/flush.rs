@@ -11,6 +11,7 @@ use super::commit::blocking;
 use super::read::Cost;
 use super::{Changes, Layers, Timeline, TimelineError, empty_table, take_values};
 use crate::catalogue::{self, Entry};
+use crate::layer_handle::LayerHandle;
 use crate::layer_store::{LayerSink, LayerStoreError};
 
 /// What one flush stores. After a failure the next flush stores the same again.
@@ -99,8 +100,8 @@ impl Timeline {
         let (map, _) = layers.map.apply(&Edit::Flush(new.clone()))?;
         let mut open = layers.open.clone();
         for desc in &new {
-            self.files.upload(desc.id).await?;
-            open.insert(desc.id, self.files.open(desc)?);
+            self.files.upload(desc).await?;
+            open.insert(desc.id, LayerHandle::of_new(desc, &self.files)?);
         }
         self.write(|state| state.layers = Arc::new(Layers { map, open }));
         Ok(())
@@ -162,7 +163,7 @@ impl Timeline {
         let (Some((lsn, _)), true) = (values.last(), since.is_due(&self.thresholds.images)) else {
             return Ok(None);
         };
-        let page = self.page_of_life(key, *lsn, &mut Cost::default())?;
+        let page = self.obtaining_here(|| self.page_of_life(key, *lsn, &mut Cost::default()))?;
         let image = Value {
             kind: ValueKind::Image,
             body: Bytes::from(page as Box<[u8]>),
