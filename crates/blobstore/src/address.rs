@@ -15,11 +15,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::prefix::PrefixStore;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
@@ -32,8 +33,29 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// What an address leads to.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn ObjectStore>,
+    /// Writes objects in parts that may be repeated one by one; a directory cannot.
+    pub(crate) multipart: Option<Arc<dyn MultipartStore>>,
     /// Whether objects can carry the id of the attempt that wrote them.
     pub(crate) keeps_attributes: bool,
+}
+
+impl Opened {
+    /// A store of objects with metadata, of which only what is below `prefix` is seen.
+    fn below<T: ObjectStore + MultipartStore>(store: T, prefix: &str) -> Opened {
+        match prefix {
+            "" => Opened::of(store),
+            _ => Opened::of(PrefixStore::new(store, prefix)),
+        }
+    }
+
+    fn of<T: ObjectStore + MultipartStore>(store: T) -> Opened {
+        let store = Arc::new(store);
+        Opened {
+            store: store.clone(),
+            multipart: Some(store),
+            keeps_attributes: true,
+        }
+    }
 }
 
 /// Opens the store at an address.
@@ -47,10 +69,7 @@ pub(crate) fn open(
         reason,
     };
     if address == "memory:" {
-        return Ok(Opened {
-            store: Arc::new(InMemory::new()),
-            keeps_attributes: true,
-        });
+        return Ok(Opened::of(InMemory::new()));
     }
     let url = Url::parse(address).map_err(|error| failed(error.to_string()))?;
     if url.scheme() == "file" {
@@ -63,24 +82,20 @@ pub(crate) fn open(
     if matches!(url.scheme(), "s3" | "gs" | "az") && bucket.is_empty() {
         return Err(failed("the name of the bucket is missing".to_owned()));
     }
-    let store: Result<Arc<dyn ObjectStore>, String> = match url.scheme() {
-        "s3" => s3(&url, bucket, limits, environment),
-        "gs" => no_parameters(&url).and_then(|()| built(gcs(bucket, limits).build())),
-        "az" => no_parameters(&url).and_then(|()| built(azure(bucket, limits).build())),
+    let prefix = url.path().trim_matches('/');
+    let opened = match url.scheme() {
+        "s3" => s3(&url, bucket, limits, environment).map(|store| Opened::below(store, prefix)),
+        "gs" => no_parameters(&url)
+            .and_then(|()| text(gcs(bucket, limits).build()))
+            .map(|store| Opened::below(store, prefix)),
+        "az" => no_parameters(&url)
+            .and_then(|()| text(azure(bucket, limits).build()))
+            .map(|store| Opened::below(store, prefix)),
         other => Err(format!(
             "{other}: is not known: use file:///directory, s3://, gs:// or az://"
         )),
     };
-    let store = store.map_err(failed)?;
-    let prefix = url.path().trim_matches('/');
-    let store: Arc<dyn ObjectStore> = match prefix {
-        "" => store,
-        _ => Arc::new(PrefixStore::new(store, prefix)),
-    };
-    Ok(Opened {
-        store,
-        keeps_attributes: true,
-    })
+    opened.map_err(failed)
 }
 
 fn directory(url: &Url) -> Result<Opened, String> {
@@ -92,6 +107,7 @@ fn directory(url: &Url) -> Result<Opened, String> {
     let store = LocalFileSystem::new_with_prefix(&directory).map_err(|error| error.to_string())?;
     Ok(Opened {
         store: Arc::new(store.with_fsync(true)),
+        multipart: None,
         keeps_attributes: false,
     })
 }
@@ -108,7 +124,7 @@ fn s3(
     bucket: &str,
     limits: &Limits,
     environment: &[(String, String)],
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<AmazonS3, String> {
     let mut builder = AmazonS3Builder::new();
     for (key, value) in environment {
         let key = key.to_ascii_lowercase();
@@ -136,7 +152,7 @@ fn s3(
             }
         };
     }
-    built(builder.build())
+    text(builder.build())
 }
 
 fn gcs(bucket: &str, limits: &Limits) -> GoogleCloudStorageBuilder {
@@ -153,11 +169,8 @@ fn azure(container: &str, limits: &Limits) -> MicrosoftAzureBuilder {
         .with_client_options(client(limits))
 }
 
-fn built<T: ObjectStore>(built: Result<T, object_store::Error>) -> Result<Arc<dyn ObjectStore>, String> {
-    match built {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(error) => Err(error.to_string()),
-    }
+fn text<T>(built: Result<T, object_store::Error>) -> Result<T, String> {
+    built.map_err(|error| error.to_string())
 }
 
 /// Attempts are repeated one level up, where it is known what an answer that never came may mean.

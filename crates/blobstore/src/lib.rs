@@ -4,7 +4,8 @@
 //! - [`BlobStore::put`] writes an object whose name is its writer's alone,
 //! - [`BlobStore::put_if_absent`] decides between writers: the first one wins, and a repeated attempt of the same
 //!   writer counts as the same attempt, because the answer to the first may have been lost,
-//! - reads, of ranges too, listing and deletion.
+//! - reads, of ranges too, listing and deletion,
+//! - [`BlobStore::put_large`] and [`BlobStore::parts`] do the same with objects that are not to be in memory whole.
 //!
 //! Every call has a deadline, a bounded number of attempts and a bounded number of others beside it ([`Limits`]).
 //! Retries are made here and not in the client library: it takes a timed-out write for failed, but it is *unknown*.
@@ -13,6 +14,7 @@
 pub mod address;
 mod attempts;
 mod metrics;
+mod parts;
 pub mod paths;
 mod put;
 
@@ -27,6 +29,7 @@ use futures::{StreamExt, TryStreamExt};
 pub use metrics::Metrics;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutOptions};
+pub use parts::PART_BYTES;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -55,6 +58,22 @@ pub enum BlobError {
         /// What the store said.
         source: object_store::Error,
     },
+    /// What was to be written could not be read.
+    #[error("{path} was not written, for its content could not be read: {source}")]
+    Content {
+        /// Object.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The object ends before it should.
+    #[error("object {path} is damaged: it ends before byte {end}")]
+    Short {
+        /// Object.
+        path: String,
+        /// What was asked for ends here.
+        end: u64,
+    },
     /// The configured address is not one.
     #[error("`{address}` is no object store: {reason}")]
     Address {
@@ -80,6 +99,7 @@ pub struct Listed {
 #[derive(Clone, Debug)]
 pub struct BlobStore {
     store: Arc<dyn ObjectStore>,
+    multipart: parts::Multipart,
     keeps_attributes: bool,
     limits: Limits,
     turns: Arc<Semaphore>,
@@ -128,6 +148,7 @@ impl BlobStore {
         let opened = address::open(address, &limits, &environment)?;
         Ok(BlobStore {
             store: opened.store,
+            multipart: parts::Multipart(opened.multipart),
             keeps_attributes: opened.keeps_attributes,
             limits,
             turns: Arc::new(Semaphore::new(limits.concurrency)),

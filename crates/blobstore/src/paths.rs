@@ -3,12 +3,22 @@
 //! ```text
 //! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/layers/<generation>-<number>
 //! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/manifests/<generation>-<sequence>
+//! tenants/<tenant>/shards/<index>-<count>/timelines/<timeline>/recent       advice: which layers were read lately
+//! tenants/<tenant>/wal/<timeline>/…                                         what safekeepers upload
+//! safekeepers/<id>/incarnation                                              numbers of their data directories
 //! ```
 //!
 //! Numbers of manifests are 16 hex digits, so that names sort by them. A layer's name carries its writer's generation: a stale owner
 //! never overwrites what a newer one wrote. The highest manifest (by generation, then sequence) is the current one.
 
 use lakebed_types::{Generation, ShardIdentity, TenantId, TimelineId};
+
+/// Of layers, inside a timeline's directory.
+pub const LAYERS: &str = "layers";
+/// Of manifests.
+pub const MANIFESTS: &str = "manifests";
+/// The object with the names of layers that were read lately.
+pub const RECENT: &str = "recent";
 
 /// Directory of one shard's timeline.
 pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> String {

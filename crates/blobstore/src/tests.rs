@@ -27,12 +27,45 @@ async fn keeps_its_word(store: BlobStore) {
     assert!(matches!(store.get("a/b/1").await, Err(BlobError::NotFound(_))));
     assert_eq!(store.list("a").await.unwrap(), [""; 0]);
     store.delete_all(Vec::new()).await.unwrap();
+    for bytes in [5, parts::PART_BYTES, 2 * parts::PART_BYTES + 12_345] {
+        large(&store, "l/1", bytes).await;
+    }
+    let failed = store.put_large("l/2", parts::PART_BYTES + 1, |range| match range.start {
+        0 => Ok(Bytes::from(vec![0; (range.end - range.start) as usize])),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    });
+    let failed = failed.await;
+    assert!(matches!(failed, Err(BlobError::Content { .. })), "{failed:?}");
+    // What was given up is not there, and leaves nothing.
+    assert_eq!(store.list("l").await.unwrap(), ["l/1"]);
+}
+
+/// Writes and reads an object in parts.
+async fn large(store: &BlobStore, path: &str, bytes: u64) {
+    let byte = |at: u64| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+    let content = move |range: Range<u64>| Ok(range.map(byte).collect::<Vec<_>>().into());
+    store.put_large(path, bytes, content).await.unwrap();
+    assert_eq!(store.size(path).await.unwrap(), Some(bytes));
+    let read: Vec<Bytes> = store.parts(path, bytes).try_collect().await.unwrap();
+    assert!(read.iter().all(|part| part.len() as u64 <= parts::PART_BYTES));
+    let read = read.concat();
+    assert!(
+        (0..)
+            .map(byte)
+            .zip(&read)
+            .all(|(expected, found)| expected == *found)
+    );
+    assert_eq!(read.len() as u64, bytes);
+    let too_long: Result<Vec<Bytes>, _> = store.parts(path, bytes + 1).try_collect().await;
+    assert!(too_long.is_err(), "{too_long:?}");
 }
 
 #[tokio::test]
 async fn a_directory_and_memory_do_what_a_store_must() {
     let dir = tempfile::tempdir().unwrap();
     keeps_its_word(BlobStore::open(&format!("file://{}", dir.path().display())).unwrap()).await;
+    let left = std::fs::read_dir(dir.path().join("l")).unwrap();
+    assert_eq!(left.count(), 1, "nothing lies beside the object");
     keeps_its_word(BlobStore::open("memory:").unwrap()).await;
 }
 

@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lakebed_blobstore::{BlobError, BlobStore, Limits};
+use futures::TryStreamExt;
+use lakebed_blobstore::{BlobError, BlobStore, Limits, PART_BYTES};
 use lakebed_s3test::{CREDENTIALS, Fault, FaultyProxy, S3Server};
 
 /// One server for all tests of this process; each has a prefix of its own.
@@ -206,4 +207,74 @@ async fn a_store_that_is_down_is_said_to_be_and_is_not_flooded() {
     }
     // One attempt each, and what the budget has for retries: 40.
     assert_eq!(proxy.seen().len() - before, 60 + 40);
+}
+
+/// An object in parts, of which some are lost, and of which the last answer is lost.
+#[tokio::test]
+async fn a_large_object_survives_lost_parts_and_answers() {
+    let proxy = FaultyProxy::start(&server().address);
+    let store = open(&proxy.address, "large", LIMITS);
+    let bytes = 2 * PART_BYTES + 1000;
+    let content = |range: std::ops::Range<u64>| {
+        Ok(range
+            .map(|at| (at % 251) as u8 ^ (at >> 20) as u8)
+            .collect::<Vec<_>>()
+            .into())
+    };
+    let (mut parts, mut completed) = (0, 0);
+    proxy.set(move |seen| {
+        let (part, complete) = (
+            seen.target.contains("partNumber="),
+            seen.method == "POST" && seen.target.contains("uploadId="),
+        );
+        parts += u32::from(part);
+        completed += u32::from(complete);
+        match (part, complete) {
+            (true, _) if parts == 1 => Fault::Lost,
+            (true, _) if parts == 2 => Fault::AnswerLost,
+            (_, true) if completed == 1 => Fault::Lost,
+            (_, true) => Fault::AnswerLost,
+            _ => Fault::None,
+        }
+    });
+    store.put_large("p/1", bytes, content).await.unwrap();
+    let completes = proxy.seen().into_iter();
+    let completes = completes.filter(|(seen, _)| seen.method == "POST" && seen.target.contains("uploadId="));
+    assert_eq!(completes.count(), 2, "one was lost, one took effect");
+    let mut gets = 0;
+    proxy.set(move |seen| {
+        gets += u32::from(seen.method == "GET");
+        match gets {
+            1 => Fault::Unavailable,
+            2 => Fault::AnswerLost,
+            _ => Fault::None,
+        }
+    });
+    let read: Vec<Bytes> = store.parts("p/1", bytes).try_collect().await.unwrap();
+    assert_eq!(read.concat(), content(0..bytes).unwrap());
+    assert_eq!(store.list("p").await.unwrap(), ["p/1"]);
+}
+
+/// What cannot be written is given up whole: no object, and no parts that somebody pays for.
+#[tokio::test]
+async fn a_large_object_that_fails_leaves_nothing() {
+    let proxy = FaultyProxy::start(&server().address);
+    let limits = Limits {
+        attempts: 2,
+        ..LIMITS
+    };
+    let store = open(&proxy.address, "large-failed", limits);
+    proxy.set(|seen| match seen.target.contains("partNumber=2") {
+        true => Fault::Unavailable,
+        false => Fault::None,
+    });
+    let content = |range: std::ops::Range<u64>| Ok(vec![1; (range.end - range.start) as usize].into());
+    let failed = store.put_large("p/1", 3 * PART_BYTES, content).await;
+    assert!(matches!(failed, Err(BlobError::Store { .. })), "{failed:?}");
+    assert_eq!(store.list("p").await.unwrap(), [""; 0]);
+    let last = proxy.seen().pop().unwrap().0;
+    assert!(
+        proxy.seen().iter().any(|(seen, _)| seen.method == "DELETE"),
+        "it was aborted: {last:?}"
+    );
 }

@@ -87,6 +87,8 @@ async fn tier() -> Tier {
             rewind_s: 3600,
             lease_s: 900,
             page_cache_bytes: 16 << 20,
+            disk_budget_bytes: None,
+            disk_reserve_bytes: 0,
         };
         let server = Pageserver::start(
             config,

@@ -15,6 +15,8 @@ use lakebed_wal::page::WalFormat;
 
 use crate::import::CONTROL_FILE;
 use crate::ingest::ORIGINS;
+use crate::layer_handle::Miss;
+use crate::timeline::obtain::MayMiss;
 use crate::timeline::{OWN_FILES, Timeline, TimelineError};
 use lakebed_types::data_directory::SLRU_SEGMENT_PAGES;
 
@@ -72,6 +74,15 @@ pub enum BasebackupError {
     /// The catalogue has no control file.
     #[error("the timeline has no control file at {0}")]
     NoControlFile(Lsn),
+}
+
+impl MayMiss for BasebackupError {
+    fn miss(&self) -> Option<&Miss> {
+        match self {
+            BasebackupError::Timeline(error) => error.miss(),
+            _ => None,
+        }
+    }
 }
 
 /// One entry of a basebackup.

@@ -40,9 +40,20 @@ pub struct PageserverConfig {
     /// for which nothing is given up after a start. The same on every pageserver of a tenant.
     #[serde(default = "default_lease_s")]
     pub lease_s: u64,
+    /// Bytes of layers that are kept on local disk; layers that were read longest ago go when there are more. Without it
+    /// `disk_reserve_bytes` alone is the bound. It counts layers that object storage has: what is just written comes on top.
+    #[serde(default)]
+    pub disk_budget_bytes: Option<u64>,
+    /// Bytes that layers leave free on the file system of `data_dir`.
+    #[serde(default = "default_disk_reserve_bytes")]
+    pub disk_reserve_bytes: u64,
     /// Bytes of built pages that are kept in memory, of all timelines together; 0 keeps none.
     #[serde(default = "default_page_cache_bytes")]
     pub page_cache_bytes: usize,
+}
+
+fn default_disk_reserve_bytes() -> u64 {
+    1 << 30
 }
 
 fn default_page_cache_bytes() -> usize {

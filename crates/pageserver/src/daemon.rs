@@ -57,8 +57,11 @@ impl Pageserver {
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("listening on {}", config.listen))?;
         let metrics = Metrics::register(registry);
+        store.metrics().register(registry);
         let node = Node::new(config, managers, store, metrics, shutdown.clone());
         node.make_images();
+        node.keep_disk_within_bounds();
+        node.disk.metrics.register(registry);
         node.resume().await;
         Ok(Pageserver {
             node,
@@ -138,7 +141,7 @@ fn open_directory(config: &PageserverConfig) -> anyhow::Result<File> {
     Ok(lock)
 }
 
-/// What `/v1/layers` tells: the layers of every timeline, as its manifest has them.
+/// What `/v1/layers` tells: the layers of every timeline, as its manifest has them, and which of them are on local disk.
 pub fn layers_json(node: &Node) -> serde_json::Value {
     let layers = |timeline: &Arc<crate::timeline::Timeline>| {
         let identity = &timeline.identity;
@@ -147,6 +150,7 @@ pub fn layers_json(node: &Node) -> serde_json::Value {
             "timeline": identity.timeline,
             "shard": identity.shard.to_string(),
             "map": timeline.layer_map(),
+            "local": timeline.local_layers(),
         })
     };
     json!({ "timelines": node.timelines().iter().map(layers).collect::<Vec<_>>() })
@@ -244,6 +248,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "memory_bytes": sizes.memory_bytes,
                 "layers": sizes.layers,
                 "layer_bytes": sizes.layer_bytes,
+                "local_layers": timeline.local_layers().len(),
                 "level0_layers": sizes.level0,
                 "history_layers": sizes.history,
                 "partitions": sizes.partitions,
@@ -251,5 +256,19 @@ pub fn status_json(node: &Node) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "role": "pageserver", "node_id": node.config.node_id, "images_wanted": node.images.len(), "timelines": timelines })
+    let used = node.disk.used();
+    let disk = json!({
+        "local_layers": used.layers,
+        "local_bytes": used.bytes,
+        "budget_bytes": node.config.disk_budget_bytes,
+        "free_bytes": used.free_bytes,
+        "reserve_bytes": node.config.disk_reserve_bytes,
+    });
+    json!({
+        "role": "pageserver",
+        "node_id": node.config.node_id,
+        "disk": disk,
+        "images_wanted": node.images.len(),
+        "timelines": timelines,
+    })
 }

@@ -161,7 +161,11 @@ impl Follower<'_> {
         let (timeline, address) = (self.timeline, self.address);
         let channel = self.word(connect(address)).await?.context("connecting")?;
         let mut client = SafekeeperClient::new(channel).max_decoding_message_size(64 << 20);
-        let mut ingestor = Ingestor::new(timeline.clone()).map_err(End::Stop)?;
+        let ingestor = timeline.obtaining(|| Ingestor::new(timeline.clone())).await;
+        let mut ingestor = ingestor.map_err(|stop| match stop {
+            IngestStop::State(error) if error.may_pass() => End::Retry(error.into()),
+            stop => End::Stop(stop),
+        })?;
         let identity = &timeline.identity;
         let (requests, receiver) = mpsc::channel(4);
         let start = v1::FeedStart {

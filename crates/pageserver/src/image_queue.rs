@@ -119,7 +119,8 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
 }
 
 async fn image(timeline: Arc<Timeline>, page: PageName) -> Result<Added, TimelineError> {
-    let done = tokio::task::spawn_blocking(move || timeline.add_image(&page.key)).await;
+    let done =
+        tokio::task::spawn_blocking(move || timeline.obtaining_here(|| timeline.add_image(&page.key))).await;
     done.map_err(|error| TimelineError::Internal(format!("an image: {error}")))?
 }
 

@@ -16,7 +16,9 @@ use lakebed_wal::stream::RawRecord;
 use rustc_hash::FxHashMap;
 
 use crate::catalogue::{DatabasePlace, Entry};
-use crate::timeline::{Changes, Timeline};
+use crate::layer_handle::Miss;
+use crate::timeline::obtain::MayMiss;
+use crate::timeline::{Changes, Timeline, TimelineError};
 use lakebed_types::data_directory::{database_directory, tablespace_directory};
 
 /// Why a timeline's ingest stops. The record is not skipped: nothing after it is ingested.
@@ -62,6 +64,9 @@ pub enum IngestStop {
     /// Shard 0 has no control state to go on from.
     #[error("the control state at {0} is missing or damaged: {1}")]
     Control(Lsn, String),
+    /// The control state is not to be read.
+    #[error("reading the control state: {0}")]
+    State(#[from] TimelineError),
     /// Records came out of order.
     #[error("a record that ends at {found} came after {last}")]
     Order {
@@ -70,6 +75,15 @@ pub enum IngestStop {
         /// The last ingested record's end.
         last: Lsn,
     },
+}
+
+impl MayMiss for IngestStop {
+    fn miss(&self) -> Option<&Miss> {
+        match self {
+            IngestStop::State(error) => error.miss(),
+            _ => None,
+        }
+    }
 }
 
 /// Takes records of one timeline in order.
@@ -94,13 +108,14 @@ impl Ingestor {
     /// Goes on after the timeline's last record.
     ///
     /// # Errors
-    /// [`IngestStop::Control`].
+    /// [`IngestStop::Control`], [`IngestStop::State`].
     pub fn new(timeline: Arc<Timeline>) -> Result<Ingestor, IngestStop> {
         let last = timeline.last_record();
         let control = if timeline.identity.shard.keeps_catalogue() {
-            let bytes = timeline
-                .control(last)
-                .map_err(|error| IngestStop::Control(last, error.to_string()))?;
+            let bytes = timeline.control(last).map_err(|error| match error {
+                TimelineError::NoControl(_) => IngestStop::Control(last, error.to_string()),
+                error => error.into(),
+            })?;
             Some(ControlState::decode(&bytes).map_err(|error| IngestStop::Control(last, error.to_string()))?)
         } else {
             None

@@ -1,7 +1,8 @@
 //! Layers of one timeline: files on local disk, and objects of the same names in object storage.
 //!
-//! A layer is written as a local file, a block at a time, then uploaded. From then on the file is a cache of the
-//! object: one that is missing or damaged is fetched again when the timeline is opened.
+//! A layer is written as a local file, a block at a time, then uploaded in parts. From then on the file is a cache of the
+//! object, which may go and come again: [`crate::layer_handle`] knows when. What is fetched is written beside, fsynced, opened
+//! with all that an open layer has in memory checked, and only then gets its name; blocks are checked by those who read them.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -11,13 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use lakebed_blobstore::{BlobError, BlobStore};
+use futures::StreamExt;
+use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::format::{LayerReader, ReadAt, ReadError};
 use lakebed_layer::{LayerDesc, LayerId, LayerKind, LayerMap, NewLayers};
 use lakebed_types::Generation;
 
+use crate::layer_disk::LayerDisk;
+use crate::layer_handle::Fetched;
+
 /// Ends the names of files that are being written.
 const UNFINISHED: &str = "new";
+/// The same, of those that are being fetched; a number comes after it.
+const FETCHED: &str = "fetched";
 
 /// Blocks up to here are read into memory that is used again.
 const SCRATCH_BYTES: usize = 128 << 10;
@@ -50,11 +57,58 @@ pub enum LayerStoreError {
     /// Object storage failed.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// It did not come in time; it may yet.
+    #[error("layer {0} did not come from object storage in time")]
+    Slow(LayerId),
+    /// The node stops.
+    #[error("layer {0} is not fetched any more: this node stops")]
+    Closing(LayerId),
+    /// The local file is damaged, and object storage has it no better.
+    #[error("{local}; and object storage has no good copy: {object}")]
+    BeyondRepair {
+        /// What is wrong with the file.
+        local: Arc<LayerStoreError>,
+        /// What is wrong with the object.
+        object: Arc<LayerStoreError>,
+    },
+}
+
+impl LayerStoreError {
+    /// Whether bytes are wrong or gone, so that trying again cannot help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            LayerStoreError::Read(ReadError::Damaged(_))
+            | LayerStoreError::Other(_)
+            | LayerStoreError::BeyondRepair { .. }
+            | LayerStoreError::Blob(BlobError::NotFound(_) | BlobError::Short { .. }) => true,
+            LayerStoreError::Read(ReadError::Io { .. })
+            | LayerStoreError::Io { .. }
+            | LayerStoreError::Create(_)
+            | LayerStoreError::Blob(_)
+            | LayerStoreError::Slow(_)
+            | LayerStoreError::Closing(_) => false,
+        }
+    }
+
+    /// Whether the object is not there: lost, or deleted by an owner of a higher generation.
+    pub fn is_missing_object(&self) -> bool {
+        match self {
+            LayerStoreError::Blob(BlobError::NotFound(_)) => true,
+            LayerStoreError::BeyondRepair { object, .. } => object.is_missing_object(),
+            _ => false,
+        }
+    }
 }
 
 /// A local file as a source of blocks.
 #[derive(Debug)]
 pub struct LocalFile(File);
+
+impl From<File> for LocalFile {
+    fn from(file: File) -> LocalFile {
+        LocalFile(file)
+    }
+}
 
 impl ReadAt for LocalFile {
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
@@ -116,14 +170,18 @@ pub struct LayerStore {
     store: BlobStore,
     /// Prefix of the objects.
     remote: String,
+    /// Object with the layers that were read lately.
+    recent: String,
     generation: Generation,
     next_number: AtomicU64,
+    next_fetched: AtomicU64,
+    disk: Arc<LayerDisk>,
 }
 
 impl LayerStore {
     /// Layers in this directory, and below the timeline's directory `remote` in object storage.
     pub fn new(
-        directory: PathBuf,
+        (directory, disk): (PathBuf, Arc<LayerDisk>),
         store: BlobStore,
         remote: &str,
         (generation, first_number): (Generation, u64),
@@ -131,10 +189,18 @@ impl LayerStore {
         LayerStore {
             directory,
             store,
-            remote: format!("{remote}/layers"),
+            remote: format!("{remote}/{}", paths::LAYERS),
+            recent: format!("{remote}/{}", paths::RECENT),
             generation,
             next_number: AtomicU64::new(first_number),
+            next_fetched: AtomicU64::new(0),
+            disk,
         }
+    }
+
+    /// The disk that the directory is on.
+    pub fn disk(&self) -> &Arc<LayerDisk> {
+        &self.disk
     }
 
     fn path(&self, id: LayerId) -> PathBuf {
@@ -145,7 +211,7 @@ impl LayerStore {
         format!("{}/{id}", self.remote)
     }
 
-    fn failed(&self, id: LayerId) -> impl Fn(io::Error) -> LayerStoreError {
+    fn failed(&self, id: LayerId) -> impl Fn(io::Error) -> LayerStoreError + use<> {
         let path = self.path(id);
         move |source| LayerStoreError::Io {
             path: path.clone(),
@@ -188,54 +254,127 @@ impl LayerStore {
         })
     }
 
+    /// Whether there is a local file of the right size.
+    pub fn has_file(&self, desc: &LayerDesc) -> bool {
+        let found = fs::metadata(self.path(desc.id));
+        found.is_ok_and(|found| found.is_file() && found.len() == desc.bytes)
+    }
+
     /// Opens the local file. Blocks are checked when they are read.
     ///
     /// # Errors
     /// See [`LayerStoreError`].
     pub fn open(&self, desc: &LayerDesc) -> Result<Arc<Layer>, LayerStoreError> {
-        let failed = self.failed(desc.id);
-        let file = File::open(self.path(desc.id)).map_err(&failed)?;
-        let bytes = file.metadata().map_err(&failed)?.len();
-        let layer = LayerReader::open(LocalFile(file), desc.id, bytes)?;
-        match layer.desc() == desc {
-            true => Ok(Arc::new(layer)),
-            false => Err(LayerStoreError::Other(desc.id)),
-        }
+        open(&self.path(desc.id), desc)
     }
 
-    /// Opens the local file, or fetches the object when there is none that can be used.
+    /// Fetches the object into a file without a name of its own, and opens it. With `completely` every byte of it is checked,
+    /// which is the second result.
     ///
     /// # Errors
-    /// See [`LayerStoreError`].
-    pub async fn open_or_fetch(&self, desc: &LayerDesc) -> Result<Arc<Layer>, LayerStoreError> {
-        match self.open(desc) {
-            Ok(layer) => return Ok(layer),
-            Err(error) if self.path(desc.id).exists() => {
-                tracing::warn!(%error, "local layer is unusable; fetching it again");
-            }
-            Err(_) => {}
-        }
-        let bytes = self.store.get(&self.object(desc.id)).await?;
+    /// See [`LayerStoreError`]; nothing is left then.
+    pub async fn download(
+        self: &Arc<Self>,
+        desc: &LayerDesc,
+        completely: bool,
+    ) -> Result<(Fetched, Result<(), LayerStoreError>), LayerStoreError> {
+        let number = self.next_fetched.fetch_add(1, Ordering::Relaxed);
+        let beside = self.path(desc.id).with_extension(format!("{FETCHED}{number}"));
         let failed = self.failed(desc.id);
-        fs::create_dir_all(&self.directory).map_err(&failed)?;
-        let beside = self.path(desc.id).with_extension(UNFINISHED);
-        let mut file = File::create(&beside).map_err(&failed)?;
-        file.write_all(&bytes).map_err(&failed)?;
-        let file = Some(BufWriter::new(file));
-        self.seal(desc.id, LayerSink { beside, file })?;
-        self.open(desc)
+        let (files, bytes, path) = (self.clone(), desc.bytes, beside.clone());
+        let begin = move || {
+            files.disk.make_room(bytes);
+            fs::create_dir_all(&files.directory)?;
+            Ok(LayerSink {
+                file: Some(BufWriter::with_capacity(0, File::create(&path)?)),
+                beside: path,
+            })
+        };
+        let mut sink = blocking(begin).await.map_err(&failed)?;
+        let object = self.object(desc.id);
+        let mut parts = std::pin::pin!(self.store.parts(&object, desc.bytes));
+        while let Some(part) = parts.next().await {
+            let part = part?;
+            let write = move || sink.write_all(&part).map(|()| sink);
+            sink = blocking(write).await.map_err(&failed)?;
+        }
+        let (desc, layer_failed) = (*desc, self.failed(desc.id));
+        let finish = move || {
+            let synced = sink
+                .file
+                .as_ref()
+                .map_or(Ok(()), |file| file.get_ref().sync_all());
+            synced.map_err(layer_failed)?;
+            let layer = open(&beside, &desc)?;
+            let whole = match completely {
+                true => layer.verify().map_err(LayerStoreError::from),
+                false => Ok(()),
+            };
+            // From here on the result removes it, unless it gets its name.
+            drop(sink.file.take());
+            Ok((Fetched { beside, layer }, whole))
+        };
+        let done = tokio::task::spawn_blocking(finish).await;
+        done.map_err(|error| failed(io::Error::other(error)))?
+    }
+
+    /// Gives a file that was fetched its name.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn place(
+        self: &Arc<Self>,
+        desc: &LayerDesc,
+        fetched: Fetched,
+    ) -> Result<Arc<Layer>, LayerStoreError> {
+        let (path, directory) = (self.path(desc.id), self.directory.clone());
+        let name = move || {
+            fs::rename(&fetched.beside, path)?;
+            File::open(directory)?.sync_all()?;
+            Ok(fetched.layer.clone())
+        };
+        blocking(name).await.map_err(self.failed(desc.id))
     }
 
     /// Stores the local file as an object.
     ///
     /// # Errors
     /// Those of disk and object storage; repeat it.
-    pub async fn upload(&self, id: LayerId) -> Result<(), LayerStoreError> {
-        let path = self.path(id);
-        let read = tokio::task::spawn_blocking(move || fs::read(path)).await;
-        let bytes = read.map_err(io::Error::other).and_then(|read| read);
-        let bytes = bytes.map_err(self.failed(id))?;
-        Ok(self.store.put(&self.object(id), bytes.into()).await?)
+    pub async fn upload(&self, desc: &LayerDesc) -> Result<(), LayerStoreError> {
+        let path = self.path(desc.id);
+        let file = blocking(move || File::open(path)).await;
+        let file = LocalFile::from(file.map_err(self.failed(desc.id))?);
+        let read = move |range: std::ops::Range<u64>| {
+            // A part fits into memory.
+            file.read_at(range.start, (range.end - range.start) as usize)
+        };
+        let object = self.object(desc.id);
+        Ok(self.store.put_large(&object, desc.bytes, read).await?)
+    }
+
+    /// The names that [`LayerStore::set_recent`] stored last.
+    ///
+    /// # Errors
+    /// Those of object storage, or there is no such list.
+    pub async fn recent(&self) -> Result<Vec<LayerId>, BlobError> {
+        let bytes = self.store.get(&self.recent).await?;
+        let (crc, json) = bytes.split_at_checked(9).unwrap_or_default();
+        let known = match crc == format!("{:08x}\n", crc32c::crc32c(json)).as_bytes() {
+            true => serde_json::from_slice(json).ok(),
+            false => None,
+        };
+        known.ok_or_else(|| BlobError::NotFound(format!("{}, whole,", self.recent)))
+    }
+
+    /// Stores names of layers, as advice to who opens the timeline next.
+    ///
+    /// # Errors
+    /// Those of object storage.
+    pub async fn set_recent(&self, ids: &[LayerId]) -> Result<(), BlobError> {
+        let json = serde_json::to_vec(ids).unwrap_or_default();
+        let mut bytes = format!("{:08x}\n", crc32c::crc32c(&json)).into_bytes();
+        bytes.extend_from_slice(&json);
+        self.store.put(&self.recent, bytes.into()).await
     }
 
     /// Deletes local files. Whoever reads one goes on.
@@ -273,6 +412,26 @@ impl LayerStore {
             }
         }
     }
+}
+
+fn open(path: &Path, desc: &LayerDesc) -> Result<Arc<Layer>, LayerStoreError> {
+    let failed = |source| LayerStoreError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    let layer = LayerReader::open(LocalFile::from(file), desc.id, bytes)?;
+    match layer.desc() == desc {
+        true => Ok(Arc::new(layer)),
+        false => Err(LayerStoreError::Other(desc.id)),
+    }
+}
+
+/// Runs what works with files where it may take its time.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).and_then(|done| done)
 }
 
 impl NewLayers for &LayerStore {

@@ -7,6 +7,7 @@
 //! * [`basebackup`]: the files that a compute boots from.
 //! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers. [`deletion`]: what is left of a
 //!   timeline goes.
+//! * [`layer_handle`]: a layer, wherever it is; [`layer_disk`]: what of them is on local disk.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
 //! * [`image_queue`]: pages whose chains reads found long get images.
@@ -25,6 +26,8 @@ pub mod hot;
 pub mod image_queue;
 pub mod import;
 pub mod ingest;
+pub mod layer_disk;
+pub mod layer_handle;
 pub mod layer_store;
 pub mod manifest;
 pub mod metrics;

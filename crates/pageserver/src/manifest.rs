@@ -169,7 +169,7 @@ impl Place {
 
     fn path(&self, (generation, sequence): Version) -> String {
         let name = paths::manifest_name(generation, sequence);
-        format!("{}/manifests/{name}", self.directory)
+        format!("{}/{}/{name}", self.directory, paths::MANIFESTS)
     }
 
     /// All manifests, oldest first.
@@ -179,7 +179,7 @@ impl Place {
     pub async fn list(&self) -> Result<Vec<(Version, Listed)>, ManifestError> {
         let listed = self
             .store
-            .list_objects(&format!("{}/manifests", self.directory))
+            .list_objects(&format!("{}/{}", self.directory, paths::MANIFESTS))
             .await?;
         let version = |listed: Listed| Some((paths::parse_manifest(&listed.path)?, listed));
         let mut all: Vec<_> = listed.into_iter().filter_map(version).collect();

@@ -21,10 +21,12 @@ use crate::config::PageserverConfig;
 use crate::hot::HotPages;
 use crate::image_queue::{self, ImageQueue};
 use crate::import::{Circumstances, Import};
+use crate::layer_disk::{DiskPolicy, LayerDisk};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
 use crate::timeline::history::Kept;
+use crate::timeline::warm_up;
 use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use crate::{compaction, deletion, feed};
 
@@ -170,6 +172,8 @@ pub struct Node {
     pub hot: HotPages,
     /// Pages that want an image.
     pub images: ImageQueue,
+    /// Layers on local disk.
+    pub disk: Arc<LayerDisk>,
     store: BlobStore,
     /// Redo of extensions' records.
     managers: Managers,
@@ -193,7 +197,13 @@ impl Node {
         metrics: Metrics,
         shutdown: CancellationToken,
     ) -> Arc<Node> {
+        let disk = LayerDisk::new(DiskPolicy {
+            directory: config.data_dir.clone(),
+            budget_bytes: config.disk_budget_bytes,
+            reserve_bytes: config.disk_reserve_bytes,
+        });
         Arc::new(Node {
+            disk: Arc::new(disk),
             pages: PageCache::new(config.page_cache_bytes),
             hot: HotPages::default(),
             images: ImageQueue::default(),
@@ -214,6 +224,12 @@ impl Node {
     pub fn make_images(self: &Arc<Self>) {
         let stop = self.shutdown.child_token();
         self.tasks.spawn(image_queue::run(self.clone(), stop));
+    }
+
+    /// Starts the task that evicts local layers when there are too many.
+    pub fn keep_disk_within_bounds(&self) {
+        self.tasks
+            .spawn(self.disk.clone().run(self.shutdown.child_token()));
     }
 
     /// Waits for the turn to merge; it is over when what is returned is dropped.
@@ -300,6 +316,7 @@ impl Node {
         let usual = Thresholds::of_size(self.config.flush_bytes);
         Storage {
             directory: self.directory(key, timeline),
+            disk: self.disk.clone(),
             store: self.store.clone(),
             thresholds: Thresholds {
                 images: ImagePolicy {
@@ -443,6 +460,7 @@ impl Node {
         });
         self.tasks
             .spawn(compaction::run(self.clone(), timeline.clone(), stop.clone()));
+        self.tasks.spawn(warm_up::run(timeline.clone(), stop.clone()));
         self.tasks
             .spawn(feed::run(self.clone(), timeline, safekeepers, stop));
     }
@@ -628,6 +646,7 @@ impl Node {
                 tracing::warn!(timeline = %id, %error, "could not store the last changes; they come again from the safekeepers");
             }
         }
+        self.disk.close().await;
     }
 }
 

@@ -13,12 +13,13 @@ use lakebed_types::data_directory::is_inside;
 use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::basebackup::{BackupItem, basebackup};
+use crate::basebackup::{BackupItem, BasebackupError, basebackup};
 use crate::hot::PageName;
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{Spool, outside, receive_directory};
 use crate::timeline::history::Kept;
+use crate::timeline::read::Cost;
 use crate::timeline::{Identity, Timeline, TimelineError};
 
 mod explain;
@@ -97,6 +98,9 @@ fn status(error: NodeError) -> Status {
         NodeError::Timeline(TimelineError::Deleted(_)) => Status::not_found(text),
         NodeError::Timeline(TimelineError::TooManyLeases(_)) => Status::resource_exhausted(text),
         NodeError::Timeline(TimelineError::Blob(_)) => Status::unavailable(text),
+        NodeError::Timeline(TimelineError::Unobtainable(error)) if !error.is_damage() => {
+            Status::unavailable(text)
+        }
         NodeError::Timeline(_) | NodeError::Local { .. } => Status::internal(text),
     }
 }
@@ -227,7 +231,7 @@ impl Pageserver for PageService {
             let node = node.clone();
             async move { get_pages(&node, request?).await }
         });
-        Ok(Response::new(Box::pin(answers.buffered(PIPELINE))))
+        Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
     }
 
     async fn explain_page(
@@ -240,7 +244,7 @@ impl Pageserver for PageService {
         let timeline = timeline_id(&request.timeline)?;
         let timeline = self.node.timeline(tenant, shard, timeline).map_err(status)?;
         let lsn = read_point(&timeline, request.at).await?;
-        explain::page(&timeline, &key, lsn).map(Response::new)
+        explain::page(&timeline, &key, lsn).await.map(Response::new)
     }
 
     async fn get_relation(
@@ -323,10 +327,15 @@ impl Pageserver for PageService {
         check_consistent(&timeline, lsn)?;
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
         compute_term(&timeline, request.term)?;
-        let items = basebackup(&timeline, lsn, Lsn(request.last_record_start));
+        let last_record_start = Lsn(request.last_record_start);
+        let items = timeline.obtaining(|| basebackup(&timeline, lsn, last_record_start));
+        let items = items.await;
         // Once more: it may have been given up meanwhile.
         check_consistent(&timeline, lsn)?;
-        let items = items.map_err(|error| Status::internal(error.to_string()))?;
+        let items = items.map_err(|error| match error {
+            BasebackupError::Timeline(error) => status(error.into()),
+            error => Status::internal(error.to_string()),
+        })?;
         let chunks = items.into_iter().flat_map(chunks).map(Ok);
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
@@ -437,14 +446,31 @@ async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetP
         Err(error) if error.code() == tonic::Code::InvalidArgument => return Err(error),
         Err(error) => return Ok(whole(PageStatus::Retry, error.message().to_owned())),
     };
+    let keys = request.keys.iter().map(|key| convert::page_key(key));
+    let keys: Vec<PageKey> = keys.collect::<Result<_, _>>().map_err(invalid)?;
+    // Those that are to be had at once; what the others miss is then fetched side by side.
+    let begin = Instant::now();
     let mut pages = Vec::with_capacity(count);
-    for key in &request.keys {
-        pages.push(get_page(
-            node,
-            &timeline,
-            &convert::page_key(key).map_err(invalid)?,
-            lsn,
-        ));
+    let mut missing = Vec::new();
+    for (at, key) in keys.iter().enumerate() {
+        let begin = Instant::now();
+        match timeline.page_with(&node.pages, key, lsn) {
+            Err(error @ TimelineError::Missing(_)) => {
+                missing.push((at, key, error));
+                pages.push(v1::PageResult::default());
+            }
+            read => pages.push(answer(node, &timeline, (key, lsn), read, begin)),
+        }
+    }
+    let (timeline, cache) = (&timeline, &node.pages);
+    let obtained = missing.into_iter().map(|(at, key, error)| async move {
+        let read = timeline.obtaining_after(error, || timeline.page_with(cache, key, lsn));
+        (at, answer(node, timeline, (key, lsn), read.await, begin))
+    });
+    for (at, page) in futures::future::join_all(obtained).await {
+        if let Some(place) = pages.get_mut(at) {
+            *place = page;
+        }
     }
     Ok(v1::GetPagesResponse {
         request_id,
@@ -453,9 +479,15 @@ async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetP
     })
 }
 
-fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::PageResult {
-    let begin = Instant::now();
-    match timeline.page_with(&node.pages, key, lsn) {
+/// What a read came to, as it is answered and counted.
+fn answer(
+    node: &Node,
+    timeline: &Timeline,
+    (key, lsn): (&PageKey, Lsn),
+    read: Result<(Bytes, Cost), TimelineError>,
+    begin: Instant,
+) -> v1::PageResult {
+    match read {
         Ok((page, cost)) => {
             node.metrics.served(&cost, begin.elapsed());
             let identity = &timeline.identity;
@@ -481,14 +513,20 @@ fn get_page(node: &Node, timeline: &Timeline, key: &PageKey, lsn: Lsn) -> v1::Pa
                 TimelineError::WrongShard(_) => PageStatus::WrongShard,
                 TimelineError::BeforeHistory { .. } | TimelineError::NotKept { .. } => PageStatus::Gone,
                 TimelineError::Deleted(_) => PageStatus::Retry,
+                _ if error.may_pass() => PageStatus::Retry,
                 _ => PageStatus::Damaged,
             };
             let id = timeline.identity.timeline;
-            tracing::error!(timeline = %id, ?key, %lsn, %error, "page not served");
+            match status {
+                PageStatus::Retry => {
+                    tracing::warn!(timeline = %id, %key, %lsn, %error, "page not served; asked again it may be");
+                }
+                _ => tracing::error!(timeline = %id, %key, %lsn, %error, "page not served"),
+            }
             v1::PageResult {
                 status: status.into(),
                 page: Bytes::new(),
-                message: error.to_string(),
+                message: format!("page {key} of timeline {id} at {lsn}: {error}"),
             }
         }
     }

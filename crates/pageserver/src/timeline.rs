@@ -10,6 +10,7 @@
 //! * `flush`: what is in memory becomes layers. `commit`: a change of the layers becomes durable, in object storage.
 //! * `history`: what is kept of what was, for whom.
 //! * `compaction`: layers are merged; [`crate::compaction`] is the task.
+//! * `obtain`: layers that are not on local disk, or damaged there, are fetched. `warm_up`: before they are missed.
 //!
 //! One task ingests; any number read. Positions: `remote_consistent == disk_consistent <= last_record`: a layer counts
 //! once its manifest is stored. A record that cannot be ingested stops the timeline: it serves what it has and says
@@ -21,7 +22,9 @@ pub mod explain;
 mod flush;
 pub mod history;
 pub mod image;
+pub mod obtain;
 pub mod read;
+pub(crate) mod warm_up;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +42,9 @@ use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, T
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
-use crate::layer_store::{Layer, LayerStore, LayerStoreError};
+use crate::layer_disk::LayerDisk;
+use crate::layer_handle::{LayerHandle, Miss};
+use crate::layer_store::{LayerStore, LayerStoreError};
 use crate::manifest::{Cluster, Manifest, ManifestError, Place};
 use crate::reconstruct::ReconstructError;
 use commit::Commits;
@@ -115,6 +120,12 @@ pub enum TimelineError {
     /// A layer's file or object is not to be had.
     #[error(transparent)]
     Layer(#[from] LayerStoreError),
+    /// A layer that the read needs is not on local disk, or damaged there: it may be had by [`obtain`].
+    #[error("{0}")]
+    Missing(Miss),
+    /// A layer that the read needs is not to be had from object storage either.
+    #[error("{0}")]
+    Unobtainable(Arc<LayerStoreError>),
     /// A change does not fit the layers that there are.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -188,18 +199,11 @@ struct State {
     stopped: Option<String>,
 }
 
-/// Layers as of one change, each of them open.
+/// Layers as of one change, each of them wherever it is.
 #[derive(Clone, Debug, Default)]
 struct Layers {
     map: LayerMap,
-    open: BTreeMap<LayerId, Arc<Layer>>,
-}
-
-impl Layers {
-    fn reader(&self, id: LayerId) -> Result<Arc<Layer>, TimelineError> {
-        let found = self.open.get(&id).cloned();
-        found.ok_or_else(|| TimelineError::Internal(format!("layer {id} is not open")))
-    }
+    open: BTreeMap<LayerId, Arc<LayerHandle>>,
 }
 
 /// What a timeline has, for status.
@@ -283,7 +287,7 @@ pub struct Timeline {
     pub identity: Identity,
     /// The parent and the branch point, for a branch.
     pub parent: Option<(Arc<Timeline>, Lsn)>,
-    files: LayerStore,
+    files: Arc<LayerStore>,
     manifests: Place,
     thresholds: Thresholds,
     /// Redo of extensions' records.
@@ -307,6 +311,8 @@ pub struct Timeline {
 pub struct Storage {
     /// Local directory for its layers.
     pub directory: PathBuf,
+    /// The disk that it is on.
+    pub disk: Arc<LayerDisk>,
     /// Object storage.
     pub store: BlobStore,
     /// Sizes and rules.
@@ -351,13 +357,19 @@ impl Timeline {
     ) -> Timeline {
         let Storage {
             directory,
+            disk,
             store,
             thresholds,
             managers,
         } = storage;
         let manifests = Place::new(&store, identity.tenant, identity.shard, identity.timeline);
         let numbers = (identity.generation, first_number);
-        let files = LayerStore::new(directory, store, manifests.directory(), numbers);
+        let files = Arc::new(LayerStore::new(
+            (directory, disk),
+            store,
+            manifests.directory(),
+            numbers,
+        ));
         let state = State {
             active: empty_table(),
             begin: identity.start,
@@ -386,8 +398,8 @@ impl Timeline {
         }
     }
 
-    /// Opens a stored timeline, of which `claimed` is what [`crate::manifest::claim`] gave; layers that are missing on
-    /// local disk are fetched.
+    /// Opens a stored timeline, of which `claimed` is what [`crate::manifest::claim`] gave. Layers of pages stay where they
+    /// are; those of the catalogue, which is kept in memory, are fetched if they are missing on local disk.
     ///
     /// # Errors
     /// See [`TimelineError`].
@@ -427,18 +439,17 @@ impl Timeline {
             commits,
         );
         timeline.history = RwLock::new(history);
-        let mut open = BTreeMap::new();
-        for desc in manifest.map.layers() {
-            open.insert(desc.id, timeline.files.open_or_fetch(desc).await?);
-        }
         timeline.files.remove_strangers(&manifest.map);
+        let handles = manifest.map.layers();
+        let open = handles.map(|desc| (desc.id, LayerHandle::of_stored(desc, &timeline.files)));
+        let open = open.collect();
         let layers = Layers {
             map: manifest.map,
             open,
         };
         for id in layers.map.catalogue() {
-            let sections = layers.reader(*id)?.sections()?;
-            for (lsn, entry) in catalogue::from_sections(sections)? {
+            let sections = || layers.sections(*id);
+            for (lsn, entry) in catalogue::from_sections(timeline.obtaining(sections).await?)? {
                 catalogue.add(lsn, &entry);
             }
         }

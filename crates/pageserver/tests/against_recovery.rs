@@ -30,6 +30,7 @@ const SHARDS: u8 = 2;
 fn storage(directory: &Path, store: &BlobStore) -> Storage {
     Storage {
         directory: directory.to_owned(),
+        disk: Default::default(),
         store: store.clone(),
         thresholds: Thresholds::of_size(4 << 20),
         managers: Managers::default(),

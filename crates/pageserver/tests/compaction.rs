@@ -25,6 +25,7 @@ use toy::{REL, imported, managers, taken_over};
 fn storage(directory: &Path, store: &BlobStore) -> Storage {
     Storage {
         directory: directory.to_owned(),
+        disk: Default::default(),
         store: store.clone(),
         thresholds: Thresholds {
             images: ImagePolicy {

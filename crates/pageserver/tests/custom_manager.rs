@@ -44,6 +44,7 @@ fn record(start: Lsn, xid: u32, at: u16, blocks: &[(u32, &'static [u8])], will_i
 fn storage(directory: &Path, store: &BlobStore, managers: Managers) -> Storage {
     Storage {
         directory: directory.to_owned(),
+        disk: Default::default(),
         store: store.clone(),
         thresholds: Thresholds::of_size(1 << 20),
         managers,

@@ -60,6 +60,8 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         rewind_s: 3600,
         lease_s: 900,
         page_cache_bytes: 1 << 20,
+        disk_budget_bytes: None,
+        disk_reserve_bytes: 0,
     };
     let store = BlobStore::open(&config.store).unwrap();
     let metrics = Metrics::register(&mut Registry::default());

@@ -12,10 +12,21 @@ use crate::timeline::Timeline;
 use crate::timeline::explain::{Explained, Replayed, Source, Step};
 
 /// Builds and explains a page.
-pub(super) fn page(timeline: &Timeline, key: &PageKey, lsn: Lsn) -> Result<v1::ExplainPageResponse, Status> {
-    let explained = timeline.explain(key, lsn).map_err(|error| {
-        let id = timeline.identity.timeline;
-        Status::internal(format!("{key} of timeline {id} at {lsn}: {error}"))
+pub(super) async fn page(
+    timeline: &Timeline,
+    key: &PageKey,
+    lsn: Lsn,
+) -> Result<v1::ExplainPageResponse, Status> {
+    let explained = timeline.obtaining(|| timeline.explain(key, lsn)).await;
+    let explained = explained.map_err(|error| {
+        let text = format!(
+            "{key} of timeline {} at {lsn}: {error}",
+            timeline.identity.timeline
+        );
+        match error.may_pass() {
+            true => Status::unavailable(text),
+            false => Status::internal(text),
+        }
     })?;
     let Explained {
         floor,

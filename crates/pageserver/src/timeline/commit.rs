@@ -10,6 +10,7 @@ use lakebed_layer::{Durable, Edit, LayerDesc, LayerId, LayerMap, durable_steps};
 use lakebed_types::{Generation, Lsn, TimelineId};
 
 use super::{Layers, State, Timeline, TimelineError};
+use crate::layer_handle::LayerHandle;
 use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
 
 /// What the manifest has besides the layers.
@@ -53,17 +54,21 @@ impl Timeline {
         });
         let removed: Vec<LayerId> = removed.collect();
         let (mut open, mut and) = (layers.open.clone(), Some(and));
+        let mut retired = Vec::new();
         for step in steps {
             match step {
                 Durable::Store(id) => {
-                    self.files.upload(id).await?;
                     for desc in new.iter().filter(|desc| desc.id == id) {
-                        open.insert(id, self.files.open(desc)?);
+                        self.files.upload(desc).await?;
+                        open.insert(id, LayerHandle::of_new(desc, &self.files)?);
                     }
                 }
                 Durable::Commit(map) => {
                     self.store_manifest(commits, &map, &removed, flushed).await?;
                     // Nothing may fail from here on: what the manifest calls gone must not be named again.
+                    for handle in open.values().filter(|handle| map.get(handle.desc.id).is_none()) {
+                        retired.push(handle.clone());
+                    }
                     open.retain(|id, _| map.get(*id).is_some());
                     let layers = Layers {
                         map: *map,
@@ -75,7 +80,10 @@ impl Timeline {
                     });
                 }
                 // Its object goes when no manifest names it.
-                Durable::Remove(id) => self.files.remove_local(&[id]),
+                Durable::Remove(id) => {
+                    let of_it = retired.iter().filter(|handle| handle.desc.id == id);
+                    of_it.for_each(|handle| handle.retire());
+                }
             }
         }
         Ok(())

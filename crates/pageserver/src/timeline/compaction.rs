@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lakebed_layer::{
-    Edit, Finished, Job, LayerDesc, LayerId, LayerKind, Merge, MergeCount, MergeError, MergeRules, Plan,
-    ReadPoints, Step, plan,
+    Edit, Finished, Job, LayerDesc, LayerId, LayerKind, MapError, Merge, MergeCount, MergeError, MergeRules,
+    Plan, ReadPoints, Step, plan,
 };
 
 use super::commit::blocking;
@@ -80,8 +80,11 @@ impl Timeline {
             points,
             layer_bytes: self.thresholds.plan.layer_bytes,
         };
-        let readers = job.inputs.iter().map(|id| layers.reader(*id));
-        let readers = readers.collect::<Result<_, _>>()?;
+        let mut readers = Vec::new();
+        // Held by the merge from here on.
+        for id in &job.inputs {
+            readers.push(self.obtaining(|| layers.reader(*id)).await?);
+        }
         let points = rules.points.clone();
         let merge = Merge::new(job, rules, readers);
         Ok(Next::Merge(Box::new(Running { merge, points })))
@@ -105,7 +108,7 @@ impl Timeline {
                     timeline: &timeline,
                     points,
                 };
-                match merge.step(&mut &timeline.files, &mut images)? {
+                match merge.step(&mut &*timeline.files, &mut images)? {
                     Step::Page if begin.elapsed() >= time => return Ok(Slice::Pause(running)),
                     Step::Page => {}
                     Step::Cut(finished) => return Ok(Slice::Cut(running, finished)),
@@ -113,7 +116,17 @@ impl Timeline {
                 }
             }
         };
-        blocking("a merge", work).await
+        match blocking("a merge", work).await {
+            // Planned again it finds the layer whole, or says that it cannot be had.
+            Err(error @ TimelineError::Read(_)) => {
+                let error = self.read(|state| state.layers.clone()).blame(error);
+                self.obtaining_after(error, || Ok::<_, TimelineError>(())).await?;
+                Err(TimelineError::Internal(
+                    "a layer of a merge was damaged, and is repaired".to_owned(),
+                ))
+            }
+            done => done,
+        }
     }
 
     /// Makes what a merge finished count.
@@ -147,9 +160,8 @@ impl Timeline {
         let copy = move || {
             let (mut sections, mut lsns) = (Vec::new(), None);
             for id in &inputs {
-                let reader = layers.reader(*id)?;
-                sections.extend(reader.sections()?);
-                let desc = reader.desc();
+                sections.extend(timeline.obtaining_here(|| layers.sections(*id))?);
+                let desc = layers.map.get(*id).ok_or(MapError::Unknown(*id))?;
                 let (first, _) = lsns.unwrap_or((desc.first, desc.last));
                 lsns = Some((first, desc.last));
             }

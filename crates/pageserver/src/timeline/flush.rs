@@ -12,6 +12,7 @@ use super::commit::blocking;
 use super::read::Cost;
 use super::{Changes, Layers, Timeline, TimelineError, empty_table};
 use crate::catalogue::{self, Entry};
+use crate::layer_handle::LayerHandle;
 use crate::layer_store::{LayerSink, LayerStoreError};
 
 /// What one flush stores. After a failure the next flush stores the same again.
@@ -107,8 +108,8 @@ impl Timeline {
         let (map, _) = layers.map.apply(&Edit::Flush(new.clone()))?;
         let mut open = layers.open.clone();
         for desc in &new {
-            self.files.upload(desc.id).await?;
-            open.insert(desc.id, self.files.open(desc)?);
+            self.files.upload(desc).await?;
+            open.insert(desc.id, LayerHandle::of_new(desc, &self.files)?);
         }
         self.write(|state| state.layers = Arc::new(Layers { map, open }));
         Ok(())
@@ -170,6 +171,7 @@ impl Timeline {
         if !since.is_due(&self.thresholds.images) {
             return Ok(None);
         }
-        self.page_of_life(key, newest, &mut Cost::default()).map(Some)
+        let page = self.obtaining_here(|| self.page_of_life(key, newest, &mut Cost::default()))?;
+        Ok(Some(page))
     }
 }

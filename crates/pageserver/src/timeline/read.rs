@@ -74,7 +74,8 @@ impl Timeline {
                     };
                     watch.asked(timeline, source, chain, count);
                 },
-            )?;
+            )
+            .map_err(|error| layers.blame(error))?;
             match &timeline.parent {
                 Some((parent, lsn)) if !chain.is_complete() => {
                     chain.limit(*lsn);
@@ -267,18 +268,20 @@ impl MakeImage for Redo<'_> {
         if *key == PageKey::Control {
             return Ok(None);
         }
-        let (life, mut cost) = (timeline.life(key, lsn), Cost::default());
+        let life = timeline.life(key, lsn);
         // A copy that nobody reads any more, and whose template may be given up: its values will be as well.
         if life.copied_from.is_some() && !points.contains(life.floor) {
             return Ok(None);
         }
-        let mut chain = Chain::new(life.floor, lsn);
-        chain.offer(values.iter().cloned());
-        if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
-            chain.limit(*branch);
-            parent.collect(key, &mut chain, &mut cost.layers, &mut ())?;
-        }
-        let page = timeline.page_of_chain(key, life, chain, &mut cost)?;
+        let page = timeline.obtaining_here(|| {
+            let (mut chain, mut cost) = (Chain::new(life.floor, lsn), Cost::default());
+            chain.offer(values.iter().cloned());
+            if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
+                chain.limit(*branch);
+                parent.collect(key, &mut chain, &mut cost.layers, &mut ())?;
+            }
+            timeline.page_of_chain(key, life, chain, &mut cost)
+        })?;
         Ok(Some(Bytes::from(page as Box<[u8]>)))
     }
 }

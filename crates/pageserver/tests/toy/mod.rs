@@ -2,13 +2,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lakebed_blobstore::BlobStore;
 use lakebed_pageserver::import::{Circumstances, Import};
+use lakebed_pageserver::layer_disk::Urgency;
+use lakebed_pageserver::layer_handle::Miss;
 use lakebed_pageserver::manifest::{self, Place};
 use lakebed_pageserver::timeline::{Identity, Storage, Timeline};
 use lakebed_redo::{Managers, PageBytes, PageRecord, ResourceManager, mask, page};
-use lakebed_types::{ForkNumber, Generation, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{
+    ForkNumber, Generation, PageKey, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId,
+};
 
 /// Its resource manager.
 pub const RMID: u8 = 142;
@@ -53,7 +58,17 @@ pub fn managers() -> Managers {
 }
 
 /// A new timeline of one shard, stored.
+#[allow(dead_code)]
 pub async fn imported(cluster: &Path, storage: Storage) -> Arc<Timeline> {
+    imported_pages(cluster, storage, |_| true).await
+}
+
+/// As [`imported`], with some of the pages only.
+pub async fn imported_pages(
+    cluster: &Path,
+    storage: Storage,
+    which: impl Fn(&PageKey) -> bool,
+) -> Arc<Timeline> {
     let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
     let imported = Import::open(cluster, shard, Circumstances::default()).unwrap();
     let identity = Identity {
@@ -66,14 +81,23 @@ pub async fn imported(cluster: &Path, storage: Storage) -> Arc<Timeline> {
         consistent: imported.consistent,
     };
     let timeline = Timeline::create(identity, None, storage);
-    let changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
+    let mut changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
+    changes.values.retain(|(key, _, _)| which(key));
     timeline.publish(changes, imported.start);
     timeline.flush().await.unwrap();
     timeline
 }
 
-/// The same timeline from object storage, owned by the next generation.
+/// The same timeline from object storage, owned by the next generation, with all its layers fetched.
+#[allow(dead_code)]
 pub async fn taken_over(old: &Timeline, store: &BlobStore, storage: Storage) -> Arc<Timeline> {
+    let opened = reopened(old, store, storage).await;
+    everything_local(&opened).await;
+    opened
+}
+
+/// The same timeline from object storage, owned by the next generation.
+pub async fn reopened(old: &Timeline, store: &BlobStore, storage: Storage) -> Arc<Timeline> {
     let identity = Identity {
         generation: Generation(old.identity.generation.0 + 1),
         ..old.identity.clone()
@@ -87,4 +111,14 @@ pub async fn taken_over(old: &Timeline, store: &BlobStore, storage: Storage) -> 
         claimed.expect("a manifest"),
     );
     opened.await.unwrap()
+}
+
+/// Fetches all layers, for tests that read without waiting.
+#[allow(dead_code)]
+pub async fn everything_local(timeline: &Timeline) {
+    for handle in timeline.handles() {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let miss = Miss::before_it_is_missed(&handle);
+        miss.cure(Urgency::Read, deadline).await.unwrap();
+    }
 }
