@@ -162,6 +162,13 @@ impl Safekeeper for Service {
         no()
     }
 
+    async fn give_up_timeline(
+        &self,
+        _: Request<v1::TimelineRef>,
+    ) -> Result<Response<v1::DeleteTimelineResponse>, Status> {
+        no()
+    }
+
     async fn get_timeline_status(
         &self,
         _: Request<v1::TimelineRef>,

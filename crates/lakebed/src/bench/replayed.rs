@@ -15,6 +15,7 @@ use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, Taken, TimelineSpec, wait_for};
 use lakebed_pageserver::timeline::Timeline;
+use lakebed_pageserver::timeline::history::Kept;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
 use lakebed_wal::control::ControlFile;
@@ -181,6 +182,7 @@ impl Replayed {
                 parent: None,
                 cluster: self.taken.cluster,
                 safekeepers: address.into_iter().collect(),
+                kept: Kept::default(),
             };
             let attachment = Attachment {
                 tenant,
