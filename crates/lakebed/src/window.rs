@@ -112,7 +112,7 @@ impl<T> Bound<T> {
 /// A window of history for people.
 pub fn text(seconds: Option<u64>, bytes: Option<u64>) -> String {
     let largest = |amount: u64, units: &[(&str, u64)]| {
-        let fits = units.iter().filter(|(_, unit)| amount % unit == 0);
+        let fits = units.iter().filter(|(_, unit)| amount.is_multiple_of(*unit));
         let (name, unit) = fits.max_by_key(|(_, unit)| *unit).copied().unwrap_or(("", 1));
         format!("{}{name}", amount / unit)
     };
