@@ -246,11 +246,12 @@ async fn a_page_that_is_offered_gets_its_image_and_the_task_ends() {
     let node = Node::new(config.unwrap(), managers(), store, metrics, stop);
     let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
     let (tenant, id) = (TenantId([1; 16]), TimelineId([2; 16]));
+    let files = cluster.data_dir();
     let taken = node.import(
         (tenant, shard),
         Generation(1),
         id,
-        &cluster.data_dir(),
+        &files,
         Circumstances::default(),
     );
     let spec = TimelineSpec {
