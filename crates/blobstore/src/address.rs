@@ -8,6 +8,19 @@
 //! | `gs://bucket/prefix` | Google Cloud Storage |
 //! | `az://container/prefix` | Azure Blob Storage |
 //!
+//! What decides between writers is one operation, the creation of an object that is not there yet:
+//!
+//! | store | how it is asked | who is second gets |
+//! |---|---|---|
+//! | directory | a hard link to the finished file | `EEXIST` |
+//! | S3 | `PUT` with `If-None-Match: *` | 412; 409 while another such request is under way, which says nothing about who wins |
+//! | Google Cloud Storage | `PUT` with `x-goog-if-generation-match: 0` | 412 |
+//! | Azure | `PUT` of a block blob with `If-None-Match: *` | 409 or 412 |
+//!
+//! Whatever the refusal, the object is looked at (`put`), so that no more than "at most one of the requests takes effect" is
+//! needed of a store. S3 is tested (against a server that speaks its protocol, with lost requests and answers), as is the
+//! directory; addresses, requests and parts of the other two are those of `object_store` and were never tried on the real thing.
+//!
 //! Credentials never stand in an address: they come from the environment that the provider's own tools use
 //! (`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or an instance's role; `GOOGLE_APPLICATION_CREDENTIALS`;
 //! `AZURE_STORAGE_ACCOUNT_NAME` and `AZURE_STORAGE_ACCOUNT_KEY`).

@@ -58,6 +58,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Bring WAL back from object storage.
     Wal(WalArgs),
+    /// Prove that object storage has all that it should, and find what nobody needs.
+    Scrub(ScrubArgs),
     /// Replay a stock cluster's WAL over a base backup with this tier's redo, and compare with what Postgres made of it.
     VerifyWal(VerifyWalArgs),
 }
@@ -113,6 +115,24 @@ impl From<Fork> for ForkNumber {
             Fork::Init => ForkNumber::Init,
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Object storage, as pageservers and safekeepers are configured with: file:///directory, s3://bucket/prefix?region=…
+    pub store: String,
+    /// Id of a tenant: look at it alone.
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+    /// Read every byte of layers and WAL, and check it. Without it sizes, manifests, and footers of WAL are checked.
+    #[arg(long)]
+    pub deep: bool,
+    /// Delete layers that are proven to be of no use. All else is only read.
+    #[arg(long)]
+    pub delete_orphans: bool,
+    /// Seconds that something which nothing refers to must be old.
+    #[arg(long, default_value_t = 86_400)]
+    pub grace_s: u64,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@
 //! * `client`: commands that ask a running tier.
 //! * `bench`: benchmarks, each on a tier of its own.
 //! * `wal`: WAL in object storage.
+//! * `scrub`: whether object storage has all that it should.
 //! * `verify_wal`: redo against stock Postgres, on anybody's WAL.
 
 mod bench;
@@ -25,6 +26,7 @@ mod connection;
 mod draw;
 mod initdb;
 mod roles;
+mod scrub;
 mod up;
 mod verify_wal;
 mod wal;
@@ -100,6 +102,7 @@ async fn command(cli: Cli, managers: Managers) -> anyhow::Result<()> {
         Command::Status(args) => client::status::run(args, cli.json).await,
         Command::Bench(args) => bench::run(args, cli.json).await,
         Command::Wal(args) => wal::run(args.command, cli.json).await,
+        Command::Scrub(args) => scrub::run(args, cli.json).await,
         Command::VerifyWal(args) => verify_wal::run(args, cli.json, &managers),
     }
 }

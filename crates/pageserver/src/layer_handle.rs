@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use lakebed_layer::LayerDesc;
 use lakebed_layer::format::ReadError;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::layer_disk::Urgency;
 use crate::layer_store::{Layer, LayerStore, LayerStoreError};
@@ -45,7 +45,14 @@ pub struct LayerHandle {
     /// The disk's tick of the last read.
     read: AtomicU64,
     /// The download that runs.
-    fetching: Mutex<Option<watch::Receiver<Option<Outcome>>>>,
+    fetching: Mutex<Option<Fetching>>,
+}
+
+#[derive(Debug)]
+struct Fetching {
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// Rung by a read that waits for it: one that began for nobody waits its turn while reads wait, also this one.
+    hurry: Arc<Notify>,
 }
 
 type Outcome = Result<Option<Arc<Layer>>, Arc<LayerStoreError>>;
@@ -279,7 +286,10 @@ impl LayerHandle {
     ) -> Result<watch::Receiver<Option<Outcome>>, Outcome> {
         let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = fetching.as_ref() {
-            return Ok(running.clone());
+            if urgency == Urgency::Read {
+                running.hurry.notify_one();
+            }
+            return Ok(running.outcome.clone());
         }
         let known = self.look(|state| match (&state.local, &state.beyond_repair) {
             _ if state.retired => Some(Ok(None)),
@@ -295,21 +305,36 @@ impl LayerHandle {
             return Err(known);
         }
         let (tell, outcome) = watch::channel(None);
-        *fetching = Some(outcome.clone());
+        let hurry = Arc::new(Notify::new());
+        *fetching = Some(Fetching {
+            outcome: outcome.clone(),
+            hurry: hurry.clone(),
+        });
         let (handle, damage) = (self.clone(), miss.damage.clone());
         // Ends before this does only when the node does; then the sender is dropped.
         self.files.disk().spawn(async move {
             let _end = Ended(&handle);
-            let fetched = handle.fetch(damage, urgency).await;
+            let fetched = handle.fetch(damage, urgency, &hurry).await;
             tell.send_replace(Some(fetched));
         });
         Ok(outcome)
     }
 
     /// Fetches it, in place of what is there if that is damaged.
-    async fn fetch(self: &Arc<Self>, damage: Option<Arc<LayerStoreError>>, urgency: Urgency) -> Outcome {
+    async fn fetch(
+        self: &Arc<Self>,
+        damage: Option<Arc<LayerStoreError>>,
+        urgency: Urgency,
+        hurry: &Notify,
+    ) -> Outcome {
         let (disk, metrics) = (self.files.disk(), &self.files.disk().metrics);
-        let _turn = disk.turn(urgency).await;
+        let _turn = match urgency {
+            Urgency::Read => disk.turn(Urgency::Read).await,
+            Urgency::WarmUp => tokio::select! {
+                turn = disk.turn(Urgency::WarmUp) => turn,
+                () = hurry.notified() => disk.turn(Urgency::Read).await,
+            },
+        };
         let begin = Instant::now();
         let downloaded = self.files.download(&self.desc, damage.is_some()).await;
         let (fetched, whole) = match downloaded {

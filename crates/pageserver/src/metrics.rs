@@ -35,6 +35,8 @@ pub struct Metrics {
     pub page_layers: Histogram,
     /// Blocks read for each page, of data and of index.
     pub page_blocks: Histogram,
+    /// Layers that were asked for pages that were served: hits, but for the waits of [`crate::layer_disk::DiskMetrics`].
+    pub layer_reads: Counter,
     /// Time of the replay of each page that was built.
     pub page_redo_seconds: Histogram,
     /// Images made of pages that reads found with long chains.
@@ -83,6 +85,7 @@ impl Metrics {
             page_chain_length: Histogram::new(CHAIN_LENGTHS),
             page_layers: Histogram::new(LAYERS),
             page_blocks: Histogram::new(LAYERS),
+            layer_reads: Counter::default(),
             page_redo_seconds: Histogram::new(exponential_buckets(0.000_001, 2.0, 18)),
             read_images: Counter::default(),
             read_images_refused: Counter::default(),
@@ -128,6 +131,11 @@ impl Metrics {
             "pageserver_page_blocks",
             "Blocks of layers that were read for a page",
             m.page_blocks.clone(),
+        );
+        registry.register(
+            "pageserver_layer_reads",
+            "Layers that were asked for pages; less pageserver_local_waits they were local",
+            m.layer_reads.clone(),
         );
         registry.register(
             "pageserver_page_redo_seconds",
@@ -211,6 +219,7 @@ impl Metrics {
         self.page_layers.observe(f64::from(cost.layers.found));
         self.page_blocks
             .observe(f64::from(cost.layers.data_blocks + cost.layers.index_blocks));
+        self.layer_reads.inc_by(u64::from(cost.layers.layers));
         self.page_redo_seconds.observe(cost.redo.as_secs_f64());
         self.page_seconds.observe(took.as_secs_f64());
     }

@@ -268,6 +268,24 @@ impl Changes {
         self.versions.is_empty()
     }
 
+    /// Keeps the versions of some pages only.
+    pub fn retain(&mut self, keep: impl Fn(&PageKey) -> bool) {
+        let (versions, bodies) = (
+            std::mem::take(&mut self.versions),
+            std::mem::take(&mut self.bodies),
+        );
+        let mut rest = &bodies[..];
+        for version in versions {
+            let (body, after) = rest.split_at(version.bytes);
+            rest = after;
+            if keep(&version.key) {
+                self.value(version.key, version.lsn, version.kind, |out| {
+                    out.extend_from_slice(body)
+                });
+            }
+        }
+    }
+
     /// Moves the versions into a table.
     fn store(&self, table: &mut Memtable) -> Result<(), MemtableError> {
         let mut rest = &self.bodies[..];

@@ -16,6 +16,7 @@ use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, TimelineSpec};
+use lakebed_pageserver::timeline::history::Kept;
 use lakebed_pageserver::timeline::image::Added;
 use lakebed_pageserver::timeline::{Storage, Thresholds, Timeline};
 use lakebed_pgtest::{Cluster, temp_dir};
@@ -45,6 +46,7 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
             ..Thresholds::of_size(1 << 20)
         },
         managers: managers(),
+        disk: Arc::default(),
     }
 }
 
@@ -259,6 +261,7 @@ async fn a_page_that_is_offered_gets_its_image_and_the_task_ends() {
         parent: None,
         cluster: taken.await.unwrap().cluster,
         safekeepers: Vec::new(),
+        kept: Kept::default(),
     };
     let attachment = Attachment {
         tenant,

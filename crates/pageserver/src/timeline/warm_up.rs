@@ -25,6 +25,8 @@ use crate::layer_handle::{LayerHandle, Miss};
 const REMEMBER: Duration = Duration::from_secs(300);
 /// Most layers in it.
 const MOST: usize = 4096;
+/// How long it may take to store the list at the end.
+const LAST_WORD: Duration = Duration::from_secs(3);
 /// How long one layer may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -46,7 +48,8 @@ pub(crate) async fn run(timeline: Arc<Timeline>, stop: CancellationToken) {
     tokio::select! {
         () = work.instrument(span) => {}
         () = stop.cancelled() => {
-            timeline.remember_recent(Vec::new()).await;
+            // An end is not held up by advice.
+            let _ = tokio::time::timeout(LAST_WORD, timeline.remember_recent(Vec::new())).await;
         }
     }
 }

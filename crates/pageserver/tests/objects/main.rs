@@ -160,6 +160,25 @@ async fn what_was_read_last_stays_longest() {
     assert_eq!(cold.warm_up().await, 0);
 }
 
+/// A read that needs the layer that is just to be fetched for nobody does not wait until no read waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_and_warming_up_share_downloads() {
+    let world = World::new(&Arc::default()).await;
+    assert!(world.read_all(&world.timeline).await.is_empty());
+    world.timeline.remember_recent(Vec::new()).await;
+    let (disk, lsn) = (Arc::<LayerDisk>::default(), *world.lsns.last().unwrap());
+    let timeline = world.reopened("local", &disk).await;
+    let of = &timeline;
+    let reads = (0..BLOCKS).map(|block| of.obtaining(move || of.page(&key(block), lsn)));
+    let (_, read) = tokio::join!(timeline.warm_up(), join_all(reads));
+    for (block, page) in (0..).zip(read) {
+        world.check(block, world.lsns.len() - 1, &page.unwrap()[..]);
+    }
+    let layers = timeline.layer_map().layers().count();
+    assert_eq!(timeline.local_layers().len(), layers);
+    assert_eq!(disk.metrics.downloads.get(), layers as u64);
+}
+
 fn world_budget(disk: &LayerDisk) -> u64 {
     disk.policy().and_then(|policy| policy.budget_bytes).unwrap()
 }

@@ -82,7 +82,7 @@ pub async fn imported_pages(
     };
     let timeline = Timeline::create(identity, None, storage);
     let mut changes = imported.read(usize::MAX, &mut |_| Ok(())).unwrap();
-    changes.values.retain(|(key, _, _)| which(key));
+    changes.retain(which);
     timeline.publish(changes, imported.start);
     timeline.flush().await.unwrap();
     timeline
