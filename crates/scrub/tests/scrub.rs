@@ -66,7 +66,9 @@ async fn write(timeline: &Arc<Timeline>) {
     let mut changes = Changes::default();
     for block in 0..BLOCKS {
         let body = image(block, lsn);
-        changes.value(key(block), lsn, ValueKind::Image, |out| out.extend_from_slice(&body));
+        changes.value(key(block), lsn, ValueKind::Image, |out| {
+            out.extend_from_slice(&body)
+        });
     }
     timeline.publish(changes, lsn);
     timeline.flush().await.unwrap();

@@ -11,10 +11,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use lakebed_pageserver::timeline::Timeline;
-use lakebed_pageserver::timeline::compaction::Next;
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag};
 use postgres::{Client, NoTls};
 use rand::{Rng, SeedableRng};
@@ -34,9 +33,6 @@ const FIRST_OF_USERS: u32 = 16384;
 const PLACE: (u32, u32) = (1663, 5);
 /// Small, so that a workload of some seconds makes several, and merges.
 const FLUSH_BYTES: u64 = 16 << 20;
-/// How long compaction may take to have nothing to do.
-const PATIENCE: Duration = Duration::from_secs(300);
-const LOOK: Duration = Duration::from_millis(20);
 /// Reads of one kind of pages end after this.
 const READING: Duration = Duration::from_secs(8);
 const HOT_TABLES: &str = "
@@ -144,17 +140,7 @@ fn stored_bytes(directory: &Path) -> anyhow::Result<u64> {
 async fn settle(replayed: &Replayed) -> anyhow::Result<()> {
     replayed.take_in().await?;
     replayed.flush().await?;
-    let deadline = Instant::now() + PATIENCE;
-    for timeline in &replayed.timelines {
-        // A merge that runs is in the plan until it is committed.
-        while !matches!(timeline.plan_compaction().await?, Next::Nothing) {
-            if Instant::now() >= deadline {
-                bail!("compaction does not come to an end");
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-    Ok(())
+    replayed.compacted().await
 }
 
 async fn sweep(

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lakebed_blobstore::BlobStore;
@@ -15,6 +15,7 @@ use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, Taken, TimelineSpec, wait_for};
 use lakebed_pageserver::timeline::Timeline;
+use lakebed_pageserver::timeline::compaction::Next;
 use lakebed_pageserver::timeline::history::Kept;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
@@ -34,8 +35,9 @@ use crate::initdb::Initial;
 
 const TENANT: TenantId = TenantId([1; 16]);
 const TIMELINE: TimelineId = TimelineId([2; 16]);
-/// How long one reading of the WAL may take.
+/// How long it may take to take in all WAL, or to compact it.
 const PATIENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_millis(20);
 const SETTINGS: [&str; 10] = [
     "full_page_writes=off",
     "fsync=off",
@@ -168,10 +170,26 @@ impl Replayed {
         replayed.attach(false).await?;
         for &(tenant, shard) in &replayed.keys {
             let timeline = replayed.node.timeline(tenant, shard, TIMELINE)?;
-            timeline.compact().await?;
             replayed.timelines.push(timeline);
         }
+        replayed.compacted().await?;
         Ok(replayed)
+    }
+
+    /// Waits until the node's compaction has nothing left to do.
+    ///
+    /// # Errors
+    /// It does not come to an end.
+    pub async fn compacted(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        for timeline in &self.timelines {
+            // A merge that runs is in the plan until it is committed.
+            while !matches!(timeline.plan_compaction().await?, Next::Nothing) {
+                ensure!(Instant::now() < deadline, "compaction does not come to an end");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
     }
 
     async fn attach(&self, fed: bool) -> anyhow::Result<()> {
