@@ -38,6 +38,8 @@ fn node(directory: &Path, store: &BlobStore) -> Arc<Node> {
         rewind_s: 3600,
         lease_s: 900,
         page_cache_bytes: 1 << 20,
+        disk_budget_bytes: None,
+        disk_reserve_bytes: 0,
     };
     std::fs::create_dir_all(directory).unwrap();
     let metrics = Metrics::register(&mut Registry::default());

@@ -38,6 +38,7 @@ fn storage(directory: &Path, store: &BlobStore, lease: Duration) -> Storage {
             ..Thresholds::of_size(1 << 20)
         },
         managers: managers(),
+        disk: Arc::default(),
     }
 }
 

@@ -52,7 +52,7 @@ pub fn storage(directory: &Path, store: &BlobStore, disk: &Arc<LayerDisk>) -> St
                 level0: 3,
                 layer_bytes: 4_000,
                 history: 2,
-                reclaim_bytes: 1 << 16,
+                waste: 8,
                 catalogue: 3,
             },
             ..Thresholds::of_size(1 << 20)
