@@ -401,8 +401,10 @@ mod tests {
     #[test]
     fn nothing_is_given_up_before_every_branch_is_there() {
         let now = Instant::now();
-        let mut history = History::default();
-        history.allowed = allowed(60, &[1, 2]);
+        let mut history = History {
+            allowed: allowed(60, &[1, 2]),
+            ..History::default()
+        };
         history.set_branches([(branch(1), Lsn(10))].into());
         history.advance(now, Lsn(90));
         assert_eq!(readable(&history).len(), 10);
@@ -431,7 +433,8 @@ mod tests {
     #[test]
     fn a_template_is_kept_as_it_was_as_long_as_a_copy_is_read() {
         let kept = ReadPoints::new([(Lsn(35), Lsn(35))]).and_since(Lsn(80));
-        let rows: [(&[(u64, Option<u64>)], &[u64]); 6] = [
+        type Copies = &'static [(u64, Option<u64>)];
+        let rows: [(Copies, &[u64]); 6] = [
             (&[(10, None)], &[10]),
             (&[(10, Some(30))], &[]),
             (&[(10, Some(36))], &[10]),
