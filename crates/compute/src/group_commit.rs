@@ -26,6 +26,8 @@ use crate::spans::Spans;
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_millis(500);
+/// How long it waits for enough commits to tell something.
+const LONGEST: Duration = Duration::from_secs(10);
 /// Least time between two changes: each has all processes of Postgres read their configuration.
 const REST: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,7 @@ impl GroupCommit {
     /// Follows the load until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut changed: Option<Instant> = None;
+        let mut since = Instant::now();
         while stop
             .run_until_cancelled(tokio::time::sleep(PERIOD))
             .await
@@ -52,8 +55,12 @@ impl GroupCommit {
             if changed.is_some_and(|at| at.elapsed() < REST) {
                 continue;
             }
+            if self.spans.commits_in_window() < policy::MIN_COMMITS && since.elapsed() < LONGEST {
+                continue;
+            }
             let present = self.delay_us.load(Ordering::Relaxed);
             let window = self.spans.take_window();
+            since = Instant::now();
             let wanted = policy::delay_us(present, &window);
             tracing::debug!(?window, wanted, "what commits did");
             if wanted == present {
@@ -76,6 +83,7 @@ impl GroupCommit {
             changed = Some(Instant::now());
             // What was measured until now had the old delay.
             self.spans.take_window();
+            since = Instant::now();
         }
     }
 }

@@ -116,6 +116,11 @@ impl Spans {
         self.meter().released(commit, wall_micros());
     }
 
+    /// Commits since [`Spans::take_window`] was called last.
+    pub fn commits_in_window(&self) -> u32 {
+        self.meter().commits()
+    }
+
     /// What commits did since it was asked last.
     pub fn take_window(&self) -> Window {
         self.meter().take()

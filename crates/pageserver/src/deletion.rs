@@ -8,7 +8,7 @@
 //! Layers go first, and manifests last: as long as there is a layer there is a manifest, and a repeat finds the branches. What an
 //! owner that was superseded stores afterwards stays; nothing refers to it.
 
-use lakebed_blobstore::BlobStore;
+use lakebed_blobstore::{BlobStore, paths};
 use lakebed_types::{Generation, ShardIdentity, TenantId};
 
 use crate::manifest::Place;
@@ -37,8 +37,10 @@ pub async fn delete(
         }
     }
     let layers = format!("{}/layers", place.directory());
-    let layers = store.list(&layers).await.map_err(TimelineError::from)?;
-    store.delete_all(layers).await.map_err(TimelineError::from)?;
+    let mut objects = store.list(&layers).await.map_err(TimelineError::from)?;
+    let recent = format!("{}/{}", place.directory(), paths::RECENT);
+    objects.push(recent);
+    store.delete_all(objects).await.map_err(TimelineError::from)?;
     let versions = place.list().await.map_err(TimelineError::from)?;
     let versions: Vec<_> = versions.into_iter().map(|(version, _)| version).collect();
     place.delete(&versions).await.map_err(TimelineError::from)?;

@@ -1,5 +1,6 @@
 //! A page that is changed all the time is found, and what its reads cost is explained.
 
+use lakebed_pgtest::wait_until;
 use lakebed_tests::pages::Pages;
 use lakebed_tests::{Shape, Tier};
 use lakebed_types::data_directory::{FileKind, classify};
@@ -42,6 +43,10 @@ fn the_page_that_is_changed_all_the_time_is_named_and_explained() {
         panic!("{path} is not the file of a relation");
     };
 
+    let at = lsn.to_string();
+    let explained = explain(&tier, &path, &["--lsn", &at]);
+    let text = tier.client(&["explain", "page", "test", "main", &path, "0", "--lsn", &at]);
+
     // The compute still has the page; who reads it next finds what follows.
     let key = PageKey::Rel { rel, block: 0 };
     let pages = Pages::of(&tier, "main").get(lsn, &[key]);
@@ -61,8 +66,6 @@ fn the_page_that_is_changed_all_the_time_is_named_and_explained() {
     );
     assert!(longest["redo_us"].as_u64() > Some(0), "{longest}");
 
-    let at = lsn.to_string();
-    let explained = explain(&tier, &path, &["--lsn", &at]);
     assert_eq!(explained["lsn"], at);
     assert_eq!(records(&explained, "Heap/HOT_UPDATE"), UPDATES, "{explained:#}");
     assert!(records(&explained, "Heap2/PRUNE") > 0, "{explained:#}");
@@ -78,9 +81,12 @@ fn the_page_that_is_changed_all_the_time_is_named_and_explained() {
     // Before all that there was one record, and the text for people says the same as the JSON.
     let explained = explain(&tier, &path, &["--lsn", &before]);
     assert_eq!(explained["values"].as_array().expect("values").len(), 1);
-    let text = tier.client(&["explain", "page", "test", "main", &path, "0", "--lsn", &at]);
     assert!(text.contains("Heap/HOT_UPDATE"), "{text}");
     assert!(text.contains(&format!("{} changes", values - 1)), "{text}");
+    // That read had an image made of the page.
+    wait_until("an image of it", || {
+        explain(&tier, &path, &["--lsn", &at])["deltas"] == 0
+    });
     let refused = tier.refused_client(&["explain", "page", "test", "main", "counter", "0"]);
     assert!(refused.contains("pg_relation_filepath"), "{refused}");
     compute.stop();

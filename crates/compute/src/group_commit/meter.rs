@@ -99,6 +99,11 @@ impl Meter {
         self.releases.push_back(now);
     }
 
+    /// Commits since it was asked last.
+    pub fn commits(&self) -> u32 {
+        self.window.commits
+    }
+
     /// What happened since it was asked last.
     pub fn take(&mut self) -> Window {
         std::mem::take(&mut self.window)
@@ -122,7 +127,9 @@ mod tests {
         meter.released(Lsn(20), 400);
         // Logged after the first release, and written after the second.
         meter.written(Lsn(30), &[390, 450], 460);
+        assert_eq!(meter.commits(), 7);
         let window = meter.take();
+        assert_eq!(meter.commits(), 0);
         assert_eq!(
             window,
             Window {

@@ -13,7 +13,7 @@ const DELAYS_US: [u32; 18] = [
     30, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400, 3_200, 4_800, 6_400, 9_600, 12_800,
 ];
 /// Fewer commits in a window tell nothing: the delay stays, and hardly anybody is there to wait.
-const MIN_COMMITS: u32 = 30;
+pub const MIN_COMMITS: u32 = 30;
 /// What a delay must promise to be made at all: the model is a model.
 const WORTH_IT: f64 = 1.08;
 /// What another delay must promise to take the place of the present one.

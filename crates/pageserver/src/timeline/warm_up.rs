@@ -108,6 +108,11 @@ impl Timeline {
         if coarse == stored || coarse.is_empty() {
             return stored;
         }
+        // Held meanwhile, so that nothing is stored any more once the timeline has ended.
+        let commits = self.commits.lock().await;
+        if commits.deleted {
+            return recent;
+        }
         match self.files.set_recent(&recent).await {
             Ok(()) => coarse,
             Err(error) => {
