@@ -28,7 +28,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 pub use metrics::Metrics;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutOptions};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions};
 pub use parts::PART_BYTES;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -93,6 +93,16 @@ pub struct Listed {
     pub bytes: u64,
     /// When it was written, by the store's clock, in seconds since 1970.
     pub written_unix_s: i64,
+}
+
+impl Listed {
+    fn of(meta: ObjectMeta) -> Listed {
+        Listed {
+            path: meta.location.to_string(),
+            bytes: meta.size,
+            written_unix_s: meta.last_modified.timestamp(),
+        }
+    }
 }
 
 /// A handle to object storage. Cheap to clone; clones share limits and counters.
@@ -221,12 +231,22 @@ impl BlobStore {
     pub async fn list_objects(&self, directory: &str) -> Result<Vec<Listed>, BlobError> {
         let prefix = Path::from(directory);
         self.run("list", directory, || {
-            let objects = self.store.list(Some(&prefix)).map_ok(|meta| Listed {
-                path: meta.location.to_string(),
-                bytes: meta.size,
-                written_unix_s: meta.last_modified.timestamp(),
-            });
-            objects.try_collect()
+            let objects = self.store.list(Some(&prefix));
+            objects.map_ok(Listed::of).try_collect()
+        })
+        .await
+    }
+
+    /// Objects of a directory whose paths sort behind `after`, in no order. Where the store can begin there, the others cost
+    /// nothing.
+    ///
+    /// # Errors
+    /// Timeout or failure of the store.
+    pub async fn list_after(&self, directory: &str, after: &str) -> Result<Vec<Listed>, BlobError> {
+        let (prefix, after) = (Path::from(directory), Path::from(after));
+        self.run("list", directory, || {
+            let objects = self.store.list_with_offset(Some(&prefix), &after);
+            objects.map_ok(Listed::of).try_collect()
         })
         .await
     }

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use lakebed_blobstore::BlobStore;
-use lakebed_pageserver::manifest::{self, Manifest, Parent};
+use lakebed_blobstore::{BlobStore, paths};
+use lakebed_pageserver::manifest::{self, Parent, Place};
 use lakebed_safekeeper::backup::BackupError;
 use lakebed_safekeeper::backup::archive::Archive;
 use lakebed_safekeeper::backup::restore::{Restored, restore};
@@ -196,18 +196,16 @@ async fn manifests_beyond(
             continue;
         }
         let bytes = store.get(&path).await?;
-        let manifest: Manifest =
-            manifest::parse(&path, &bytes).map_err(|error| BackupError::NotWal(error.to_string()))?;
+        let reached = manifest::parse(&path, &bytes)
+            .map_err(|error| BackupError::NotWal(error.to_string()))?
+            .disk_consistent();
         let directory = path
             .rsplit_once('/')
             .map_or(path.as_str(), |(directory, _)| directory);
-        let is_within = manifest.disk_consistent <= end;
+        let is_within = reached <= end;
         *within_end.entry(directory.to_owned()).or_insert(false) |= is_within;
         if !is_within {
-            beyond.push(Beyond {
-                path,
-                reached: manifest.disk_consistent,
-            });
+            beyond.push(Beyond { path, reached });
         }
     }
     let emptied = within_end.into_iter().filter(|(_, is_within)| !is_within);
@@ -230,9 +228,13 @@ async fn parents(store: &BlobStore, tenant: TenantId) -> Result<BTreeMap<Timelin
     }
     let mut parents = BTreeMap::new();
     for (timeline, path) in newest {
-        let bytes = store.get(&path).await?;
-        let manifest =
-            manifest::parse(&path, &bytes).map_err(|error| BackupError::NotWal(error.to_string()))?;
+        let within = path.rsplit_once("/manifests/").map(|(directory, _)| directory);
+        let (Some(directory), Some(version)) = (within, paths::parse_manifest(&path)) else {
+            continue;
+        };
+        let place = Place::in_directory(store, timeline, directory.to_owned());
+        let manifest = place.read(version).await;
+        let manifest = manifest.map_err(|error| BackupError::NotWal(error.to_string()))?;
         parents.extend(manifest.parent.map(|parent| (timeline, parent)));
     }
     Ok(parents)

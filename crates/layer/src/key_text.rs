@@ -55,3 +55,24 @@ pub(crate) mod key {
         read(&String::deserialize(deserializer)?)
     }
 }
+
+/// A set of keys.
+pub(crate) mod keys {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(
+        keys: &BTreeSet<PageKey>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(keys.iter().map(text))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeSet<PageKey>, D::Error> {
+        let keys: Vec<String> = Vec::deserialize(deserializer)?;
+        keys.iter().map(|key| read(key)).collect()
+    }
+}

@@ -23,6 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{LayerDesc, LayerId, LayerKind, Reclaimed};
 
+mod difference;
+
+pub use difference::MapChange;
+
 /// A range of pages, and the layers that were made of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -194,3 +194,89 @@ fn a_map_is_stored_as_text_and_checked_when_it_is_read() {
     assert_eq!(kind.check(), Err(MapError::Misplaced(id(2))));
     assert!(serde_json::from_str::<LayerMap>(&text.replace("\"1-1f\"", "\"1-01f\"")).is_err());
 }
+
+/// Random edits: splits, merges that rewrite history or add to it, flushes, catalogue.
+fn random_edit(map: &LayerMap, number: &mut u64, random: &mut impl FnMut(u64) -> u64) -> Edit {
+    let mut next = || {
+        *number += 1;
+        *number
+    };
+    let newest = map.level0_layers().next_back().map(|desc| desc.last.0);
+    let through = map.partitions().map(|(_, partition)| partition.through.0).max();
+    let newest = newest.max(through).unwrap_or(0);
+    match random(4) {
+        0 | 1 => {
+            let low = random(50);
+            let layer = level0(next(), (newest, newest + 10), (low, low + random(20)));
+            let catalogue = desc(next(), LayerKind::Catalogue, (newest, newest + 10), None);
+            Edit::Flush(vec![layer, catalogue])
+        }
+        2 => {
+            let at = random(map.partitions().count() as u64) as usize;
+            let mut of = merged(map, at, None, newest);
+            let split = key(random(60));
+            if split > of.pages.from && of.pages.to.is_none_or(|to| split < to) {
+                of.pages.to = Some(split);
+            }
+            of.current = Some(desc(next(), LayerKind::Current, (0, newest), Some((0, 90))));
+            if random(2) == 0 {
+                of.history = Some(desc(next(), LayerKind::History, (0, newest), Some((0, 90))));
+            }
+            if random(3) == 0 {
+                of.reclaimed = Some(Reclaimed {
+                    horizon: Lsn(newest),
+                    pinned: vec![Lsn(random(100))],
+                });
+            }
+            Edit::Merge(of)
+        }
+        _ => {
+            let replaced = map.catalogue()[..map.catalogue().len().min(2)].to_vec();
+            let with = desc(next(), LayerKind::Catalogue, (0, newest), None);
+            Edit::Catalogue { replaced, with }
+        }
+    }
+}
+
+#[test]
+fn differences_lead_from_one_map_to_another_one_by_one_and_together() {
+    for seed in 1..200_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let (mut maps, mut number) = (vec![LayerMap::default()], 0);
+        for _ in 0..25 {
+            let map = &maps[maps.len() - 1];
+            let edit = random_edit(map, &mut number, &mut random);
+            maps.push(map.apply(&edit).unwrap().0);
+        }
+        let changes: Vec<MapChange> = maps.windows(2).map(|pair| pair[0].change_to(&pair[1])).collect();
+        for (pair, change) in maps.windows(2).zip(&changes) {
+            let text = serde_json::to_string(change).unwrap();
+            let read: MapChange = serde_json::from_str(&text).unwrap();
+            assert_eq!(
+                pair[0].clone().changed(read).unwrap(),
+                pair[1],
+                "seed {seed}: {text}"
+            );
+        }
+        for _ in 0..20 {
+            let from = random(25) as usize;
+            let to = from + 1 + random(25 - from as u64) as usize;
+            let together = changes[from..to].iter().cloned().reduce(MapChange::then).unwrap();
+            assert_eq!(
+                maps[from].clone().changed(together).unwrap(),
+                maps[to],
+                "seed {seed}: {from} to {to}"
+            );
+            // Of another map it is an error, or the same layers are missing from both.
+            if let Ok(other) = maps[to].clone().changed(changes[from].clone()) {
+                other.check().unwrap();
+            }
+        }
+    }
+}

@@ -349,13 +349,12 @@ impl LayerHandle {
         metrics.download_seconds.observe(begin.elapsed().as_secs_f64());
         // What is no better takes no place, unless there is nothing to lose.
         let usable = self.look(|state| matches!(state.local, Local::Open(_)));
-        if let Err(error) = whole
-            && usable
-        {
-            return Err(self.not_fetched(damage, Arc::new(error)));
-        }
+        let whole = match whole {
+            Err(error) if usable => return Err(self.not_fetched(damage, Arc::new(error))),
+            whole => whole.is_ok(),
+        };
         let layer = self.files.place(&self.desc, fetched).await.map_err(Arc::new)?;
-        if damage.is_some() {
+        if damage.is_some() && whole {
             metrics.repairs.inc();
             tracing::warn!(layer = %self.desc.id, "a damaged local layer was fetched anew");
         }

@@ -3,6 +3,10 @@
 //! Each change writes a new one, `<generation>-<sequence>`, created with put-if-absent; the highest is current. An
 //! owner with a lower generation can still write, but nobody reads what it writes.
 //!
+//! **What is in an object**: the CRC32C of the rest as eight hexadecimal digits, a line feed, and JSON: a whole [`Manifest`], or
+//! ([`Object::Following`]) what it has other than an earlier one of the same generation, so that a commit costs what it changes
+//! and not what there is. [`log`] chooses. The first object of a generation is whole.
+//!
 //! **Taking over** ([`claim`]): the new owner stores what it found under its own generation, then lists again: the owner
 //! before may have gone on between the first look and that. An owner lists after each manifest that it stores, and stops when
 //! there is a higher generation. So of two owners at least one sees the other: either the earlier one stops before it
@@ -19,8 +23,14 @@ use lakebed_layer::{LayerId, LayerMap};
 use lakebed_types::{Generation, Lsn, PgVersion, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
-/// Newest format that this version reads, and the one that it writes. 3: leases.
-pub const FORMAT: u32 = 3;
+pub mod change;
+pub mod log;
+
+use change::Change;
+use log::Following;
+
+/// Newest format that this version reads, and the one that it writes. 3: leases; 4: differences.
+pub const FORMAT: u32 = 4;
 /// Oldest format that this version reads.
 const OLDEST_FORMAT: u32 = 2;
 
@@ -114,6 +124,14 @@ pub enum ManifestError {
         /// Own generation.
         own: Generation,
     },
+    /// The object is whole, and one that it builds on is not.
+    #[error("manifest {path} builds on {base}, which is not there or is damaged: restore that object")]
+    BaseLost {
+        /// The object.
+        path: String,
+        /// Name of the other one, in the same directory.
+        base: String,
+    },
     /// The object is not what it should be.
     #[error("manifest {path}: {reason}")]
     Damaged {
@@ -139,10 +157,15 @@ pub type Version = (Generation, u64);
 impl Place {
     /// Of a shard's timeline.
     pub fn new(store: &BlobStore, tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> Place {
+        Place::in_directory(store, timeline, paths::timeline(tenant, shard, timeline))
+    }
+
+    /// Of what a directory of object storage holds.
+    pub fn in_directory(store: &BlobStore, timeline: TimelineId, directory: String) -> Place {
         Place {
             store: store.clone(),
             timeline,
-            directory: paths::timeline(tenant, shard, timeline),
+            directory,
         }
     }
 
@@ -203,19 +226,94 @@ impl Place {
         }
     }
 
-    async fn read(&self, version: Version) -> Result<Manifest, ManifestError> {
+    /// The highest version above `version`, if there is one.
+    ///
+    /// # Errors
+    /// Object storage's.
+    pub async fn newer_than(&self, version: Version) -> Result<Option<Version>, ManifestError> {
+        let manifests = format!("{}/{}", self.directory, paths::MANIFESTS);
+        let listed = self.store.list_after(&manifests, &self.path(version)).await?;
+        let found = listed
+            .iter()
+            .filter_map(|listed| paths::parse_manifest(&listed.path));
+        Ok(found.max())
+    }
+
+    async fn object(&self, version: Version) -> Result<Object, ManifestError> {
         let path = self.path(version);
         parse(&path, &self.store.get(&path).await?)
     }
 
-    /// Stores a manifest under a version that was never used.
+    /// Reads a manifest, through all that it follows.
+    ///
+    /// # Errors
+    /// Object storage's; or one of the objects is damaged or lost.
+    pub async fn read(&self, version: Version) -> Result<Manifest, ManifestError> {
+        let (mut at, mut objects) = (version, BTreeMap::new());
+        loop {
+            let object = match self.object(at).await {
+                Err(ManifestError::Blob(BlobError::NotFound(_))) if at != version => {
+                    return Err(lost(&self.path(version), at));
+                }
+                object => object?,
+            };
+            let follows = object.follows();
+            objects.insert(at, object);
+            match follows {
+                // Not in circles.
+                Some(next) if next < at => at = next,
+                Some(next) => return Err(lost(&self.path(at), next)),
+                None => break,
+            }
+        }
+        resolve(&self.path(version), version, &objects)
+    }
+
+    /// The whole manifest that this one begins with; itself, if it is whole.
+    ///
+    /// # Errors
+    /// Object storage's; or it is damaged.
+    pub async fn whole_of(&self, version: Version) -> Result<Version, ManifestError> {
+        match self.object(version).await? {
+            Object::Whole(_) => Ok(version),
+            Object::Following(following) => Ok(following.whole),
+        }
+    }
+
+    /// Stores a manifest under a version that was never used. How many bytes.
     ///
     /// # Errors
     /// See [`BlobError`]; `Exists` means that another process uses the same generation.
-    pub async fn write(&self, version: Version, manifest: &Manifest) -> Result<(), ManifestError> {
+    pub async fn write(&self, version: Version, manifest: &Manifest) -> Result<usize, ManifestError> {
         let path = self.path(version);
         let bytes = encode(&path, manifest)?;
-        Ok(self.store.put_if_absent(&path, bytes).await?)
+        self.put(&path, bytes).await
+    }
+
+    /// Stores a manifest as its difference from another.
+    ///
+    /// # Errors
+    /// As [`Place::write`].
+    pub async fn write_following(
+        &self,
+        version: Version,
+        following: &Following,
+    ) -> Result<usize, ManifestError> {
+        let path = self.path(version);
+        let text = FollowingText {
+            format: FORMAT,
+            follows: paths::manifest_name(following.follows.0, following.follows.1),
+            whole: paths::manifest_name(following.whole.0, following.whole.1),
+            change: &following.change,
+        };
+        let bytes = encode(&path, &text)?;
+        self.put(&path, bytes).await
+    }
+
+    async fn put(&self, path: &str, bytes: Bytes) -> Result<usize, ManifestError> {
+        let length = bytes.len();
+        self.store.put_if_absent(path, bytes).await?;
+        Ok(length)
     }
 
     /// Deletes manifests.
@@ -257,11 +355,94 @@ pub async fn claim(place: &Place, own: Generation) -> Result<Option<(Manifest, u
     }
 }
 
+/// What an object holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A manifest.
+    Whole(Box<Manifest>),
+    /// What it has other than another one.
+    Following(Box<Following>),
+}
+
+impl Object {
+    /// The manifest that it is to be read with.
+    pub fn follows(&self) -> Option<Version> {
+        match self {
+            Object::Whole(_) => None,
+            Object::Following(following) => Some(following.follows),
+        }
+    }
+
+    /// Everything up to here is in the layers.
+    pub fn disk_consistent(&self) -> Lsn {
+        match self {
+            Object::Whole(manifest) => manifest.disk_consistent,
+            Object::Following(following) => following.change.disk_consistent,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct FollowingText<'a> {
+    format: u32,
+    follows: String,
+    whole: String,
+    change: &'a Change,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FollowingRead {
+    #[serde(rename = "format")]
+    _format: u32,
+    follows: String,
+    whole: String,
+    change: Change,
+}
+
+fn lost(path: &str, (generation, sequence): Version) -> ManifestError {
+    ManifestError::BaseLost {
+        path: path.to_owned(),
+        base: paths::manifest_name(generation, sequence),
+    }
+}
+
+/// The manifest of a version, from objects among which are all that it follows. `path` is for errors.
+///
+/// # Errors
+/// [`ManifestError::BaseLost`], or [`ManifestError::Damaged`]: they do not fit each other.
+pub fn resolve(
+    path: &str,
+    version: Version,
+    objects: &BTreeMap<Version, Object>,
+) -> Result<Manifest, ManifestError> {
+    let (mut at, mut changes) = (version, Vec::new());
+    let whole = loop {
+        match objects.get(&at).ok_or_else(|| lost(path, at))? {
+            Object::Whole(manifest) => break manifest,
+            Object::Following(following) if following.follows < at => {
+                changes.push(&following.change);
+                at = following.follows;
+            }
+            Object::Following(following) => return Err(lost(path, following.follows)),
+        }
+    };
+    let mut manifest = Manifest::clone(whole);
+    for change in changes.into_iter().rev() {
+        let applied = change.clone().apply(manifest);
+        manifest = applied.map_err(|reason| ManifestError::Damaged {
+            path: path.to_owned(),
+            reason: format!("it does not fit what it builds on: {reason}"),
+        })?;
+    }
+    Ok(manifest)
+}
+
 /// Reads what the object at `path` holds.
 ///
 /// # Errors
 /// [`ManifestError::Damaged`].
-pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
+pub fn parse(path: &str, bytes: &[u8]) -> Result<Object, ManifestError> {
     let damaged = |reason: String| ManifestError::Damaged {
         path: path.to_owned(),
         reason,
@@ -275,8 +456,10 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
     #[derive(Deserialize)]
     struct OnlyFormat {
         format: u32,
+        follows: Option<String>,
     }
-    let OnlyFormat { format } = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    let OnlyFormat { format, follows } =
+        serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
     if format > FORMAT {
         return Err(damaged(format!(
             "it has format {format}; this version reads {FORMAT}. Use a newer lakebed"
@@ -288,13 +471,25 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Manifest, ManifestError> {
              and later ones only: create the tenant anew"
         )));
     }
+    if follows.is_some() {
+        let read: FollowingRead = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+        let version = |name: &str| {
+            let version = paths::parse_manifest(name);
+            version.ok_or_else(|| damaged(format!("'{name}' is not the name of a manifest")))
+        };
+        return Ok(Object::Following(Box::new(Following {
+            follows: version(&read.follows)?,
+            whole: version(&read.whole)?,
+            change: read.change,
+        })));
+    }
     let manifest: Manifest = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
     manifest.map.check().map_err(|error| damaged(error.to_string()))?;
-    Ok(manifest)
+    Ok(Object::Whole(Box::new(manifest)))
 }
 
-fn encode(path: &str, manifest: &Manifest) -> Result<Bytes, ManifestError> {
-    let json = serde_json::to_vec(manifest).map_err(|error| ManifestError::Damaged {
+fn encode(path: &str, object: &impl Serialize) -> Result<Bytes, ManifestError> {
+    let json = serde_json::to_vec(object).map_err(|error| ManifestError::Damaged {
         path: path.to_owned(),
         reason: error.to_string(),
     })?;

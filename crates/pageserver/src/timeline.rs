@@ -45,6 +45,7 @@ use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::layer_disk::LayerDisk;
 use crate::layer_handle::{LayerHandle, Miss};
 use crate::layer_store::{LayerStore, LayerStoreError};
+use crate::manifest::log::Log;
 use crate::manifest::{Cluster, Manifest, ManifestError, Place};
 use crate::reconstruct::ReconstructError;
 use commit::Commits;
@@ -428,10 +429,11 @@ impl Timeline {
         claimed: (Manifest, u64),
     ) -> Result<Arc<Timeline>, TimelineError> {
         let (manifest, sequence) = claimed;
+        let log = Log::claimed((identity.generation, sequence), &manifest)?;
         let mut catalogue = inherited(&parent);
         let commits = Commits {
             sequence,
-            stored: true,
+            log: Some(log),
             gone: manifest.gone,
             branches: manifest.branches,
             horizon: manifest.horizon,

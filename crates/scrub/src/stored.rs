@@ -20,6 +20,13 @@ pub(crate) struct Read {
     pub manifest: Result<Box<Manifest>, ManifestError>,
 }
 
+impl Read {
+    /// It is whole, and what it builds on is not there.
+    fn lacks_base(&self) -> bool {
+        matches!(self.manifest, Err(ManifestError::BaseLost { .. }))
+    }
+}
+
 /// See the module header.
 #[derive(Debug)]
 pub(crate) struct Stored {
@@ -30,8 +37,12 @@ pub(crate) struct Stored {
 impl Stored {
     /// Lists and reads manifests, then lists layers: one that a manifest names was stored before it.
     pub(crate) async fn read(store: &BlobStore, directory: &Directory) -> Result<Stored, ScrubError> {
-        for _ in 0..ATTEMPTS {
-            if let Some(manifests) = read_manifests(store, directory).await? {
+        for attempt in 1..=ATTEMPTS {
+            let manifests = read_manifests(store, directory).await?;
+            // One whose base went is about to go as well, most likely.
+            let waits = |read: &Read| attempt < ATTEMPTS && read.lacks_base();
+            let settled = manifests.filter(|manifests| !manifests.values().any(waits));
+            if let Some(manifests) = settled {
                 let layers = format!("{}/{}", directory.path(), paths::LAYERS);
                 let layers = store.list_objects(&layers);
                 let id = |path: &str| path.rsplit('/').next()?.parse().ok();
@@ -119,15 +130,29 @@ async fn read_manifests(
     store: &BlobStore,
     directory: &Directory,
 ) -> Result<Option<BTreeMap<Version, Read>>, BlobError> {
-    let mut manifests = BTreeMap::new();
+    let (mut read, mut objects) = (Vec::new(), BTreeMap::new());
     for (version, listed) in list_manifests(store, directory).await? {
         let bytes = match store.get(&listed.path).await {
             Ok(bytes) => bytes,
             Err(BlobError::NotFound(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let manifest = manifest::parse(&listed.path, &bytes).map(Box::new);
-        manifests.insert(version, Read { listed, manifest });
+        let object = manifest::parse(&listed.path, &bytes);
+        let damage = object.map(|object| objects.insert(version, object)).err();
+        read.push((version, listed, damage));
+    }
+    // One is as good as all that it builds on.
+    let mut manifests = BTreeMap::new();
+    for (version, listed, damage) in read {
+        let manifest = match damage {
+            Some(damage) => Err(damage),
+            None => manifest::resolve(&listed.path, version, &objects).map(Box::new),
+        };
+        let read = Read { listed, manifest };
+        if read.lacks_base() && store.size(&read.listed.path).await?.is_none() {
+            return Ok(None);
+        }
+        manifests.insert(version, read);
     }
     Ok(Some(manifests))
 }

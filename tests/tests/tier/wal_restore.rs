@@ -8,7 +8,7 @@ use lakebed_pgtest::{temp_dir, wait_until};
 use lakebed_s3test::{Fault, FaultyProxy, S3Server};
 use lakebed_tests::pages::Pages;
 use lakebed_tests::recovery::{SEGMENT_BYTES, segments, wal_directory};
-use lakebed_tests::waldump::walk;
+use lakebed_tests::waldump::{reach, walk};
 use lakebed_tests::{Compute, Shape, Tier, lakebed};
 use lakebed_types::Lsn;
 use serde_json::Value;
@@ -152,7 +152,7 @@ fn a_lost_quorum_comes_back_from_object_storage() {
             .join(part.strip_prefix(tier.home()).expect("in the tier"))
     });
     // At least a quorum had it.
-    let had = others.filter(|directory| walk(directory, start).end >= end);
+    let had = others.filter(|directory| reach(directory, start) >= end);
     let had: Vec<_> = had.collect();
     assert!(had.len() >= 2, "{had:?}");
     for directory in &had {

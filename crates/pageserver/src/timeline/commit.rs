@@ -11,6 +11,7 @@ use lakebed_types::{Generation, Lsn, TimelineId};
 
 use super::{Layers, State, Timeline, TimelineError};
 use crate::layer_handle::LayerHandle;
+use crate::manifest::log::Log;
 use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
 
 /// What the manifest has besides the layers.
@@ -18,8 +19,8 @@ use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
 pub(super) struct Commits {
     /// Of the last manifest that may have been stored.
     pub sequence: u64,
-    /// Whether there is a manifest.
-    pub stored: bool,
+    /// What was stored; `None` before there is a manifest.
+    pub log: Option<Log>,
     pub gone: Vec<Gone>,
     pub branches: BTreeMap<TimelineId, Lsn>,
     pub horizon: Lsn,
@@ -27,6 +28,13 @@ pub(super) struct Commits {
     pub superseded: Option<Generation>,
     /// The timeline is deleted: nothing may be stored any more.
     pub deleted: bool,
+}
+
+impl Commits {
+    /// Whether there is a manifest.
+    pub fn stored(&self) -> bool {
+        self.log.is_some()
+    }
 }
 
 impl Timeline {
@@ -125,14 +133,22 @@ impl Timeline {
             horizon: commits.horizon,
             leases: self.history(|history| history.leases_below(commits.horizon)),
         };
-        self.manifests.write(version, &manifest).await?;
-        let looked = self.manifests.current(identity.generation).await;
-        if let Err(ManifestError::Superseded { found, .. }) = &looked {
-            commits.superseded = Some(*found);
+        let following = commits.log.as_ref().and_then(|log| log.follow(&manifest));
+        let bytes = match &following {
+            Some(following) => self.manifests.write_following(version, following).await?,
+            None => self.manifests.write(version, &manifest).await?,
+        };
+        tracing::debug!(timeline = %identity.timeline, sequence = version.1, bytes, whole = following.is_none(), "a manifest is stored");
+        if let Some((found, _)) = self.manifests.newer_than(version).await? {
+            commits.superseded = Some(found);
+            return Err(self.superseded(found).into());
         }
-        looked?;
-        // Only now: after a failure the next manifest may name these layers again.
-        (commits.gone, commits.stored) = (gone, true);
+        // Only now: after a failure the next manifest may name these layers again, and what it stored is not followed.
+        commits.gone = gone;
+        match &mut commits.log {
+            Some(log) => log.stored(version, manifest, following, bytes),
+            None => commits.log = Some(Log::new(version, manifest, bytes)),
+        }
         Ok(())
     }
 
@@ -219,11 +235,17 @@ impl Timeline {
         let Some((oldest_kept, _)) = old else {
             return Ok(0);
         };
-        let versions = listed.iter().map(|(version, _)| *version);
-        let deleted: Vec<Version> = versions.filter(|version| version < oldest_kept).collect();
+        let mut oldest_kept = *oldest_kept;
+        // Newest first: what is left after a crash still has what it builds on.
+        let versions = listed.iter().rev().map(|(version, _)| *version);
+        if versions.clone().any(|version| version < oldest_kept) {
+            // It is read with what it follows.
+            oldest_kept = self.manifests.whole_of(oldest_kept).await?;
+        }
+        let deleted: Vec<Version> = versions.filter(|version| *version < oldest_kept).collect();
         self.manifests.delete(&deleted).await?;
         let named = |gone: &Gone| self.read(|state| state.layers.map.get(gone.layer).is_some());
-        let old = |gone: &&Gone| gone.since <= *oldest_kept && !named(gone);
+        let old = |gone: &&Gone| gone.since <= oldest_kept && !named(gone);
         let (gone, kept): (Vec<Gone>, Vec<Gone>) = commits.gone.iter().partition(old);
         let layers: Vec<LayerId> = gone.iter().map(|gone| gone.layer).collect();
         self.files.remove_objects(&layers).await?;

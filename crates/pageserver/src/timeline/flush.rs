@@ -38,9 +38,9 @@ impl Timeline {
     pub async fn flush(self: &Arc<Self>) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
         let first = self.disk_consistent();
-        let (frozen, entries) = self.freeze(commits.stored)?;
+        let (frozen, entries) = self.freeze(commits.stored())?;
         let last = frozen.last;
-        if commits.stored && frozen.table.is_empty() && entries.is_empty() && last == first {
+        if commits.stored() && frozen.table.is_empty() && entries.is_empty() && last == first {
             self.write(|state| state.frozen = None);
             return Ok(());
         }

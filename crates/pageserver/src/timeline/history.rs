@@ -301,7 +301,7 @@ impl Timeline {
             history.advance(Instant::now(), stored);
             history.horizon
         });
-        if horizon <= commits.horizon || !commits.stored {
+        if horizon <= commits.horizon || !commits.stored() {
             return Ok(());
         }
         let before = std::mem::replace(&mut commits.horizon, horizon);

@@ -8,7 +8,7 @@
 //! and only into what is free of the disk's budget: nothing is evicted for a guess. Local layers take their place in the order
 //! of eviction from the same list.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,9 +70,10 @@ impl Timeline {
             }
         };
         let (disk, handles) = (self.files.disk(), self.handles());
-        let of = |id: &LayerId| handles.iter().find(|handle| handle.desc.id == *id);
+        let known: BTreeMap<LayerId, &Arc<LayerHandle>> =
+            handles.iter().map(|handle| (handle.desc.id, handle)).collect();
         let mut warmed = 0;
-        for (age, handle) in (1..).zip(recent.iter().filter_map(of)) {
+        for (age, handle) in (1..).zip(recent.iter().filter_map(|id| known.get(id))) {
             handle.was_read_before(disk.tick().saturating_sub(age));
             if handle.is_local() || !disk.has_room(handle.desc.bytes) {
                 continue;

@@ -6,6 +6,7 @@ mod toy;
 mod world;
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -363,32 +364,50 @@ async fn open(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_flipped_byte_of_a_manifest_is_believed() {
     let world = World::new(&Arc::default()).await;
-    let path = world.objects("manifests").pop().unwrap();
-    let bytes = fs::read(&path).unwrap();
-    assert!(parse("m", &bytes).is_ok());
-    let all = (0..bytes.len()).step_by(1 + bytes.len() / 2000);
-    for at in all.chain(0..64).chain(bytes.len() - 64..bytes.len()) {
-        for bits in [0x01, 0x80, 0xff] {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= bits;
-            let parsed = parse("m", &damaged);
-            assert!(
-                matches!(parsed, Err(ManifestError::Damaged { .. })),
-                "byte {at}: {parsed:?}"
-            );
+    let mut objects = world.objects("manifests");
+    let is_whole = |path: &&PathBuf| {
+        let object = parse("m", &fs::read(path).unwrap()).unwrap();
+        object.follows().is_none()
+    };
+    let whole = objects.iter().rfind(is_whole).unwrap().clone();
+    let following = objects.iter().rfind(|path| !is_whole(path)).unwrap().clone();
+    for path in [&whole, &following] {
+        let bytes = fs::read(path).unwrap();
+        let all = (0..bytes.len()).step_by(1 + bytes.len() / 2000);
+        for at in all.chain(0..64).chain(bytes.len() - 64..bytes.len()) {
+            for bits in [0x01, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= bits;
+                let parsed = parse("m", &damaged);
+                assert!(
+                    matches!(parsed, Err(ManifestError::Damaged { .. })),
+                    "byte {at}: {parsed:?}"
+                );
+            }
+        }
+        for length in [0, 8, 9, bytes.len() - 1] {
+            assert!(parse("m", &bytes[..length]).is_err());
         }
     }
-    for length in [0, 8, 9, bytes.len() - 1] {
-        assert!(parse("m", &bytes[..length]).is_err());
-    }
-    flip(&path, 20);
-    let identity = &world.timeline.identity;
+    // What the newest one builds on is lost.
+    let path = objects.pop().unwrap();
+    let newest = parse("m", &fs::read(&path).unwrap()).unwrap();
+    assert!(newest.follows().is_some(), "the newest is a difference");
+    let (kept, identity) = (fs::read(&whole).unwrap(), &world.timeline.identity);
+    fs::remove_file(&whole).unwrap();
     let place = lakebed_pageserver::manifest::Place::new(
         &world.store,
         identity.tenant,
         identity.shard,
         identity.timeline,
     );
+    let claimed = lakebed_pageserver::manifest::claim(&place, identity.generation).await;
+    assert!(
+        matches!(claimed, Err(ManifestError::BaseLost { .. })),
+        "{claimed:?}"
+    );
+    fs::write(&whole, kept).unwrap();
+    flip(&path, 20);
     let claimed = lakebed_pageserver::manifest::claim(&place, identity.generation).await;
     assert!(
         matches!(claimed, Err(ManifestError::Damaged { .. })),
