@@ -5,13 +5,14 @@
 //! - no owner of a higher generation has stored a manifest: what this node believes is up to date;
 //! - the timeline's last manifest is whole, and of each branch that it names no manifest is left: nobody reads through it.
 //!
-//! Layers go first, and manifests last: as long as there is a layer there is a manifest, and a repeat finds the branches. What an
-//! owner that was superseded stores afterwards stays; nothing refers to it.
+//! Layers go first, and manifests last: as long as there is a layer there is a manifest, and a repeat finds the branches. The last
+//! one is stored anew before, whole, and goes behind all others: a manifest may build on others, and what a crash leaves must be
+//! readable. What an owner that was superseded stores afterwards stays; nothing refers to it.
 
 use lakebed_blobstore::{BlobStore, paths};
 use lakebed_types::{Generation, ShardIdentity, TenantId};
 
-use crate::manifest::Place;
+use crate::manifest::{self, Place, Version};
 use crate::node::NodeError;
 use crate::timeline::TimelineError;
 
@@ -36,13 +37,19 @@ pub async fn delete(
             }
         }
     }
+    let last: Option<Version> = match manifest::claim(place, own).await.map_err(TimelineError::from)? {
+        Some((_, sequence)) => Some((own, sequence)),
+        None => None,
+    };
     let layers = format!("{}/layers", place.directory());
     let mut objects = store.list(&layers).await.map_err(TimelineError::from)?;
     let recent = format!("{}/{}", place.directory(), paths::RECENT);
     objects.push(recent);
     store.delete_all(objects).await.map_err(TimelineError::from)?;
     let versions = place.list().await.map_err(TimelineError::from)?;
-    let versions: Vec<_> = versions.into_iter().map(|(version, _)| version).collect();
-    place.delete(&versions).await.map_err(TimelineError::from)?;
+    let versions = versions.into_iter().map(|(version, _)| version);
+    let (last, others): (Vec<_>, Vec<_>) = versions.partition(|version| Some(*version) == last);
+    place.delete(&others).await.map_err(TimelineError::from)?;
+    place.delete(&last).await.map_err(TimelineError::from)?;
     Ok(())
 }

@@ -96,6 +96,11 @@ pub fn read(path: &Path) -> anyhow::Result<Layout> {
 }
 
 impl UpDirectory {
+    /// URL of its object storage.
+    pub fn store(&self) -> String {
+        format!("file://{}", self.path.join("objects").display())
+    }
+
     /// Takes the directory, and makes it at the first start. Later ones may have more safekeepers, never fewer.
     ///
     /// # Errors

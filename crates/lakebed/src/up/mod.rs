@@ -203,7 +203,7 @@ pub async fn start_daemons(directory: &UpDirectory, daemons: &Daemons, told: &To
         .controller
         .start(vec![recipe(directory, "controller", "controller", &controller)?])
         .await?;
-    let store = format!("file://{}", directory.path.join("objects").display());
+    let store = directory.store();
     let mut safekeepers = Vec::new();
     for (number, port) in (1u64..).zip(&layout.safekeeper_ports) {
         let name = format!("safekeeper-{number}");
