@@ -155,8 +155,24 @@ impl BlobStore {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<BlobStore, BlobError> {
         let environment: Vec<_> = environment.into_iter().collect();
-        let opened = address::open(address, &limits, &environment)?;
-        Ok(BlobStore {
+        Ok(BlobStore::of(
+            address::open(address, &limits, &environment)?,
+            limits,
+        ))
+    }
+
+    /// Over a store that the caller made, which keeps attributes of objects and writes large ones whole.
+    pub fn over(store: Arc<dyn ObjectStore>, limits: Limits) -> BlobStore {
+        let opened = address::Opened {
+            store,
+            multipart: None,
+            keeps_attributes: true,
+        };
+        BlobStore::of(opened, limits)
+    }
+
+    fn of(opened: address::Opened, limits: Limits) -> BlobStore {
+        BlobStore {
             store: opened.store,
             multipart: parts::Multipart(opened.multipart),
             keeps_attributes: opened.keeps_attributes,
@@ -164,7 +180,7 @@ impl BlobStore {
             turns: Arc::new(Semaphore::new(limits.concurrency)),
             budget: Arc::default(),
             metrics: Metrics::default(),
-        })
+        }
     }
 
     /// Its counters.

@@ -37,10 +37,8 @@ pub async fn delete(
             }
         }
     }
-    let last: Option<Version> = match manifest::claim(place, own).await.map_err(TimelineError::from)? {
-        Some((_, sequence)) => Some((own, sequence)),
-        None => None,
-    };
+    let claimed = manifest::claim(place, own).await.map_err(TimelineError::from)?;
+    let last: Option<Version> = claimed.map(|(_, sequence)| (own, sequence));
     let layers = format!("{}/layers", place.directory());
     let mut objects = store.list(&layers).await.map_err(TimelineError::from)?;
     let recent = format!("{}/{}", place.directory(), paths::RECENT);

@@ -313,8 +313,10 @@ impl LayerHandle {
         let (handle, damage) = (self.clone(), miss.damage.clone());
         // Ends before this does only when the node does; then the sender is dropped.
         self.files.disk().spawn(async move {
-            let _end = Ended(&handle);
+            let end = Ended(&handle);
             let fetched = handle.fetch(damage, urgency, &hurry).await;
+            // Before it is told: who misses the layer from now on misses what came, and must not be given it once more.
+            drop(end);
             tell.send_replace(Some(fetched));
         });
         Ok(outcome)

@@ -20,7 +20,7 @@ mod compaction;
 pub mod config;
 pub mod daemon;
 pub mod data_directory;
-mod deletion;
+pub mod deletion;
 mod feed;
 pub mod hot;
 pub mod image_queue;

@@ -127,6 +127,9 @@ pub enum TimelineError {
     /// A layer that the read needs is not to be had from object storage either.
     #[error("{0}")]
     Unobtainable(Arc<LayerStoreError>),
+    /// A merge met a damaged layer, which is whole again: the merge is over, and the next one finds it so.
+    #[error("a merge is given up and begins again, since a layer was damaged and is fetched anew: {0}")]
+    MergeMetDamage(String),
     /// A change does not fit the layers that there are.
     #[error(transparent)]
     Map(#[from] MapError),

@@ -27,7 +27,6 @@ mod replayed;
 mod spans;
 mod stats;
 mod stock;
-mod synthetic;
 mod tier;
 mod tpcc;
 mod wal_volume;

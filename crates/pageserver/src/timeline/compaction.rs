@@ -120,10 +120,9 @@ impl Timeline {
             // Planned again it finds the layer whole, or says that it cannot be had.
             Err(error @ TimelineError::Read(_)) => {
                 let error = self.read(|state| state.layers.clone()).blame(error);
+                let damage = error.to_string();
                 self.obtaining_after(error, || Ok::<_, TimelineError>(())).await?;
-                Err(TimelineError::Internal(
-                    "a layer of a merge was damaged, and is repaired".to_owned(),
-                ))
+                Err(TimelineError::MergeMetDamage(damage))
             }
             done => done,
         }

@@ -51,6 +51,7 @@ impl Expected {
 }
 
 /// Ingests the records after the timeline's last one.
+#[allow(dead_code)]
 pub fn ingest(timeline: &Arc<Timeline>, records: &[DecodedRecord]) {
     let mut ingestor = Ingestor::new(timeline.clone()).unwrap();
     let last = timeline.last_record();
@@ -61,13 +62,24 @@ pub fn ingest(timeline: &Arc<Timeline>, records: &[DecodedRecord]) {
 }
 
 /// Records behind `start`; one block gets a third of them.
+#[allow(dead_code)]
 pub fn make(numbers: &mut Numbers, start: Lsn, expected: &mut Expected) -> Vec<DecodedRecord> {
+    make_some(numbers, start, expected, (ROUND, BLOCKS))
+}
+
+/// So many records, of so many blocks.
+pub fn make_some(
+    numbers: &mut Numbers,
+    start: Lsn,
+    expected: &mut Expected,
+    (count, blocks): (u64, u32),
+) -> Vec<DecodedRecord> {
     let mut records = Vec::new();
-    for number in 0..ROUND {
+    for number in 0..count {
         let lsn = Lsn(start.0 + number * 64);
         let block = match numbers.below(3) {
             0 => 7,
-            _ => numbers.below(u64::from(BLOCKS)) as u32,
+            _ => numbers.below(u64::from(blocks)) as u32,
         };
         let at = 100 + numbers.below(7000) as u16;
         let data: Vec<u8> = (0..1 + numbers.below(200))
