@@ -37,15 +37,21 @@ use crate::client::table;
 /// Its options.
 #[derive(Debug, Args)]
 pub struct RedoArgs {
-    /// Milliseconds of each measurement.
-    #[arg(long, default_value_t = 300)]
+    /// Milliseconds of each measurement, in all rounds together.
+    #[arg(long, default_value_t = 500)]
     pub milliseconds: u64,
+    /// Rounds in which everything is measured. The best one is reported too.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
     /// Seconds of each of the two workloads whose WAL is cut.
     #[arg(long, default_value_t = 20)]
     pub load_seconds: u64,
     /// Numbers of threads that build pages.
     #[arg(long, value_delimiter = ',', default_value = "1,2,16,128")]
     pub callers: Vec<usize>,
+    /// Kinds of pages to measure, as the results name them (`heap`, `spgist`, `mixed`). Default: all.
+    #[arg(long, value_delimiter = ',')]
+    pub rmgrs: Vec<String>,
     #[command(flatten)]
     pub tier: TierArgs,
 }
@@ -146,29 +152,74 @@ fn describe(cut: &Cut, report: &Report) {
     }
 }
 
+/// Pages of one kind, built from so many records each.
+struct Point<'a> {
+    kind: &'a str,
+    length: usize,
+    chains: Vec<&'a Chain>,
+    /// Microseconds of a page that is built many times in a row, the median, by round.
+    warm: Vec<f64>,
+    /// By number of callers, then by round.
+    measured: Vec<(usize, Vec<Measured>)>,
+}
+
 /// One measurement.
 struct Measured {
-    /// Microseconds of each page.
-    pages: Samples,
+    /// Microseconds of a page: the median, and of 99 in 100 at most.
+    p50: f64,
+    p99: f64,
+    pages: usize,
     /// From the first caller's begin to the last one's end.
     seconds: f64,
     /// That the callers were on a processor: less than `seconds` times the cores when others use them too.
     cpu_seconds: f64,
 }
 
+/// The middle one of the rounds, and the smallest: the machine's other users take caches and half of a core for seconds.
+fn of_rounds(rounds: impl Iterator<Item = f64>) -> (f64, f64) {
+    let mut samples = Samples::default();
+    samples.extend(rounds);
+    let at = |percent| samples.percentile(percent).unwrap_or_default();
+    (at(50.0), at(0.0))
+}
+
 fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()> {
+    let mut points = points(args, cut)?;
+    for point in &points {
+        verify(&point.chains, point.length)?;
+    }
+    let time = Duration::from_millis(args.milliseconds) / args.rounds;
+    for _ in 0..args.rounds {
+        for point in &mut points {
+            point.warm.push(warm(&point.chains, point.length)?);
+            for (callers, rounds) in &mut point.measured {
+                rounds.push(measure(&point.chains, point.length, *callers, time)?);
+            }
+        }
+    }
     let mut shown = table(&[
         "rmgr",
         "chain",
         "callers",
         "us/page",
+        "best",
         "p99",
         "warm",
+        "best",
         "ns/record",
         "pages/s",
         "x1",
         "cpu us",
     ]);
+    for point in &points {
+        show(point, &mut shown, report);
+    }
+    eprintln!("{shown}");
+    Ok(())
+}
+
+/// What is to be measured.
+fn points<'a>(args: &RedoArgs, cut: &'a Cut) -> anyhow::Result<Vec<Point<'a>>> {
     let mut kinds: Vec<(&str, Vec<&Chain>)> = cut
         .chains
         .iter()
@@ -183,58 +234,81 @@ fn measure_all(args: &RedoArgs, cut: &Cut, report: &Report) -> anyhow::Result<()
     });
     let mixed = mixed.collect();
     kinds.push(("mixed", mixed));
-    for (kind, chains) in &kinds {
+    for wanted in &args.rmgrs {
+        ensure!(
+            kinds.iter().any(|(kind, _)| kind == wanted),
+            "the workload has no pages of the kind {wanted}"
+        );
+    }
+    kinds.retain(|(kind, _)| args.rmgrs.is_empty() || args.rmgrs.iter().any(|wanted| wanted == kind));
+    let mut points = Vec::new();
+    for (kind, chains) in kinds {
         for length in LENGTHS {
-            let chains: Vec<&Chain> = chains
-                .iter()
-                .filter(|chain| chain.values.len() >= length)
-                .copied()
-                .collect();
+            let long = chains.iter().filter(|chain| chain.values.len() >= length);
+            let chains: Vec<&Chain> = long.copied().collect();
             if chains.is_empty() {
                 eprintln!("{kind}: no page got {length} changes in a row");
                 continue;
             }
-            verify(&chains, length)?;
-            let warm = warm(&chains, length)?.percentile(50.0).unwrap_or_default();
-            let mut alone = None;
-            for &callers in &args.callers {
-                let measured = measure(&chains, length, callers, Duration::from_millis(args.milliseconds))?;
-                let p50 = measured.pages.percentile(50.0).unwrap_or_default();
-                let p99 = measured.pages.percentile(99.0).unwrap_or_default();
-                let rate = measured.pages.len() as f64 / measured.seconds;
-                let scaling = round(rate / *alone.get_or_insert(rate));
-                let cpu = round(measured.cpu_seconds * 1e6 / measured.pages.len().max(1) as f64);
-                let per_record = round(p50 * 1e3 / length as f64);
-                report.result(json!({
-                    "rmgr": kind,
-                    "chain": length,
-                    "callers": callers,
-                    "us_per_page": p50,
-                    "us_per_page_p99": p99,
-                    "us_per_page_warm": round(warm),
-                    "ns_per_record": per_record,
-                    "pages_per_second": round(rate),
-                    "rate_to_first": scaling,
-                    "cpu_us_per_page": cpu,
-                    "chains": chains.len(),
-                }));
-                shown.add_row([
-                    (*kind).to_owned(),
-                    length.to_string(),
-                    callers.to_string(),
-                    p50.to_string(),
-                    p99.to_string(),
-                    round(warm).to_string(),
-                    per_record.to_string(),
-                    format!("{rate:.0}"),
-                    scaling.to_string(),
-                    cpu.to_string(),
-                ]);
-            }
+            points.push(Point {
+                kind,
+                length,
+                chains,
+                warm: Vec::new(),
+                measured: args
+                    .callers
+                    .iter()
+                    .map(|callers| (*callers, Vec::new()))
+                    .collect(),
+            });
         }
     }
-    eprintln!("{shown}");
-    Ok(())
+    Ok(points)
+}
+
+fn show(point: &Point<'_>, shown: &mut comfy_table::Table, report: &Report) {
+    let (warm, warm_best) = of_rounds(point.warm.iter().copied());
+    let mut alone = None;
+    for (callers, rounds) in &point.measured {
+        let (p50, best) = of_rounds(rounds.iter().map(|round| round.p50));
+        let (p99, _) = of_rounds(rounds.iter().map(|round| round.p99));
+        let pages: usize = rounds.iter().map(|round| round.pages).sum();
+        let seconds: f64 = rounds.iter().map(|round| round.seconds).sum();
+        let cpu_seconds: f64 = rounds.iter().map(|round| round.cpu_seconds).sum();
+        let rate = pages as f64 / seconds;
+        let scaling = round(rate / *alone.get_or_insert(rate));
+        let cpu = round(cpu_seconds * 1e6 / pages.max(1) as f64);
+        let per_record = round(p50 * 1e3 / point.length as f64);
+        report.result(json!({
+            "rmgr": point.kind,
+            "chain": point.length,
+            "callers": callers,
+            "us_per_page": p50,
+            "us_per_page_best_round": best,
+            "us_per_page_p99": p99,
+            "us_per_page_warm": warm,
+            "us_per_page_warm_best_round": warm_best,
+            "ns_per_record": per_record,
+            "pages_per_second": round(rate),
+            "rate_to_first": scaling,
+            "cpu_us_per_page": cpu,
+            "chains": point.chains.len(),
+        }));
+        shown.add_row([
+            point.kind.to_owned(),
+            point.length.to_string(),
+            callers.to_string(),
+            p50.to_string(),
+            best.to_string(),
+            p99.to_string(),
+            warm.to_string(),
+            warm_best.to_string(),
+            per_record.to_string(),
+            format!("{rate:.0}"),
+            scaling.to_string(),
+            cpu.to_string(),
+        ]);
+    }
 }
 
 /// Builds the page from the chain's first `length` records.
@@ -257,8 +331,8 @@ fn verify(chains: &[&Chain], length: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds each page in a row of [`IN_A_ROW`] and tells each row's mean, without its first.
-fn warm(chains: &[&Chain], length: usize) -> anyhow::Result<Samples> {
+/// Builds each page in a row of [`IN_A_ROW`] and tells the median of each row's mean, without its first.
+fn warm(chains: &[&Chain], length: usize) -> anyhow::Result<f64> {
     let mut page = reconstruct::zeros();
     let mut took = Samples::default();
     for chain in chains {
@@ -270,7 +344,7 @@ fn warm(chains: &[&Chain], length: usize) -> anyhow::Result<Samples> {
         let mean = began.elapsed().as_secs_f64() * 1e6 / f64::from(IN_A_ROW - 1);
         took.push(mean);
     }
-    Ok(took)
+    Ok(took.percentile(50.0).unwrap_or_default())
 }
 
 fn measure(chains: &[&Chain], length: usize, callers: usize, time: Duration) -> anyhow::Result<Measured> {
@@ -293,17 +367,19 @@ fn measure(chains: &[&Chain], length: usize, callers: usize, time: Duration) -> 
     })?;
     let began = threads.iter().map(|thread| thread.began).min();
     let ended = threads.iter().map(|thread| thread.ended).max();
-    let mut measured = Measured {
-        pages: Samples::default(),
+    let cpu_seconds = threads.iter().map(|thread| thread.cpu_seconds).sum();
+    let mut pages = Samples::default();
+    threads.into_iter().for_each(|thread| pages.extend(thread.took));
+    let at = |percent| pages.percentile(percent).unwrap_or_default();
+    Ok(Measured {
+        p50: at(50.0),
+        p99: at(99.0),
+        pages: pages.len(),
         seconds: began
             .zip(ended)
             .map_or(0.0, |(began, ended)| (ended - began).as_secs_f64()),
-        cpu_seconds: threads.iter().map(|thread| thread.cpu_seconds).sum(),
-    };
-    for thread in threads {
-        measured.pages.extend(thread.took);
-    }
-    Ok(measured)
+        cpu_seconds,
+    })
 }
 
 /// What one caller did.
