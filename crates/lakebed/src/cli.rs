@@ -426,6 +426,19 @@ pub enum ComputeCommand {
         /// or those of `lakebed up`.
         #[arg(long)]
         pg_bin: Option<PathBuf>,
+        /// Read the branch as it was at this LSN, such as 0/1A2B3C8, moved down to the end of a record: read-only, on a
+        /// branch of its own, BRANCH-at-POSITION, which is made for it.
+        #[arg(long, conflicts_with = "at_time")]
+        at_lsn: Option<String>,
+        /// Read the branch as of the last commit at or before this time, such as 2026-11-21T10:30:00Z, likewise.
+        #[arg(long)]
+        at_time: Option<String>,
+        /// How long that branch stays at least: 90m, 2h, 7d. After that it goes as soon as no compute runs on it.
+        #[arg(long, default_value = "1h", value_name = "TIME")]
+        ttl: Seconds,
+        /// Transactions do not write unless they say so, and nothing is vacuumed by itself.
+        #[arg(long)]
+        read_only: bool,
         #[command(flatten)]
         client: ClientArgs,
     },

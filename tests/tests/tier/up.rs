@@ -150,6 +150,7 @@ fn up_serves_resumes_and_refuses_in_words() {
         1000
     );
     assert_eq!(up.sql("select count(*) from t"), "1000");
+
     let status: Value = serde_json::from_str(&lakebed(&["--json", "status", &dir])).expect("JSON");
     assert_eq!(status["nodes"].as_array().map(Vec::len), Some(5), "{status}");
     assert_eq!(status["computes"].as_array().map(Vec::len), Some(2), "{status}");
@@ -171,6 +172,42 @@ fn up_serves_resumes_and_refuses_in_words() {
         assert!(http_get(admin, "/metrics").ends_with("# EOF\n"), "{admin}");
         serde_json::from_str::<Value>(&http_get(admin, "/v1/status")).expect("JSON");
     }
+
+    // As it was, read by a compute of its own, as often as asked for.
+    let then = up.sql("select pg_current_wal_flush_lsn()");
+    up.sql("update t set n = n + 1");
+    let at = ["--json", "compute", "start", "main", "--at-lsn", &then, &dir];
+    let reader: Value = serde_json::from_str(&lakebed(&at)).expect("JSON");
+    assert_eq!(
+        reader,
+        serde_json::from_str::<Value>(&lakebed(&at)).expect("JSON")
+    );
+    assert_eq!(reader["read_only"], true);
+    let connection = reader["connection"].as_str().expect("a connection");
+    assert_eq!(sql(connection, "select min(n), max(n) from t"), "1|1000");
+    let write = program("psql")
+        .current_dir("/")
+        .args(["-XqAtc", "delete from t", connection])
+        .output()
+        .expect("psql");
+    let write = String::from_utf8_lossy(&write.stderr).into_owned();
+    assert!(write.contains("read-only transaction"), "{write}");
+    let name = reader["branch"].as_str().expect("a name").to_owned();
+    let mut for_writing = Command::new(build_dir().join("lakebed"));
+    let runs = refused(for_writing.args(["compute", "start", &name, &dir]));
+    assert!(
+        runs.contains("read-only") && runs.contains("stop it first"),
+        "{runs}"
+    );
+    lakebed(&["compute", "stop", &name, &dir]);
+    let branches = lakebed(&["--json", "branch", "list", &dir]);
+    let made = branches
+        .lines()
+        .find(|line| line.contains(&name))
+        .expect("the branch");
+    let made: Value = serde_json::from_str(made).expect("JSON");
+    assert!(made["expires"].is_string() && made["parent"] == "main", "{made}");
+    lakebed(&["branch", "delete", &name, &dir]);
 
     // A daemon that dies is started again, and nobody notices.
     let find = |what: &str| {

@@ -31,11 +31,7 @@ pub async fn run(command: BranchCommand, as_json: bool) -> anyhow::Result<()> {
                 mut controller,
                 tenant,
             } = tier(&client).await?;
-            let at = match (at_lsn, at_time) {
-                (Some(lsn), _) => At::AtLsn(lsn.parse::<Lsn>().with_context(|| format!("--at-lsn {lsn}"))?.0),
-                (None, Some(time)) => At::AtUnixMicros(unix_micros(&time)?),
-                (None, None) => At::AtHead(v1::BranchAtHead {}),
-            };
+            let at = position(at_lsn, at_time)?.unwrap_or(At::AtHead(v1::BranchAtHead {}));
             let request = v1::CreateBranchRequest {
                 tenant,
                 name,
@@ -75,6 +71,18 @@ pub async fn run(command: BranchCommand, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// `--at-lsn` and `--at-time` of a command line.
+pub fn position(at_lsn: Option<String>, at_time: Option<String>) -> anyhow::Result<Option<At>> {
+    Ok(match (at_lsn, at_time) {
+        (Some(lsn), _) => {
+            let lsn: Lsn = lsn.parse().with_context(|| format!("--at-lsn {lsn}"))?;
+            Some(At::AtLsn(lsn.0))
+        }
+        (None, Some(time)) => Some(At::AtUnixMicros(unix_micros(&time)?)),
+        (None, None) => None,
+    })
 }
 
 /// One branch as JSON.

@@ -1,14 +1,21 @@
 //! `lakebed compute start|stop|status`.
 
 use anyhow::{Context, bail};
+use lakebed_controller::rfc3339;
+use lakebed_proto::v1::create_branch_request::At;
 use lakebed_proto::v1::supervisor_client::SupervisorClient;
 use lakebed_proto::{connect, v1};
+use lakebed_types::Lsn;
 use serde_json::{Value, json};
+use tonic::Code;
 use tonic::transport::Channel;
 
-use super::{table, told};
+use super::branch::{PATIENCE, position};
+use super::{controller, table, told};
 use crate::cli::{ClientArgs, ComputeCommand};
 use crate::up::layout;
+use crate::up::target::Target;
+use crate::window::Seconds;
 
 async fn supervisor(args: &ClientArgs) -> anyhow::Result<SupervisorClient<Channel>> {
     if args.connect.is_some() && args.dir.is_none() {
@@ -29,14 +36,25 @@ pub async fn run(command: ComputeCommand, as_json: bool) -> anyhow::Result<()> {
             branch,
             port,
             pg_bin,
+            at_lsn,
+            at_time,
+            ttl,
+            read_only,
             client,
         } => {
+            let at = position(at_lsn, at_time)?;
+            let read_only = read_only || at.is_some();
+            let branch = match at {
+                Some(at) => branch_at(&branch, at, ttl, &client).await?,
+                None => branch,
+            };
             // The supervisor may have another working directory.
             let pg_bin = pg_bin.map(std::path::absolute).transpose()?.unwrap_or_default();
             let request = v1::StartComputeRequest {
                 branch,
                 port: port.into(),
                 pg_bin: pg_bin.display().to_string(),
+                read_only,
             };
             let started = supervisor(&client)
                 .await?
@@ -86,6 +104,68 @@ pub async fn run(command: ComputeCommand, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Name of the branch on which `branch` is read as of a position: the same for the same position.
+fn name_at(branch: &str, at: &At) -> String {
+    let position = match at {
+        At::AtLsn(lsn) => Lsn(*lsn).to_string().replace('/', "-"),
+        At::AtUnixMicros(micros) => {
+            let second = rfc3339::format(*micros).replace(|c: char| !c.is_ascii_alphanumeric(), "");
+            match micros.rem_euclid(1_000_000) {
+                0 => second,
+                fraction => format!("{}.{fraction:06}Z", second.trim_end_matches('Z')),
+            }
+        }
+        At::AtHead(_) => "head".to_owned(),
+    };
+    format!("{branch}-at-{position}")
+}
+
+/// A branch at a position of `branch`: a new one, or the one that was made for this position before.
+async fn branch_at(branch: &str, at: At, ttl: Seconds, client: &ClientArgs) -> anyhow::Result<String> {
+    let target: Target = branch.parse()?;
+    let (_, mut controller) = controller(client).await?;
+    let name = name_at(target.branch(), &at);
+    let request = v1::CreateBranchRequest {
+        tenant: target.tenant().to_owned(),
+        name: name.clone(),
+        from: target.branch().to_owned(),
+        at: Some(at),
+        ttl_seconds: ttl.0,
+    };
+    let created = tokio::time::timeout(PATIENCE, controller.create_branch(request)).await;
+    let made = match created.context("no answer in time")? {
+        Ok(made) => made.into_inner(),
+        Err(status) if status.code() == Code::AlreadyExists => {
+            let request = v1::ResolveBranchRequest {
+                tenant: target.tenant().to_owned(),
+                branch: name.clone(),
+            };
+            let found = controller
+                .resolve_branch(request)
+                .await
+                .map_err(told)?
+                .into_inner();
+            if found.parent_name != target.branch() {
+                bail!("there is a branch {name} already, which is not one of {branch}");
+            }
+            found
+        }
+        Err(status) => return Err(told(status)),
+    };
+    let until = match made.expires_unix_micros {
+        0 => "stays until it is deleted".to_owned(),
+        micros => format!(
+            "goes after {}, once no compute runs on it",
+            rfc3339::format(micros)
+        ),
+    };
+    eprintln!(
+        "branch {branch} as of {} is branch {name}; it {until}",
+        Lsn(made.start_lsn)
+    );
+    Ok(Target::new(target.tenant(), &name).to_string())
+}
+
 /// All computes of a machine.
 pub async fn list(args: &ClientArgs) -> anyhow::Result<Vec<v1::ComputeInfo>> {
     let list = supervisor(args)
@@ -106,6 +186,7 @@ pub fn json_of(info: &v1::ComputeInfo) -> Value {
         "connection": text(&info.connection),
         "admin": text(&info.admin),
         "message": text(&info.message),
+        "read_only": info.read_only,
     })
 }
 
@@ -124,4 +205,24 @@ pub fn show(computes: &[v1::ComputeInfo], as_json: bool) {
         out.add_row(["branch", "state", "connection", "admin", "message"].map(text));
     }
     println!("{out}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_has_one_name() {
+        let of = |lsn: Option<&str>, time: Option<&str>| {
+            let at = position(lsn.map(str::to_owned), time.map(str::to_owned)).unwrap();
+            name_at("main", &at.unwrap())
+        };
+        assert_eq!(of(Some("1/554DA68"), None), "main-at-1-554DA68");
+        for (time, name) in [
+            ("2026-11-21T11:20:00+01:00", "main-at-20261121T102000Z"),
+            ("2026-11-21T10:20:00.5Z", "main-at-20261121T102000.500000Z"),
+        ] {
+            assert_eq!(of(None, Some(time)), name);
+        }
+    }
 }

@@ -43,6 +43,20 @@ struct Compute {
     ended: TaskTracker,
 }
 
+/// How a compute is to run.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Port of Postgres; 0: the one that it had, or any free one.
+    pub port: u16,
+    /// Programs of Postgres; without them those that it had, or those of all.
+    pub pg_bin: Option<PathBuf>,
+    /// See [`READ_ONLY`].
+    pub read_only: bool,
+}
+
+/// What makes a compute read-only. Who wants to write may still do so and changes nothing but the compute's own branch.
+const READ_ONLY: [&str; 2] = ["default_transaction_read_only=on", "autovacuum=off"];
+
 /// All computes; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Computes {
@@ -62,14 +76,13 @@ impl Computes {
         }
     }
 
-    /// Starts a compute, or finds the one that runs. Without `pg_bin` with the programs that it had, or with those of
-    /// all.
-    pub async fn start(
-        &self,
-        target: &Target,
-        port: u16,
-        pg_bin: Option<PathBuf>,
-    ) -> Result<v1::ComputeInfo, Status> {
+    /// Starts a compute, or finds the one that runs.
+    pub async fn start(&self, target: &Target, wanted: Wanted) -> Result<v1::ComputeInfo, Status> {
+        let Wanted {
+            port,
+            pg_bin,
+            read_only,
+        } = wanted;
         let branch = &target.to_string();
         let _one = self.changing.lock().await;
         let known = self
@@ -93,6 +106,16 @@ impl Computes {
                         had.unwrap_or_default().display()
                     )));
                 }
+                if read_only != info.read_only {
+                    let how = if info.read_only {
+                        "read-only"
+                    } else {
+                        "for writing"
+                    };
+                    return Err(Status::failed_precondition(format!(
+                        "the compute of branch {branch} runs {how}: stop it first"
+                    )));
+                }
                 return Ok(info);
             }
             Some(info) if port == 0 => u16::try_from(info.port).unwrap_or_default(),
@@ -102,13 +125,14 @@ impl Computes {
         check_free(port, &format!("branch {branch}"))
             .map_err(|error| Status::failed_precondition(format!("{error:#}")))?;
         let pg_bin = pg_bin.or(had).unwrap_or_else(|| self.common.pg_bin.clone());
-        let recipe = self.recipe(target, port, &pg_bin);
+        let recipe = self.recipe(target, port, &pg_bin, read_only);
         let stop = CancellationToken::new();
         let ended = TaskTracker::new();
         let mut info = v1::ComputeInfo {
             branch: branch.to_owned(),
             port: u32::from(port),
             connection: connection(port),
+            read_only,
             ..Default::default()
         };
         info.set_state(ComputeState::Starting);
@@ -170,7 +194,7 @@ impl Computes {
         self.computes.lock().await.insert(info.branch.clone(), compute);
     }
 
-    fn recipe(&self, target: &Target, port: u16, pg_bin: &Path) -> Recipe {
+    fn recipe(&self, target: &Target, port: u16, pg_bin: &Path, read_only: bool) -> Recipe {
         let common = &self.common;
         let mut arguments = vec![
             "compute".to_owned(),
@@ -181,7 +205,9 @@ impl Computes {
             format!("--run-as={}", common.run_as),
             format!("--shim={}", common.shim.display()),
         ];
-        arguments.extend(common.settings.iter().map(|setting| format!("--set={setting}")));
+        let settings = common.settings.iter().map(String::as_str);
+        let settings = settings.chain(READ_ONLY.into_iter().filter(|_| read_only));
+        arguments.extend(settings.map(|setting| format!("--set={setting}")));
         let name = format!("compute-{}", target.file_name());
         Recipe {
             log: common.logs.join(format!("{name}.log")),
@@ -253,8 +279,12 @@ impl Supervisor for Computes {
         let port = port.map_err(|_| Status::invalid_argument(format!("{} is no port", request.port)))?;
         // Goes on when the client goes away: a half-started compute would be nobody's.
         let (computes, target) = (self.clone(), target(&request.branch)?);
-        let pg_bin = (!request.pg_bin.is_empty()).then(|| PathBuf::from(request.pg_bin));
-        let started = tokio::spawn(async move { computes.start(&target, port, pg_bin).await });
+        let wanted = Wanted {
+            port,
+            pg_bin: (!request.pg_bin.is_empty()).then(|| PathBuf::from(request.pg_bin)),
+            read_only: request.read_only,
+        };
+        let started = tokio::spawn(async move { computes.start(&target, wanted).await });
         let started = started
             .await
             .map_err(|error| Status::internal(error.to_string()))?;

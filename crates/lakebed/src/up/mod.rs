@@ -7,7 +7,7 @@ mod child;
 mod computes;
 pub mod layout;
 mod progress;
-mod target;
+pub mod target;
 pub mod tenant;
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use crate::cli::{ProgramArgs, ServerArgs, UpArgs};
 use crate::initdb;
 use crate::roles::{compute, shutdown_on_signals};
 use child::Recipe;
-use computes::{Common, Computes};
+use computes::{Common, Computes, Wanted};
 use layout::{UpDirectory, check_free, local};
 use progress::Step;
 
@@ -69,7 +69,11 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
         tenant::ensure(&directory, &pg_bin, owner).await?;
         drop(step);
         let _step = Step::begin("starting Postgres on branch main");
-        let compute = computes.start(&tenant::first_branch(), args.pg_port, None).await;
+        let wanted = Wanted {
+            port: args.pg_port,
+            ..Default::default()
+        };
+        let compute = computes.start(&tenant::first_branch(), wanted).await;
         compute.map_err(|status| anyhow::anyhow!("{}", status.message()))
     };
     let result = tokio::select! {

@@ -38,6 +38,16 @@ impl Target {
         }
     }
 
+    /// Its tenant.
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
+
+    /// Its name.
+    pub fn branch(&self) -> &str {
+        &self.branch
+    }
+
     /// Path of a connection string.
     pub fn path(&self) -> String {
         format!("{}/{}", self.tenant, self.branch)
