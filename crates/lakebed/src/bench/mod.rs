@@ -24,6 +24,7 @@ mod pinned;
 mod proxy;
 mod redo;
 mod replayed;
+mod space;
 mod spans;
 mod stats;
 mod stock;
@@ -65,6 +66,8 @@ pub enum BenchCommand {
     IdleTimelines(idle::IdleArgs),
     /// Time to make a branch, with few and many relations.
     Branch(branch::BranchBenchArgs),
+    /// Bytes that are stored for pages and their history, as more and more of it is given up, beside the least that it takes.
+    Space(space::SpaceArgs),
     /// Time to build a page from its base and a chain of records, by kind of page, length of chain and callers.
     Redo(redo::RedoArgs),
 }
@@ -82,6 +85,7 @@ impl BenchCommand {
             BenchCommand::IdleTimelines(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
             BenchCommand::Redo(args) => &args.tier,
+            BenchCommand::Space(args) => &args.tier,
         }
     }
 }
@@ -162,6 +166,7 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::IdleTimelines(args) => {
                 idle::run(args, &mut tier, &Report::begin("idle-timelines", as_json)).await
             }
+            BenchCommand::Space(args) => space::run(args, &mut tier, &Report::begin("space", as_json)).await,
             BenchCommand::Redo(args) => redo::run(args, &mut tier, &Report::begin("redo", as_json)).await,
         }
     };

@@ -91,7 +91,11 @@ impl Workload {
         Ok(Workload(directory))
     }
 
-    fn read_wal(&self, start: Lsn) -> anyhow::Result<(Vec<RawRecord>, Lsn)> {
+    /// The records from `start` on, where one begins, and where they end.
+    ///
+    /// # Errors
+    /// The WAL cannot be read.
+    pub fn read_wal(&self, start: Lsn) -> anyhow::Result<(Vec<RawRecord>, Lsn)> {
         let after = self.0.join("after");
         let control = std::fs::read(after.join("global/pg_control")).context("reading pg_control")?;
         let control = ControlFile::decode(&control)?;
@@ -167,7 +171,7 @@ impl Replayed {
             taken,
             feeder: Feeder::start(Arc::new(batches))?,
         };
-        replayed.attach(false).await?;
+        replayed.attach(false, Kept::default()).await?;
         for &(tenant, shard) in &replayed.keys {
             let timeline = replayed.node.timeline(tenant, shard, TIMELINE)?;
             replayed.timelines.push(timeline);
@@ -192,7 +196,7 @@ impl Replayed {
         Ok(())
     }
 
-    async fn attach(&self, fed: bool) -> anyhow::Result<()> {
+    async fn attach(&self, fed: bool, kept: Kept) -> anyhow::Result<()> {
         for &(tenant, shard) in &self.keys {
             let address = fed.then(|| self.feeder.address.clone());
             let spec = TimelineSpec {
@@ -200,7 +204,7 @@ impl Replayed {
                 parent: None,
                 cluster: self.taken.cluster,
                 safekeepers: address.into_iter().collect(),
-                kept: Kept::default(),
+                kept: kept.clone(),
             };
             let attachment = Attachment {
                 tenant,
@@ -213,12 +217,20 @@ impl Replayed {
         Ok(())
     }
 
+    /// Lets history before a horizon go, as controllers do.
+    ///
+    /// # Errors
+    /// The node refuses.
+    pub async fn keep(&self, kept: Kept) -> anyhow::Result<()> {
+        self.attach(true, kept).await
+    }
+
     /// Takes in all WAL.
     ///
     /// # Errors
     /// It does not come to the end.
     pub async fn take_in(&self) -> anyhow::Result<()> {
-        self.attach(true).await?;
+        self.attach(true, Kept::default()).await?;
         for timeline in &self.timelines {
             wait_for(timeline, self.lsns.1, PATIENCE).await?;
         }
