@@ -22,11 +22,10 @@ use tokio::task::block_in_place;
 
 use super::Report;
 use super::pgbench::Pgbench;
-use super::replayed::{Replayed, Workload};
+use super::replayed::{CLIENTS, Replayed, Workload};
 use super::stats::{Samples, round};
 use super::tier::{PrivateTier, TierArgs};
 
-const CLIENTS: u32 = 4;
 /// Relations below it were there before (`FirstNormalObjectId`).
 const FIRST_OF_USERS: u32 = 16384;
 /// Where pgbench's tables are: tablespace and database.
@@ -70,14 +69,8 @@ pub struct ImagesArgs {
 pub async fn run(args: &ImagesArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
     let directory = args.keep.clone().unwrap_or_else(|| tier.home().join("workload"));
     if !args.deltas.is_empty() {
-        let workload = block_in_place(|| {
-            Workload::make(
-                tier,
-                directory.join("tpcb"),
-                |pgbench| pgbench.initialize(args.scale),
-                |pgbench| pgbench.run_transactions(CLIENTS, args.transactions).map(drop),
-            )
-        })?;
+        let tpcb = directory.join("tpcb");
+        let workload = block_in_place(|| Workload::tpcb(tier, tpcb, args.scale, args.transactions))?;
         for deltas in &args.deltas {
             eprintln!("an image for {deltas} deltas");
             let home = tier.home().join(format!("sweep-{deltas}"));

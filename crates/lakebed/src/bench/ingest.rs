@@ -20,8 +20,6 @@ use super::replayed::{Replayed, Workload};
 use super::stats::round;
 use super::tier::{PrivateTier, TierArgs};
 
-const CLIENTS: u32 = 4;
-
 /// Its options.
 #[derive(Debug, Args)]
 pub struct IngestArgs {
@@ -46,14 +44,7 @@ pub struct IngestArgs {
 
 pub async fn run(args: &IngestArgs, tier: &mut PrivateTier, report: &Report) -> anyhow::Result<()> {
     let directory = args.keep.clone().unwrap_or_else(|| tier.home().join("workload"));
-    let workload = block_in_place(|| {
-        Workload::make(
-            tier,
-            directory,
-            |pgbench| pgbench.initialize(args.scale),
-            |pgbench| pgbench.run_transactions(CLIENTS, args.transactions).map(drop),
-        )
-    })?;
+    let workload = block_in_place(|| Workload::tpcb(tier, directory, args.scale, args.transactions))?;
     for round in 0..args.rounds {
         for &shards in &args.shard_counts {
             eprintln!("{shards} shards");

@@ -38,6 +38,8 @@ const TIMELINE: TimelineId = TimelineId([2; 16]);
 /// How long it may take to take in all WAL, or to compact it.
 const PATIENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(20);
+/// Clients of the workloads.
+pub const CLIENTS: u32 = 4;
 const SETTINGS: [&str; 10] = [
     "full_page_writes=off",
     "fsync=off",
@@ -89,6 +91,24 @@ impl Workload {
         copy(&initial.data(), &directory.join("after"))?;
         std::fs::write(directory.join("done"), "")?;
         Ok(Workload(directory))
+    }
+
+    /// As [`Workload::make`]: so many transactions of TPC-B on tables of this scale.
+    ///
+    /// # Errors
+    /// Postgres does not start, or pgbench fails.
+    pub fn tpcb(
+        tier: &PrivateTier,
+        directory: PathBuf,
+        scale: u32,
+        transactions: u64,
+    ) -> anyhow::Result<Workload> {
+        Workload::make(
+            tier,
+            directory,
+            |pgbench| pgbench.initialize(scale),
+            |pgbench| pgbench.run_transactions(CLIENTS, transactions).map(drop),
+        )
     }
 
     /// The records from `start` on, where one begins, and where they end.

@@ -26,7 +26,6 @@ use super::replayed::{Replayed, Workload};
 use super::stats::round;
 use super::tier::{PrivateTier, TierArgs};
 
-const CLIENTS: u32 = 4;
 const LEVEL: i32 = 12;
 /// Sees repetitions this far back, as a power of two.
 const ZSTD_WINDOW: u32 = 27;
@@ -62,14 +61,8 @@ pub async fn run(args: &SpaceArgs, tier: &mut PrivateTier, report: &Report) -> a
         "--windows are percent, each below the one before: what is given up does not come back"
     );
     let directory = args.keep.clone().unwrap_or_else(|| tier.home().join("workload"));
-    let workload = block_in_place(|| {
-        Workload::make(
-            tier,
-            directory.join("tpcb"),
-            |pgbench| pgbench.initialize(args.scale),
-            |pgbench| pgbench.run_transactions(CLIENTS, args.transactions).map(drop),
-        )
-    })?;
+    let tpcb = directory.join("tpcb");
+    let workload = block_in_place(|| Workload::tpcb(tier, tpcb, args.scale, args.transactions))?;
     let settings = [
         ("flush_bytes", json!(args.flush_bytes)),
         // Nobody holds a lease here, and the first horizon would wait for one.
@@ -137,9 +130,9 @@ async fn keep_from(replayed: &Replayed, timeline: &Timeline, wanted: Lsn) -> any
     }
 }
 
-/// Of something, and with zstd over all of it.
+/// Bytes of something, and with zstd over all of it.
 #[derive(Debug, Default)]
-struct Bytes {
+struct Packed {
     plain: u64,
     compressed: u64,
 }
@@ -161,7 +154,7 @@ impl Write for Count {
 /// Compresses what `each` writes.
 fn compressed(
     each: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> anyhow::Result<()>,
-) -> anyhow::Result<Bytes> {
+) -> anyhow::Result<Packed> {
     let mut zstd = zstd::stream::Encoder::new(Count(0), LEVEL)?;
     zstd.long_distance_matching(true)?;
     zstd.window_log(ZSTD_WINDOW)?;
@@ -170,14 +163,14 @@ fn compressed(
         plain += bytes.len() as u64;
         zstd.write_all(bytes)
     })?;
-    Ok(Bytes {
+    Ok(Packed {
         plain,
         compressed: zstd.finish()?.0,
     })
 }
 
 /// All pages of relations as of `lsn`.
-fn pages_bytes(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Bytes> {
+fn pages_bytes(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Packed> {
     let mut relations: Vec<_> = timeline.catalogue(|catalogue| catalogue.all_relations(lsn).collect());
     relations.sort_unstable();
     compressed(|write| {
@@ -192,7 +185,7 @@ fn pages_bytes(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Bytes> {
 }
 
 /// All records from `lsn` on of WAL that begins at `begin`, without what can be derived.
-fn records_bytes(workload: &Workload, (begin, lsn): (Lsn, Lsn)) -> anyhow::Result<Bytes> {
+fn records_bytes(workload: &Workload, (begin, lsn): (Lsn, Lsn)) -> anyhow::Result<Packed> {
     let (records, _) = workload.read_wal(begin)?;
     compressed(|write| {
         for record in records.iter().filter(|record| record.start >= lsn) {
