@@ -10,6 +10,7 @@ use lakebed_redo::PageBytes;
 use lakebed_types::shard::shard_of;
 use lakebed_types::{Lsn, PageKey, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId};
 use tokio::runtime::Runtime;
+use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
 use crate::Tier;
@@ -92,8 +93,8 @@ impl Pages {
             let places: Vec<usize> = (0..keys.len())
                 .filter(|&place| shard_of(&keys[place], self.count) == index)
                 .collect();
-            let request = |places: &[usize]| v1::GetPagesRequest {
-                request_id: 1,
+            let request = |(number, places): (u64, &[usize])| v1::GetPagesRequest {
+                request_id: number,
                 shard: Some(convert::shard_ref(self.tenant, shard)),
                 timeline: self.timeline.0.to_vec().into(),
                 at: Some(at(lsn)),
@@ -102,25 +103,26 @@ impl Pages {
                     .map(|&place| keys[place].encode().to_vec().into())
                     .collect(),
             };
-            let requests: Vec<_> = places.chunks(KEYS).map(request).collect();
-            let answers = self.runtime.block_on(async {
+            let requests: Vec<_> = (0..).zip(places.chunks(KEYS)).map(request).collect();
+            // In any order: one that has to wait does not hold up the others.
+            let mut answers = self.runtime.block_on(async {
                 let mut client = client.clone();
                 let stream = client.get_pages(tokio_stream::iter(requests)).await;
-                let mut stream = stream.expect("a stream of pages").into_inner();
-                let mut answers = Vec::new();
-                while let Some(answer) = stream.message().await.expect("an answer") {
-                    answers.extend(
-                        answer
-                            .pages
-                            .into_iter()
-                            .map(|page| served(answer.served_lsn, lsn, page)),
-                    );
-                }
-                answers
+                let stream = stream.expect("a stream of pages").into_inner();
+                let answers: Result<Vec<_>, _> = stream.collect().await;
+                answers.expect("answers")
             });
-            assert_eq!(answers.len(), places.len(), "answers of shard {index}");
-            for (place, answer) in places.into_iter().zip(answers) {
-                all[place] = answer;
+            answers.sort_by_key(|answer| answer.request_id);
+            assert_eq!(
+                answers.len(),
+                places.chunks(KEYS).count(),
+                "answers of shard {index}"
+            );
+            for (places, answer) in places.chunks(KEYS).zip(answers) {
+                assert_eq!(answer.pages.len(), places.len(), "pages of shard {index}");
+                for (&place, page) in places.iter().zip(answer.pages) {
+                    all[place] = served(answer.served_lsn, lsn, page);
+                }
             }
         }
         all
