@@ -10,7 +10,9 @@ use lakebed_compute::config::WireWal;
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::runtime::Handle;
 
+use super::admin;
 use super::tier::{PrivateTier, free_port};
 
 /// How long a compute may take.
@@ -121,6 +123,16 @@ impl Compute {
             bail!("the compute does not answer after {PATIENCE:?}");
         }
         Ok(())
+    }
+
+    /// Turns page images in WAL on or off, while it runs. Blocks.
+    ///
+    /// # Errors
+    /// It does not come to hold.
+    pub fn write_full_pages(&self, on: bool) -> anyhow::Result<()> {
+        let wanted = if on { "on" } else { "off" };
+        let asked = admin::put(self.admin_port, "/v1/full_page_writes", wanted);
+        Handle::current().block_on(asked).map(drop)
     }
 
     /// Stops it in order. Blocks.

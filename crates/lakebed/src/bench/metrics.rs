@@ -2,20 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use super::admin;
 
 /// The counters of the process whose admin service has this port, as it tells them.
 ///
 /// # Errors
 /// It does not answer.
 pub async fn text(port: u16) -> anyhow::Result<String> {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    Ok(text)
+    admin::get(port, "/metrics").await
 }
 
 /// The same as numbers by name, those without labels.

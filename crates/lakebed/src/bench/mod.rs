@@ -4,6 +4,7 @@
 //! to standard error. A result carries the machine, its load before and after, the build and the command, because a
 //! number without them cannot be compared. Nothing here passes or fails by its time.
 
+mod admin;
 mod branch;
 mod chains;
 mod cold_start;
@@ -18,6 +19,7 @@ mod ingest;
 mod links;
 mod machine;
 mod metrics;
+mod order_entry;
 mod pgbench;
 mod ping;
 mod pinned;
@@ -62,6 +64,8 @@ pub enum BenchCommand {
     Images(images::ImagesArgs),
     /// Bytes on the wire between a compute and one safekeeper for each transaction, beside stock Postgres.
     WalVolume(wal_volume::WalVolumeArgs),
+    /// Order entry in the manner of TPC-C, beside stock Postgres with three synchronous receivers of WAL.
+    Tpcc(order_entry::OrderEntryArgs),
     /// Memory and open files of a safekeeper with many timelines on which nobody works.
     IdleTimelines(idle::IdleArgs),
     /// Time to make a branch, with few and many relations.
@@ -82,6 +86,7 @@ impl BenchCommand {
             BenchCommand::Images(args) => &args.tier,
             BenchCommand::Ingest(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
+            BenchCommand::Tpcc(args) => &args.tier,
             BenchCommand::IdleTimelines(args) => &args.tier,
             BenchCommand::Branch(args) => &args.tier,
             BenchCommand::Redo(args) => &args.tier,
@@ -165,6 +170,9 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             }
             BenchCommand::IdleTimelines(args) => {
                 idle::run(args, &mut tier, &Report::begin("idle-timelines", as_json)).await
+            }
+            BenchCommand::Tpcc(args) => {
+                order_entry::run(args, &mut tier, &Report::begin("tpcc", as_json)).await
             }
             BenchCommand::Space(args) => space::run(args, &mut tier, &Report::begin("space", as_json)).await,
             BenchCommand::Redo(args) => redo::run(args, &mut tier, &Report::begin("redo", as_json)).await,

@@ -1,5 +1,6 @@
 //! pgbench, and what its log tells.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Ran {
     pub transactions: u64,
     /// Of each transaction, in milliseconds.
     pub latencies_ms: Samples,
+    /// The same by script, in the order of the arguments.
+    pub by_script: BTreeMap<usize, Samples>,
     /// As pgbench counts them, without the time to connect.
     pub tps: f64,
 }
@@ -119,17 +122,27 @@ impl Pgbench {
             digits.parse::<f64>().ok()
         };
         let tps = number("tps =").with_context(|| format!("pgbench said {text}"))?;
-        let mut latencies_ms = Samples::default();
+        let mut by_script: BTreeMap<usize, Samples> = BTreeMap::new();
         for entry in std::fs::read_dir(&logs)? {
             let log = std::fs::read_to_string(entry?.path())?;
-            // client, transaction, microseconds, …
-            let micros = |line: &str| line.split(' ').nth(2)?.parse::<f64>().ok();
-            latencies_ms.extend(log.lines().filter_map(micros).map(|micros| micros / 1e3));
+            for line in log.lines() {
+                // client, transaction, microseconds, script, …
+                let mut fields = line.split(' ').skip(2);
+                let micros = fields.next().and_then(|field| field.parse::<f64>().ok());
+                let script = fields.next().and_then(|field| field.parse().ok());
+                let (micros, script) = micros
+                    .zip(script)
+                    .with_context(|| format!("pgbench logged `{line}`"))?;
+                by_script.entry(script).or_default().push(micros / 1e3);
+            }
         }
+        let all = by_script.values().cloned();
+        let latencies_ms = all.reduce(Samples::with).unwrap_or_default();
         std::fs::remove_dir_all(&logs)?;
         Ok(Ran {
             transactions: latencies_ms.len() as u64,
             latencies_ms,
+            by_script,
             tps,
         })
     }

@@ -8,7 +8,7 @@ use postgres::{Client, NoTls};
 const SCHEMA: &str = include_str!("../../../../benches/tpcc/schema.sql");
 
 /// Name, weight in percent, script.
-const TRANSACTIONS: [(&str, u32, &str); 5] = [
+pub const TRANSACTIONS: [(&str, u32, &str); 5] = [
     (
         "new_order",
         45,
