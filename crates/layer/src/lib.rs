@@ -41,7 +41,7 @@ pub use chain::Chain;
 pub use change::{Durable, durable_steps};
 pub use desc::{BadLayerId, LayerDesc, LayerId, LayerKind};
 pub use image::{ImagePolicy, SinceImage};
-pub use map::{Edit, LayerMap, MapChange, MapError, Merged, PageRange, Partition};
+pub use map::{Base, Edit, LayerMap, MapChange, MapError, Merged, PageRange, Partition};
 pub use memtable::{Memtable, MemtableError, Stored};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
 pub use plan::{Job, Plan, PlanPolicy, Reclaimed, plan};

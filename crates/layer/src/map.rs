@@ -96,6 +96,19 @@ pub enum Edit {
         /// The one.
         with: LayerDesc,
     },
+    /// A step of making a branch independent of its parent; see [`Base`].
+    Base(Base),
+}
+
+/// What a branch reads from its parent until now, of a range of pages, and in the end of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Where the range begins; what is before it was done by earlier edits.
+    pub from: PageKey,
+    /// A layer of history with images of the range's pages at the branch point, if there are such.
+    pub pages: Option<LayerDesc>,
+    /// A catalogue layer with everything as of the branch point.
+    pub catalogue: Option<LayerDesc>,
 }
 
 /// New layers for the beginning of a partition, or for all of it.
@@ -231,6 +244,7 @@ impl LayerMap {
             Edit::Flush(layers) => layers.iter().try_for_each(|desc| next.flush(desc))?,
             Edit::Merge(merged) => next.merge(merged)?,
             Edit::Catalogue { replaced, with } => next.merge_catalogue(replaced, with)?,
+            Edit::Base(base) => next.put_below(base)?,
         }
         next.check()?;
         let gone = next.drop_unused();
@@ -326,6 +340,66 @@ impl LayerMap {
         let id = self.insert(with, LayerKind::Catalogue)?;
         self.catalogue.splice(..replaced.len(), [id]);
         Ok(())
+    }
+
+    /// Puts layers below all that there is. A partition begins where the range does, so that one merge rewrites one of them.
+    fn put_below(&mut self, base: &Base) -> Result<(), MapError> {
+        if let Some(desc) = &base.pages {
+            let misplaced = Err(MapError::Misplaced(desc.id));
+            let Some((low, high)) = desc.pages_span else {
+                return misplaced;
+            };
+            let range = PageRange { from: low, to: None };
+            let meets = |layer: &&LayerDesc| {
+                range.meets(layer) && layer.pages_span.is_some_and(|(first, _)| first <= high)
+            };
+            let is_base = |layer: &LayerDesc| layer.kind == LayerKind::History && layer.first == layer.last;
+            let in_the_way =
+                |layer: &LayerDesc| layer.first < desc.last || layer.first == desc.last && is_base(layer);
+            if low < base.from
+                || desc.first != desc.last
+                || self.layers.values().filter(meets).any(in_the_way)
+            {
+                return misplaced;
+            }
+            self.begin_partition(base.from);
+            let id = self.insert(desc, LayerKind::History)?;
+            let ranges: Vec<PageRange> = self.partitions().map(|(range, _)| range).collect();
+            for (partition, range) in self.partitions.iter_mut().zip(ranges) {
+                if range.meets(desc) {
+                    partition.history.insert(0, id);
+                }
+            }
+        }
+        if let Some(desc) = &base.catalogue {
+            let id = self.insert(desc, LayerKind::Catalogue)?;
+            self.catalogue.insert(0, id);
+        }
+        Ok(())
+    }
+
+    /// Cuts the partition that has this page in its middle in two, which share the layers that both meet.
+    fn begin_partition(&mut self, from: PageKey) {
+        let at = self.partitions.partition_point(|partition| partition.from < from);
+        let begins = self.partitions.get(at).is_some_and(|next| next.from == from);
+        let of = at.checked_sub(1).and_then(|before| self.partitions.get(before));
+        let (Some(of), false) = (of.cloned(), begins) else {
+            return;
+        };
+        self.partitions.insert(at, Partition { from, ..of });
+        let ranges: Vec<PageRange> = self.partitions().map(|(range, _)| range).collect();
+        let layers = &self.layers;
+        for (partition, range) in self
+            .partitions
+            .iter_mut()
+            .zip(ranges)
+            .skip(at.saturating_sub(1))
+            .take(2)
+        {
+            partition
+                .history
+                .retain(|id| layers.get(id).is_none_or(|desc| range.meets(desc)));
+        }
     }
 
     /// Checks what holds of every map; a map that was read is used only after it.

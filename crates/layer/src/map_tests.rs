@@ -280,3 +280,71 @@ fn differences_lead_from_one_map_to_another_one_by_one_and_together() {
         }
     }
 }
+
+#[test]
+fn a_base_goes_below_everything_and_cuts_partitions() {
+    let mut map = LayerMap::default();
+    for (number, lsns) in [(1, (10, 20)), (2, (20, 30))] {
+        map = flush(&map, &[level0(number, lsns, (0, 9))]).unwrap();
+    }
+    let mut left = merged(&map, 0, Some(5), 20);
+    left.current = Some(desc(10, LayerKind::Current, (11, 20), Some((0, 4))));
+    left.history = Some(desc(11, LayerKind::History, (11, 15), Some((0, 4))));
+    let (map, _) = map.apply(&Edit::Merge(left)).unwrap();
+    let images = |number, pages| desc(number, LayerKind::History, (10, 10), Some(pages));
+    let base = |from: PageKey, pages: LayerDesc| {
+        Edit::Base(Base {
+            from,
+            pages: Some(pages),
+            catalogue: None,
+        })
+    };
+    let mut detached = map.clone();
+    let last = Edit::Base(Base {
+        from: key(8),
+        pages: Some(images(22, (9, 30))),
+        catalogue: Some(desc(23, LayerKind::Catalogue, (10, 10), None)),
+    });
+    for edit in [
+        base(PageKey::LOWEST, images(20, (0, 2))),
+        base(key(3), images(21, (3, 7))),
+        last,
+    ] {
+        let (next, gone) = detached.apply(&edit).unwrap();
+        assert_eq!(gone, []);
+        assert_eq!(detached.clone().changed(detached.change_to(&next)).unwrap(), next);
+        detached = next;
+    }
+    let from: Vec<PageKey> = detached.partitions().map(|(range, _)| range.from).collect();
+    assert_eq!(from, [PageKey::LOWEST, key(3), key(5), key(8)]);
+    // page, LSN, layers.
+    let rows: [(u64, u64, &[u64]); 6] = [
+        (1, 99, &[2, 10, 11, 20]),
+        (1, 10, &[20]),
+        (4, 99, &[2, 10, 11, 21]),
+        (6, 99, &[2, 1, 21]),
+        (9, 99, &[2, 1, 22]),
+        (25, 99, &[22]),
+    ];
+    for (page, upto, expected) in rows {
+        assert_eq!(order(&detached, page, upto), expected, "page {page} at {upto}");
+    }
+    assert_eq!(detached.catalogue(), [id(23)]);
+
+    // Before its range, pages that have a base, above what there is, of several LSNs, of another kind, without pages.
+    let refused = [
+        base(key(31), images(30, (30, 40))),
+        base(key(8), images(30, (30, 40))),
+        base(key(3), desc(30, LayerKind::History, (12, 12), Some((3, 7)))),
+        base(key(31), desc(30, LayerKind::History, (9, 10), Some((31, 40)))),
+        base(key(31), desc(30, LayerKind::Current, (10, 10), Some((31, 40)))),
+        base(key(31), desc(30, LayerKind::History, (10, 10), None)),
+    ];
+    for edit in refused {
+        assert_eq!(
+            detached.apply(&edit),
+            Err(MapError::Misplaced(id(30))),
+            "{edit:?}"
+        );
+    }
+}

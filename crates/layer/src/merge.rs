@@ -280,12 +280,8 @@ fn put<S: Write, E>(
         Some(output) => output,
         None => {
             let (id, sink) = layers.create(kind).map_err(MergeError::Create)?;
-            let codec = match kind {
-                LayerKind::History => Codec::Zstd,
-                _ => Codec::Lz4,
-            };
             output.insert(Output {
-                writer: LayerWriter::new(sink, id, kind, codec)?,
+                writer: LayerWriter::new(sink, id, kind, Codec::of(kind))?,
                 lsns: (lsn, lsn),
             })
         }

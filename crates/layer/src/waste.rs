@@ -59,6 +59,14 @@ impl<'a> Waste<'a> {
         let fallen = desc.last.min(horizon).0.saturating_sub(from.0);
         let span = desc.last.0.saturating_sub(desc.first.0);
         let by_horizon = match span {
+            // Images of one LSN, which is the branch point of a branch that was detached: once the window is past it, what
+            // is still read of them belongs into the current layer.
+            0 if desc.kind == LayerKind::History
+                && desc.last < horizon
+                && partition.reclaimed <= desc.last =>
+            {
+                u128::from(bytes)
+            }
             0 => 0,
             _ => u128::from(bytes) * u128::from(fallen) / u128::from(span),
         };

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::LayerId;
+use crate::{LayerId, LayerKind};
 
 /// Bytes of a block's header.
 pub(super) const HEADER_BYTES: usize = 32;
@@ -28,6 +28,16 @@ pub enum Codec {
     Lz4 = 1,
     /// zstd: smaller. For history.
     Zstd = 2,
+}
+
+impl Codec {
+    /// What layers of a kind are written with.
+    pub fn of(kind: LayerKind) -> Codec {
+        match kind {
+            LayerKind::History => Codec::Zstd,
+            LayerKind::Level0 | LayerKind::Current | LayerKind::Catalogue => Codec::Lz4,
+        }
+    }
 }
 
 /// What a block holds. The numbers are part of the format.

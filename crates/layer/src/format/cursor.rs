@@ -24,6 +24,20 @@ pub struct Cursor {
     pub count: ReadCount,
 }
 
+impl<R: ReadAt> LayerReader<R> {
+    /// Calls `visit` for the page of each piece, in order; a page of many pieces comes often. Reads the index alone.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn for_each_page(&self, mut visit: impl FnMut(PageKey)) -> Result<(), ReadError> {
+        let mut cursor = Cursor::new(self, PageKey::LOWEST);
+        while let Some(entry) = cursor.next_entry(self)? {
+            visit(entry.key);
+        }
+        Ok(())
+    }
+}
+
 impl Cursor {
     /// Begins at the first page that is not below `from`.
     pub fn new<R: ReadAt>(reader: &LayerReader<R>, from: PageKey) -> Cursor {

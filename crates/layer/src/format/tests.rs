@@ -117,6 +117,10 @@ fn every_page_is_read_at_every_lsn() {
             }
         }
         assert_eq!(all, content);
+        let mut named = Vec::new();
+        reader.for_each_page(|key| named.push(key)).unwrap();
+        named.dedup();
+        assert_eq!(named, content.iter().map(|(key, _)| *key).collect::<Vec<_>>());
     }
 }
 

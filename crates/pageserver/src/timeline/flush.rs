@@ -153,7 +153,7 @@ impl Timeline {
         fill: impl FnOnce(&mut LayerWriter<LayerSink>) -> Result<(), TimelineError>,
     ) -> Result<LayerDesc, TimelineError> {
         let (id, sink) = self.files.begin().map_err(LayerStoreError::Create)?;
-        let mut writer = LayerWriter::new(sink, id, kind, Codec::Lz4)?;
+        let mut writer = LayerWriter::new(sink, id, kind, Codec::of(kind))?;
         fill(&mut writer)?;
         let (sink, desc) = writer.finish(first, last, sections)?;
         self.files.seal(id, sink)?;
