@@ -43,6 +43,28 @@ pub(crate) mod span {
     }
 }
 
+/// A key, or none.
+pub mod maybe {
+    use super::*;
+
+    /// For `serde(with)`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(key: &Option<PageKey>, serializer: S) -> Result<S::Ok, S::Error> {
+        key.as_ref().map(text).serialize(serializer)
+    }
+
+    /// For `serde(with)`.
+    ///
+    /// # Errors
+    /// Text that names no page.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PageKey>, D::Error> {
+        let key: Option<String> = Option::deserialize(deserializer)?;
+        key.map(|key| read(&key)).transpose()
+    }
+}
+
 /// One key.
 pub(crate) mod key {
     use super::*;

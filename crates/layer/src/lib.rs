@@ -26,7 +26,7 @@ mod change;
 mod desc;
 pub mod format;
 mod image;
-mod key_text;
+pub mod key_text;
 mod map;
 mod memtable;
 mod merge;

@@ -189,6 +189,40 @@ impl Catalogue {
         life
     }
 
+    /// Databases that are there at `lsn` and were copied: where to and where from, in the order in which it was done.
+    pub fn copied_databases(&self, lsn: Lsn) -> Vec<(DatabasePlace, DatabasePlace)> {
+        let last = |versions: &Versions<Option<DatabasePlace>>| {
+            let after = versions.partition_point(|(version, _)| *version <= lsn);
+            after.checked_sub(1).and_then(|at| versions.get(at)).copied()
+        };
+        let mut found: Vec<_> = self
+            .databases
+            .iter()
+            .filter_map(|(to, versions)| {
+                let (born, from) = last(versions)?;
+                Some((born, *to, from?))
+            })
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, to, from)| (to, from)).collect()
+    }
+
+    /// Entries that say what is there at `lsn`, for who begins there with an image of every page: how it came to be so is
+    /// of no use to them.
+    pub fn as_of(&self, lsn: Lsn) -> Vec<Entry> {
+        let sizes = self
+            .all_relations(lsn)
+            .map(|(rel, blocks)| Entry::Size(rel, blocks));
+        let files = self
+            .files(lsn)
+            .map(|(path, content)| Entry::File(path.to_owned(), Some(content.clone())));
+        let slru = self
+            .slru_pages(lsn)
+            .map(|(kind, page)| Entry::SlruPage(kind, page, true));
+        let time = self.commit_at(lsn).map(|(_, micros)| Entry::Time(micros));
+        sizes.chain(files).chain(slru).chain(time).collect()
+    }
+
     /// Databases that were copied from a template: from when to when each is there.
     pub fn copies(&self) -> impl Iterator<Item = (Lsn, Option<Lsn>)> {
         self.databases.values().flat_map(|versions| {

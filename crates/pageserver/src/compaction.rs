@@ -14,6 +14,7 @@ use tracing::Instrument;
 use crate::manifest::ManifestError;
 use crate::node::Node;
 use crate::timeline::compaction::{Next, Running, Slice};
+use crate::timeline::detach::Basing;
 use crate::timeline::{Timeline, TimelineError};
 
 /// Work between two looks at others.
@@ -73,10 +74,34 @@ async fn work(node: &Node, timeline: &Arc<Timeline>) {
 async fn compact(node: &Node, timeline: &Arc<Timeline>) -> Result<(), TimelineError> {
     loop {
         match timeline.plan_compaction().await? {
-            Next::Nothing => return Ok(()),
+            Next::Nothing => return timeline.leave_parent().await,
             Next::Catalogue(layers) => timeline.merge_catalogue(layers).await?,
             Next::Merge(running) => merge(node, timeline, running).await?,
+            Next::Base(basing) => base(node, timeline, basing).await?,
         }
+    }
+}
+
+/// One range of a branch that is being detached. Merges go before the next one.
+async fn base(node: &Node, timeline: &Arc<Timeline>, basing: Box<Basing>) -> Result<(), TimelineError> {
+    let metrics = &node.metrics;
+    let mut basing = basing;
+    loop {
+        let (served, before) = (metrics.pages.get(), timeline.detached().pages_done);
+        let turn = node.compaction_turn().await;
+        let begin = Instant::now();
+        let (goes_on, based) = timeline.base_for(basing, SLICE).await?;
+        let worked = begin.elapsed();
+        let pages = timeline.detached().pages_done - before;
+        metrics.pages_detached.inc_by(pages);
+        if let Some(based) = based {
+            return timeline.commit_base(based).await;
+        }
+        drop(turn);
+        if metrics.pages.get() > served {
+            tokio::time::sleep(worked).await;
+        }
+        basing = goes_on;
     }
 }
 

@@ -238,9 +238,9 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "timeline": identity.timeline,
                 "shard": identity.shard.to_string(),
                 "generation": identity.generation,
-                "parent": timeline.parent.as_ref().map(|(parent, lsn)| json!({
-                    "timeline": parent.identity.timeline,
-                    "lsn": lsn.to_string(),
+                "parent": timeline.parent().map(|link| json!({
+                    "timeline": link.timeline.identity.timeline,
+                    "lsn": link.lsn.to_string(),
                 })),
                 "start_lsn": identity.start.to_string(),
                 "last_record_lsn": timeline.last_record().to_string(),

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore, Listed, paths};
 use lakebed_layer::{LayerId, LayerMap};
-use lakebed_types::{Generation, Lsn, PgVersion, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, PageKey, PgVersion, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 pub mod change;
@@ -94,6 +94,14 @@ pub struct Manifest {
     /// LSNs below it that somebody may read as long as the lease is renewed.
     #[serde(default)]
     pub leases: Vec<KeptLease>,
+    /// While a branch is being detached: the layers have a base of every page below this one, so that nothing of them is
+    /// read from the parent any more. Not written where it is none.
+    #[serde(
+        with = "lakebed_layer::key_text::maybe",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub based: Option<PageKey>,
 }
 
 /// A lease of an LSN below the horizon. Others need not be remembered: nothing they need was given up.

@@ -63,6 +63,8 @@ pub struct Metrics {
     pub compaction_images: Counter,
     /// Values that compaction dropped: nobody can read them any more.
     pub compaction_dropped: Counter,
+    /// Pages that branches which are being detached have got of their own, or need not have.
+    pub pages_detached: Counter,
     /// Objects removed.
     pub objects_removed: Counter,
     /// Pages not served because they are asked for in history that was given up.
@@ -99,6 +101,7 @@ impl Metrics {
             compaction_written_bytes: Counter::default(),
             compaction_images: Counter::default(),
             compaction_dropped: Counter::default(),
+            pages_detached: Counter::default(),
             objects_removed: Counter::default(),
             pages_not_kept: Counter::default(),
             layer_bytes: Gauge::default(),
@@ -171,6 +174,11 @@ impl Metrics {
             ),
             ("images", "Images that compaction made", &m.compaction_images),
             ("dropped", "Values that compaction dropped", &m.compaction_dropped),
+            (
+                "pages_detached",
+                "Pages of branches that are being detached which are their own now",
+                &m.pages_detached,
+            ),
             (
                 "objects_removed",
                 "Objects that nothing named any more",

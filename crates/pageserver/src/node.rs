@@ -25,6 +25,7 @@ use crate::layer_disk::{DiskPolicy, LayerDisk};
 use crate::manifest::{self, Cluster, Parent, Place};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
+use crate::timeline::detach::Detached;
 use crate::timeline::history::Kept;
 use crate::timeline::warm_up;
 use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
@@ -95,6 +96,17 @@ pub enum NodeError {
     /// The timeline was never imported or created.
     #[error("timeline {0} is not in object storage and has no parent: import it first")]
     NeverStored(TimelineId),
+    /// Stored layers need a parent that the controllers do not name.
+    #[error(
+        "timeline {timeline} reads from timeline {parent} as it is stored, and the controllers say that it was detached: \
+         was it taken back to before that? It cannot be used so"
+    )]
+    StillHangs {
+        /// Timeline.
+        timeline: TimelineId,
+        /// What it reads from.
+        parent: TimelineId,
+    },
     /// The parent does not reach the branch point.
     #[error("parent {parent} has ingested up to {reached}, not yet the branch point {lsn}")]
     ParentBehind {
@@ -355,6 +367,7 @@ impl Node {
             let Some(running) = timelines.and_then(|timelines| timelines.get_mut(&spec.timeline)) else {
                 return false;
             };
+            running.spec.parent = spec.parent;
             if running.spec.kept != spec.kept {
                 running.spec.kept = spec.kept.clone();
                 running.timeline.allow(spec.kept.clone());
@@ -399,13 +412,28 @@ impl Node {
         spec: TimelineSpec,
     ) -> Result<(), NodeError> {
         let (tenant, shard) = key;
-        let parent = match spec.parent {
-            Some(Parent { timeline, lsn }) => Some((self.timeline(tenant, shard, timeline)?, lsn)),
-            None => None,
-        };
         let place = Place::new(&self.store, tenant, shard, spec.timeline);
         let current = manifest::claim(&place, generation).await;
         let current = current.map_err(TimelineError::from)?;
+        let hangs_on = match &current {
+            Some((manifest, _)) => manifest.parent,
+            None => spec.parent,
+        };
+        let parent = match (hangs_on, spec.parent) {
+            (Some(Parent { timeline, lsn }), Some(_)) => Some((self.timeline(tenant, shard, timeline)?, lsn)),
+            (Some(Parent { timeline, .. }), None) => {
+                let (timeline, parent) = (spec.timeline, timeline);
+                return Err(NodeError::StillHangs { timeline, parent });
+            }
+            // Detached, and whoever did it may not have lived to have the parent forget it.
+            (None, Some(Parent { timeline, .. })) => {
+                if let Ok(former) = self.timeline(tenant, shard, timeline) {
+                    former.remove_branch(spec.timeline).await?;
+                }
+                None
+            }
+            (None, None) => None,
+        };
         if let Some((parent, lsn)) = &parent {
             if current.is_none() {
                 wait_for(parent, *lsn, BRANCH_WAIT).await?;
@@ -520,6 +548,34 @@ impl Node {
         Ok(taken)
     }
 
+    /// Has a branch detached from its parent, in the background, and tells how far that is.
+    ///
+    /// # Errors
+    /// The shard is not owned at `generation`, or the timeline is not known.
+    pub fn detach_timeline(
+        &self,
+        (tenant, shard): ShardKey,
+        generation: Generation,
+        timeline: TimelineId,
+    ) -> Result<Detached, NodeError> {
+        let known = self.with_shards(|shards| shards.get(&(tenant, shard)).map(|found| found.generation));
+        match known {
+            None => return Err(NodeError::NotAttached { tenant, shard }),
+            Some(known) if known != generation => {
+                return Err(NodeError::StaleGeneration {
+                    tenant,
+                    shard,
+                    known,
+                    asked: generation,
+                });
+            }
+            Some(_) => {}
+        }
+        let timeline = self.timeline(tenant, shard, timeline)?;
+        timeline.detach();
+        Ok(timeline.detached())
+    }
+
     /// Gives a timeline up for ever: stops serving it, has its parent forget it, deletes its local files and its objects.
     /// Repeating it is harmless, and needed after an error.
     ///
@@ -546,12 +602,7 @@ impl Node {
                     asked: generation,
                 });
             }
-            let hangs_here = |other: &&Running| {
-                other
-                    .spec
-                    .parent
-                    .is_some_and(|parent| parent.timeline == timeline)
-            };
+            let hangs_here = |other: &&Running| other.timeline.hangs_on(timeline);
             if let Some(child) = found.timelines.values().find(hangs_here) {
                 let child = child.spec.timeline;
                 return Err(NodeError::HasBranch { timeline, child });

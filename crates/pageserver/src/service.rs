@@ -91,7 +91,7 @@ fn status(error: NodeError) -> Status {
         NodeError::NotAttached { .. } | NodeError::NoTimeline(_) => Status::not_found(text),
         NodeError::NeverStored(_) | NodeError::Import(_) => Status::failed_precondition(text),
         NodeError::ParentBehind { .. } => Status::unavailable(text),
-        NodeError::HasBranch { .. } => Status::failed_precondition(text),
+        NodeError::HasBranch { .. } | NodeError::StillHangs { .. } => Status::failed_precondition(text),
         NodeError::Timeline(TimelineError::BeforeHistory { .. } | TimelineError::NotKept { .. }) => {
             Status::out_of_range(text)
         }

@@ -18,6 +18,7 @@
 
 mod commit;
 pub mod compaction;
+pub mod detach;
 pub mod explain;
 mod flush;
 pub mod history;
@@ -46,7 +47,7 @@ use crate::layer_disk::LayerDisk;
 use crate::layer_handle::{LayerHandle, Miss};
 use crate::layer_store::{LayerStore, LayerStoreError};
 use crate::manifest::log::Log;
-use crate::manifest::{Cluster, Manifest, ManifestError, Place};
+use crate::manifest::{Cluster, Manifest, ManifestError, Parent, Place};
 use crate::reconstruct::ReconstructError;
 use commit::Commits;
 use flush::Frozen;
@@ -175,6 +176,9 @@ pub enum TimelineError {
     /// It is being deleted.
     #[error("timeline {0} is deleted")]
     Deleted(TimelineId),
+    /// Reads of the former parent do not end.
+    #[error("timeline {0} is still read for a branch that was detached from it")]
+    ParentIsRead(TimelineId),
     /// A lease too many.
     #[error("the timeline has {0} leases, which is the most; one has to end first")]
     TooManyLeases(usize),
@@ -197,10 +201,21 @@ struct State {
     /// Being flushed.
     frozen: Option<Frozen>,
     layers: Arc<Layers>,
+    /// Where a read goes on that the layers do not end, for a branch that is not detached.
+    parent: Option<Arc<Link>>,
     catalogue: Catalogue,
     /// Values were half taken: nothing more may be stored.
     broken: bool,
     stopped: Option<String>,
+}
+
+/// What a branch hangs on. Who reads there holds it: a branch that is detached waits for them.
+#[derive(Debug)]
+pub struct Link {
+    /// The parent.
+    pub timeline: Arc<Timeline>,
+    /// The branch point.
+    pub lsn: Lsn,
 }
 
 /// Layers as of one change, each of them wherever it is.
@@ -307,8 +322,6 @@ impl Changes {
 pub struct Timeline {
     /// What never changes.
     pub identity: Identity,
-    /// The parent and the branch point, for a branch.
-    pub parent: Option<(Arc<Timeline>, Lsn)>,
     files: Arc<LayerStore>,
     manifests: Place,
     thresholds: Thresholds,
@@ -326,6 +339,7 @@ pub struct Timeline {
     history_news: Notify,
     /// Held through a change of the layers, so that there is one at a time.
     commits: tokio::sync::Mutex<Commits>,
+    detaching: detach::Progress,
 }
 
 /// Where a timeline is to be kept, and how.
@@ -352,6 +366,7 @@ impl Timeline {
     ) -> Arc<Timeline> {
         let commits = Commits {
             horizon: identity.start,
+            parent: parent.as_ref().map(hangs_on),
             ..Commits::default()
         };
         // There is no manifest yet that could number what is stored before the first one; the clock does.
@@ -398,6 +413,7 @@ impl Timeline {
             pending: Vec::new(),
             frozen: None,
             layers: Arc::default(),
+            parent: parent.map(|(timeline, lsn)| Arc::new(Link { timeline, lsn })),
             catalogue,
             broken: false,
             stopped: None,
@@ -406,7 +422,6 @@ impl Timeline {
             last_record: watch::Sender::new(identity.start),
             disk_consistent: watch::Sender::new(identity.start),
             identity,
-            parent,
             files,
             manifests,
             thresholds,
@@ -417,6 +432,7 @@ impl Timeline {
             history: RwLock::default(),
             history_news: Notify::new(),
             commits: tokio::sync::Mutex::new(commits),
+            detaching: detach::Progress::default(),
         }
     }
 
@@ -440,6 +456,8 @@ impl Timeline {
             gone: manifest.gone,
             branches: manifest.branches,
             horizon: manifest.horizon,
+            parent: manifest.parent,
+            based: manifest.based,
             superseded: None,
             deleted: false,
         };
@@ -498,6 +516,11 @@ impl Timeline {
     /// Redo of extensions' records.
     pub fn managers(&self) -> &Managers {
         &self.managers
+    }
+
+    /// What it hangs on, for a branch that is not detached.
+    pub fn parent(&self) -> Option<Arc<Link>> {
+        self.read(|state| state.parent.clone())
     }
 
     /// End of the last ingested record.
@@ -640,6 +663,13 @@ impl Timeline {
     /// Size of a fork.
     pub fn relation_size(&self, rel: RelTag, lsn: Lsn) -> Option<u32> {
         self.catalogue(|catalogue| catalogue.size(rel, lsn))
+    }
+}
+
+fn hangs_on((parent, lsn): &(Arc<Timeline>, Lsn)) -> Parent {
+    Parent {
+        timeline: parent.identity.timeline,
+        lsn: *lsn,
     }
 }
 

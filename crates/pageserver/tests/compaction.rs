@@ -50,11 +50,7 @@ fn storage(directory: &Path, store: &BlobStore) -> Storage {
 fn check(timeline: &Arc<Timeline>, expected: &Expected, lsns: &[Lsn]) {
     let level0 = |timeline: &Timeline| timeline.sizes().level0 as u32;
     let bound = 1 + level0(timeline);
-    let bound = bound
-        + timeline
-            .parent
-            .as_ref()
-            .map_or(0, |(parent, _)| 1 + level0(parent));
+    let bound = bound + timeline.parent().map_or(0, |link| 1 + level0(&link.timeline));
     for lsn in lsns {
         for block in 0..BLOCKS {
             let key = PageKey::Rel { rel: REL, block };

@@ -33,9 +33,9 @@ pub struct Change {
 }
 
 impl Change {
-    /// From `before` to `after`. `None`: they differ in what does not change while a timeline has one owner.
+    /// From `before` to `after`. `None`: they differ in what seldom changes, as when a branch is detached.
     pub fn between(before: &Manifest, after: &Manifest) -> Option<Change> {
-        let fixed = |m: &Manifest| (m.format, m.cluster, m.parent, m.start, m.consistent);
+        let fixed = |m: &Manifest| (m.format, m.cluster, m.parent, m.start, m.consistent, m.based);
         if fixed(before) != fixed(after) {
             return None;
         }

@@ -176,6 +176,7 @@ mod tests {
             branches: BTreeMap::new(),
             horizon: Lsn(100),
             leases: Vec::new(),
+            based: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lakebed_layer::{Durable, Edit, LayerDesc, LayerId, LayerMap, durable_steps};
-use lakebed_types::{Generation, Lsn, TimelineId};
+use lakebed_types::{Generation, Lsn, PageKey, TimelineId};
 
 use super::{Layers, State, Timeline, TimelineError};
 use crate::layer_handle::LayerHandle;
@@ -24,6 +24,10 @@ pub(super) struct Commits {
     pub gone: Vec<Gone>,
     pub branches: BTreeMap<TimelineId, Lsn>,
     pub horizon: Lsn,
+    /// Where the branch hangs, until it is detached.
+    pub parent: Option<Parent>,
+    /// See [`Manifest::based`].
+    pub based: Option<PageKey>,
     /// Generation of the owner that took over.
     pub superseded: Option<Generation>,
     /// The timeline is deleted: nothing may be stored any more.
@@ -120,10 +124,7 @@ impl Timeline {
         let manifest = Manifest {
             format: manifest::FORMAT,
             cluster: identity.cluster,
-            parent: self.parent.as_ref().map(|(parent, lsn)| Parent {
-                timeline: parent.identity.timeline,
-                lsn: *lsn,
-            }),
+            parent: commits.parent,
             start: identity.start,
             consistent: identity.consistent,
             disk_consistent: flushed,
@@ -132,6 +133,7 @@ impl Timeline {
             branches: commits.branches.clone(),
             horizon: commits.horizon,
             leases: self.history(|history| history.leases_below(commits.horizon)),
+            based: commits.based,
         };
         let following = commits.log.as_ref().and_then(|log| log.follow(&manifest));
         let bytes = match &following {

@@ -12,6 +12,7 @@ use lakebed_layer::{
 };
 
 use super::commit::blocking;
+use super::detach::Basing;
 use super::read::Redo;
 use super::{Timeline, TimelineError};
 use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
@@ -31,6 +32,8 @@ pub enum Next {
     Catalogue(Vec<LayerId>),
     /// A merge, which has begun.
     Merge(Box<Running>),
+    /// The next range of a branch that is being detached.
+    Base(Box<Basing>),
 }
 
 /// What a slice of a merge did.
@@ -71,7 +74,7 @@ impl Timeline {
         let points = self.read_points().await;
         let layers = self.read(|state| state.layers.clone());
         let job: Job = match plan(&layers.map, &points, &self.thresholds.plan) {
-            None => return Ok(Next::Nothing),
+            None => return Ok(self.next_base().await?.map_or(Next::Nothing, Next::Base)),
             Some(Plan::Catalogue(layers)) => return Ok(Next::Catalogue(layers)),
             Some(Plan::Merge(job)) => *job,
         };
@@ -192,9 +195,18 @@ impl Timeline {
         let mut total = MergeCount::default();
         loop {
             let mut running = match self.plan_compaction().await? {
-                Next::Nothing => return Ok(total),
+                Next::Nothing => {
+                    self.leave_parent().await?;
+                    return Ok(total);
+                }
                 Next::Catalogue(layers) => {
                     self.merge_catalogue(layers).await?;
+                    continue;
+                }
+                Next::Base(basing) => {
+                    if let (_, Some(based)) = self.base_for(basing, Duration::MAX).await? {
+                        self.commit_base(based).await?;
+                    }
                     continue;
                 }
                 Next::Merge(running) => running,

@@ -1,5 +1,6 @@
 //! A page at an LSN.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
 use super::explain::Source;
-use super::{Timeline, TimelineError};
+use super::{Link, Timeline, TimelineError};
 use crate::catalogue::Life;
 use crate::page_cache::PageCache;
 use crate::reconstruct;
@@ -47,16 +48,18 @@ impl Timeline {
         count: &mut ReadCount,
         watch: &mut impl Watch,
     ) -> Result<(), TimelineError> {
-        let mut timeline: &Timeline = self;
+        // Layers and parent are looked at together: a branch that is detached gets the ones and gives up the other at once.
+        let mut link: Option<Arc<Link>> = None;
         loop {
-            let layers = timeline.read(|state| {
+            let timeline = link.as_ref().map_or(self, |link| &*link.timeline);
+            let (layers, next) = timeline.read(|state| {
                 state.active.read(key, chain);
                 watch.asked(timeline, Source::Memory, chain, count);
                 if let Some(frozen) = &state.frozen {
                     frozen.table.read(key, chain);
                     watch.asked(timeline, Source::Frozen, chain, count);
                 }
-                state.layers.clone()
+                (state.layers.clone(), state.parent.clone())
             });
             read_watched(
                 &layers.map,
@@ -76,10 +79,10 @@ impl Timeline {
                 },
             )
             .map_err(|error| layers.blame(error))?;
-            match &timeline.parent {
-                Some((parent, lsn)) if !chain.is_complete() => {
-                    chain.limit(*lsn);
-                    timeline = parent;
+            match next {
+                Some(next) if !chain.is_complete() => {
+                    chain.limit(next.lsn);
+                    link = Some(next);
                 }
                 _ => return Ok(()),
             }
@@ -276,9 +279,11 @@ impl MakeImage for Redo<'_> {
         let page = timeline.obtaining_here(|| {
             let (mut chain, mut cost) = (Chain::new(life.floor, lsn), Cost::default());
             chain.offer(values.iter().cloned());
-            if let Some((parent, branch)) = timeline.parent.as_ref().filter(|_| !chain.is_complete()) {
-                chain.limit(*branch);
-                parent.collect(key, &mut chain, &mut cost.layers, &mut ())?;
+            if !chain.is_complete() {
+                // What is below the inputs: the parent's, or after a detachment the own base, in layers of history.
+                let start = timeline.identity.start;
+                chain.limit(start);
+                timeline.collect(key, &mut chain, &mut cost.layers, &mut ())?;
             }
             timeline.page_of_chain(key, life, chain, &mut cost)
         })?;

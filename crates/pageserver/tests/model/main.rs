@@ -28,7 +28,8 @@ async fn step(world: &mut World) -> Result<(), Violation> {
     world.log.push(what);
     match choice {
         0..=24 => world.ingest(at).await?,
-        25..=39 => world.flush(at).await?,
+        25..=35 => world.flush(at).await?,
+        36..=39 => world.detach(at).await?,
         40..=52 => world.compact(at).await?,
         53..=58 => world.sweep(at).await?,
         59..=62 => world.image(at).await?,
@@ -48,12 +49,13 @@ async fn step(world: &mut World) -> Result<(), Violation> {
             world.doom();
             for _ in 0..4 {
                 let at = world.any();
-                match world.numbers.below(6) {
+                match world.numbers.below(7) {
                     0 => world.ingest(at).await?,
                     1 => world.flush(at).await?,
                     2 => world.compact(at).await?,
                     3 => world.sweep(at).await?,
-                    4 if world.branches.len() < 5 => world.branch(at).await?,
+                    4 => world.detach(at).await?,
+                    5 if world.branches.len() < 5 => world.branch(at).await?,
                     _ => world.delete().await?,
                 }
             }
@@ -90,10 +92,18 @@ async fn sabotage(world: &mut World) {
     }
 }
 
-async fn run(initdb: &Path, seed: u64, wrong: Option<Sabotage>, reads: &mut u64) -> Result<(), Violation> {
+/// What seeds came to.
+#[derive(Default)]
+struct Count {
+    reads: u64,
+    detached: u64,
+}
+
+async fn run(initdb: &Path, seed: u64, wrong: Option<Sabotage>, count: &mut Count) -> Result<(), Violation> {
     let mut world = World::new(initdb, seed, wrong).await;
     let done = all(&mut world).await;
-    *reads += world.reads.load(std::sync::atomic::Ordering::Relaxed);
+    count.reads += world.reads.load(std::sync::atomic::Ordering::Relaxed);
+    count.detached += world.detached;
     done.map_err(|violation| format!("seed {seed}: {violation}\nafter {:?}", world.log))
 }
 
@@ -131,14 +141,16 @@ fn seeds(default: Range<u64>) -> Range<u64> {
 async fn pages_are_what_they_must_be_whatever_happens() {
     let cluster = Cluster::init();
     let initdb = cluster.data_dir();
-    let (seeds, mut reads) = (seeds(0..40), 0);
+    let (seeds, mut count) = (seeds(0..40), Count::default());
     for seed in seeds.clone() {
-        if let Err(violation) = run(&initdb, seed, None, &mut reads).await {
+        if let Err(violation) = run(&initdb, seed, None, &mut count).await {
             panic!("{violation}");
         }
     }
-    println!("seeds {seeds:?}, {reads} pages compared, 0 differences");
-    assert!(reads > seeds.count() as u64 * 500, "{reads}");
+    let Count { reads, detached } = count;
+    println!("seeds {seeds:?}, {reads} pages compared, {detached} branches detached, 0 differences");
+    let seeds = seeds.count() as u64;
+    assert!(reads > seeds * 500 && detached > seeds / 4, "{reads} {detached}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +160,7 @@ async fn what_is_wrong_is_noticed() {
     for wrong in Sabotage::ALL {
         let mut noticed = None;
         for seed in 0..40 {
-            if let Err(violation) = run(&initdb, seed, Some(wrong), &mut 0).await {
+            if let Err(violation) = run(&initdb, seed, Some(wrong), &mut Count::default()).await {
                 noticed = Some(violation);
                 break;
             }

@@ -25,10 +25,12 @@ pub enum Sabotage {
     WrongBranchPoint,
     /// A byte of a layer's object is flipped, and the local file gone.
     RottenObject,
+    /// A new owner takes a branch for detached that is not.
+    NoParent,
 }
 
 impl Sabotage {
-    pub const ALL: [Sabotage; 11] = [
+    pub const ALL: [Sabotage; 12] = [
         Sabotage::LostLayer,
         Sabotage::LostManifest,
         Sabotage::DeletedLayer,
@@ -40,5 +42,6 @@ impl Sabotage {
         Sabotage::HighHorizon,
         Sabotage::WrongBranchPoint,
         Sabotage::RottenObject,
+        Sabotage::NoParent,
     ];
 }

@@ -67,6 +67,8 @@ pub struct World {
     home: TempDir,
     directory: PathBuf,
     made: u64,
+    /// Branches that were detached.
+    pub detached: u64,
     pub sabotage: Option<Sabotage>,
     /// What was done, for a report.
     pub log: Vec<String>,
@@ -164,6 +166,7 @@ impl World {
             directory,
             home,
             made: 0,
+            detached: 0,
             sabotage,
             log: Vec::new(),
             reads: Arc::default(),
@@ -267,7 +270,27 @@ impl World {
             }
             done = timeline.compact().await;
         }
+        self.hear_of_detachment(at);
         self.judge("compaction", done).map(drop)
+    }
+
+    /// A branch is to hang on its parent no more; from now on compaction sees to it.
+    pub async fn detach(&mut self, at: usize) -> Result<(), Violation> {
+        self.branches[at].timeline.detach();
+        self.compact(at).await
+    }
+
+    /// The controllers hear that a branch is detached.
+    fn hear_of_detachment(&mut self, at: usize) {
+        let branch = &mut self.branches[at];
+        let id = branch.id;
+        if !branch.timeline.detached().done {
+            return;
+        }
+        if let Some((of, _)) = branch.parent.take() {
+            self.branches[of].children.remove(&id);
+            self.detached += 1;
+        }
     }
 
     pub async fn sweep(&mut self, at: usize) -> Result<(), Violation> {
@@ -360,12 +383,13 @@ impl World {
         Ok(())
     }
 
-    /// The controllers have decided that a branch without branches goes.
+    /// The controllers have decided that a branch without branches goes; not the last one.
     pub async fn delete(&mut self) -> Result<(), Violation> {
+        let live = self.branches.iter().filter(|branch| !branch.deleting).count();
         let leaf = self
             .branches
             .iter()
-            .position(|branch| !branch.deleting && branch.parent.is_some() && branch.children.is_empty());
+            .position(|branch| !branch.deleting && live > 1 && branch.children.is_empty());
         if let Some(at) = leaf {
             self.branches[at].deleting = true;
             self.branches[at].timeline.end().await;
@@ -563,9 +587,16 @@ impl World {
             self.faulty.faults.lock().unwrap().hidden = None;
             let claimed = claimed.map_err(|error| format!("takeover: {error}"))?;
             let claimed = claimed.ok_or_else(|| format!("{} is not there", branch.id))?;
-            let parent = branch
+            let mut parent = branch
                 .parent
                 .map(|(of, lsn)| (self.branches[of].timeline.clone(), lsn));
+            if claimed.0.parent.is_none() || self.does(Sabotage::NoParent) {
+                // As a node does when whoever detached it did not live to have the parent forget it.
+                if let Some((former, _)) = parent.take() {
+                    let forgotten = former.remove_branch(branch.id).await;
+                    forgotten.map_err(|error| format!("takeover: {error}"))?;
+                }
+            }
             let identity = self.identity(branch.id, branch.start);
             let opened = Timeline::open(identity, parent, self.storage(branch.id), claimed).await;
             let timeline = opened.map_err(|error| format!("takeover: {error}"))?;
@@ -578,6 +609,7 @@ impl World {
                 ));
             }
             self.branches[at].timeline = timeline;
+            self.hear_of_detachment(at);
             self.feed(at).await?;
         }
         Ok(before)

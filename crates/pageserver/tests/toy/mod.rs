@@ -106,7 +106,7 @@ pub async fn reopened(old: &Timeline, store: &BlobStore, storage: Storage) -> Ar
     let claimed = manifest::claim(&place, identity.generation).await.unwrap();
     let opened = Timeline::open(
         identity,
-        old.parent.clone(),
+        old.parent().map(|link| (link.timeline.clone(), link.lsn)),
         storage,
         claimed.expect("a manifest"),
     );
