@@ -149,6 +149,8 @@ impl State {
                 node,
             } => self.created_on(tenant, timeline, node),
             Command::TimelineReady { tenant, timeline } => self.timeline_ready(tenant, timeline),
+            Command::DetachBranch { tenant, name } => self.detach_branch(tenant, &name),
+            Command::BranchDetached { tenant, timeline } => self.branch_detached(tenant, timeline),
             Command::DeleteBranch { tenant, name } => self.delete_branch(tenant, &name),
             Command::TimelineDeleted { tenant, timeline } => self.timeline_deleted(tenant, timeline),
             Command::DeleteTenant { tenant } => self.delete_tenant(tenant),
@@ -249,6 +251,7 @@ impl State {
         let root = Timeline {
             state: TimelineState::Importing,
             parent: None,
+            detaching: false,
             start_lsn: Lsn::INVALID,
             start_last_record: Lsn::INVALID,
             consistent_lsn: Lsn::INVALID,
@@ -330,26 +333,24 @@ impl State {
                 "the cluster must have WAL segments of 1 MiB to 1 GiB, a power of two",
             ));
         }
-        let name = tenant.name.clone();
-        // While the tenant is not being deleted, exactly one timeline has no parent.
-        let Some(root) = tenant
-            .timelines
-            .values_mut()
-            .find(|timeline| timeline.parent.is_none())
-        else {
-            return Err(Rejection::NotEmpty);
-        };
-        if root.state != TimelineState::Importing {
-            let same = root.start_lsn == start_lsn
-                && root.start_last_record == start_last_record
-                && root.consistent_lsn == consistent_lsn
-                && tenant.cluster == Some(cluster);
+        // At most one is: the tenant's first one. Detached branches have no parent either, so that tells nothing.
+        let importing = |timeline: &&mut Timeline| timeline.state == TimelineState::Importing;
+        let Some(root) = tenant.timelines.values_mut().find(importing) else {
+            // Over. A repeat says what made a timeline that is still there.
+            let made = |root: &Timeline| {
+                root.parent.is_none()
+                    && root.state != TimelineState::Deleting
+                    && root.start_lsn == start_lsn
+                    && root.start_last_record == start_last_record
+                    && root.consistent_lsn == consistent_lsn
+            };
+            let same = tenant.cluster == Some(cluster) && tenant.timelines.values().any(made);
             return if same {
                 Ok(Outcome::Unchanged)
             } else {
-                Err(Rejection::ImportDiffers(name))
+                Err(Rejection::ImportDiffers(tenant.name.clone()))
             };
-        }
+        };
         root.state = TimelineState::Creating;
         root.start_lsn = start_lsn;
         root.start_last_record = start_last_record;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lakebed_types::{Lsn, NodeId, Term, TimelineId};
 
-use crate::state::{SafekeeperSet, Tenant};
+use crate::state::{SafekeeperSet, Tenant, Timeline};
 
 /// What one safekeeper says about a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +58,27 @@ pub fn head(set: &SafekeeperSet, reports: &BTreeMap<NodeId, Report>) -> Option<H
     })
 }
 
-/// The timeline whose own WAL holds `lsn`: this one or an ancestor. `None` before the tenant's first position.
+/// The timeline whose own WAL holds `lsn`: this one or an ancestor. `None` before the first position of its history,
+/// which is that of the tenant or, with an ancestor that was detached, that ancestor's start.
 pub fn holder(tenant: &Tenant, timeline: TimelineId, lsn: Lsn) -> Option<TimelineId> {
-    let mut id = timeline;
+    let mut family = family(tenant, timeline);
+    family
+        .find(|(_, member)| lsn >= member.start_lsn)
+        .map(|(id, _)| id)
+}
+
+/// Where the history of a timeline begins: the start of its oldest ancestor. Invalid if there is no such timeline.
+pub fn history_start(tenant: &Tenant, timeline: TimelineId) -> Lsn {
+    let oldest = family(tenant, timeline).last();
+    oldest.map_or(Lsn::INVALID, |(_, oldest)| oldest.start_lsn)
+}
+
+/// A timeline and its ancestors, youngest first.
+fn family(tenant: &Tenant, timeline: TimelineId) -> impl Iterator<Item = (TimelineId, &Timeline)> {
+    let find = move |id: TimelineId| tenant.timelines.get(&id).map(|found| (id, found));
+    let members = std::iter::successors(find(timeline), move |(_, younger)| find(younger.parent?));
     // Bounded by the number of timelines, so that even a cycle in damaged data ends.
-    for _ in 0..=tenant.timelines.len() {
-        let candidate = tenant.timelines.get(&id)?;
-        if lsn >= candidate.start_lsn {
-            return Some(id);
-        }
-        id = candidate.parent?;
-    }
-    None
+    members.take(tenant.timelines.len())
 }
 
 #[cfg(test)]
@@ -188,5 +197,34 @@ mod tests {
                 "{lsn}"
             );
         }
+        assert_eq!(history_start(tenant, timeline_id(3)), Lsn(1000));
+
+        // What is before the start of one that was detached is not its history.
+        fixture::apply(&mut state, fixture::detach("b")).unwrap();
+        fixture::apply(&mut state, fixture::detached(2)).unwrap();
+        let tenant = &state.tenants[&fixture::tenant_id(1)];
+        let rows = [
+            (3, 2999, Some(2)),
+            (3, 2000, Some(2)),
+            (3, 1999, None),
+            (1, 1999, Some(1)),
+        ];
+        for (timeline, lsn, expected) in rows {
+            let found = holder(tenant, timeline_id(timeline), Lsn(lsn));
+            assert_eq!(found, expected.map(timeline_id), "{timeline} {lsn}");
+        }
+        for (timeline, start) in [(3, Lsn(2000)), (2, Lsn(2000)), (1, Lsn(1000)), (9, Lsn::INVALID)] {
+            assert_eq!(history_start(tenant, timeline_id(timeline)), start, "{timeline}");
+        }
+    }
+
+    #[test]
+    fn damaged_data_with_a_cycle_of_parents_ends_every_search() {
+        let mut state = fixture::active();
+        fixture::apply(&mut state, fixture::branch("b", 2, 1, 2000)).unwrap();
+        let tenant = state.tenants.get_mut(&fixture::tenant_id(1)).unwrap();
+        tenant.timelines.get_mut(&timeline_id(1)).unwrap().parent = Some(timeline_id(2));
+        assert_eq!(holder(tenant, timeline_id(2), Lsn(999)), None);
+        assert!(history_start(tenant, timeline_id(2)).is_valid());
     }
 }

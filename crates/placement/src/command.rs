@@ -241,7 +241,22 @@ pub enum Command {
         /// The timeline.
         timeline: TimelineId,
     },
-    /// Gives up a branch without children.
+    /// A branch is to have what it reads from its parent as its own, and then no parent any more.
+    DetachBranch {
+        /// The tenant.
+        tenant: TenantId,
+        /// The branch.
+        name: Name,
+    },
+    /// Every shard has what a timeline that is being detached read from its parent, and the parent's shards have forgotten
+    /// it.
+    BranchDetached {
+        /// The tenant.
+        tenant: TenantId,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Gives up a branch without children that is not the last one of its tenant.
     DeleteBranch {
         /// The tenant.
         tenant: TenantId,
@@ -376,16 +391,23 @@ pub enum Rejection {
         state: TimelineState,
     },
     /// The branch has children.
-    #[error("branch '{branch}' cannot be deleted while other branches start from it: {}", .children.join(", "))]
+    #[error(
+        "branch '{branch}' cannot be deleted while other branches start from it: {}; `lakebed branch detach CHILD` makes \
+         such a branch independent of it",
+        .children.join(", ")
+    )]
     HasChildren {
         /// The branch.
         branch: Name,
         /// Names of its children.
         children: Vec<String>,
     },
-    /// The first branch goes only with its tenant.
-    #[error("'{0}' is the first branch of its tenant: delete the tenant instead")]
-    RootBranch(Name),
+    /// The last branch goes only with its tenant.
+    #[error("'{0}' is the only branch of its tenant: delete the tenant instead")]
+    LastBranch(Name),
+    /// A timeline with a parent was reported as detached, and nobody asked for that.
+    #[error("timeline {0} is not being detached")]
+    NotDetaching(TimelineId),
     /// A branch point before the start of the parent's own WAL.
     #[error("{lsn} is before {start}, where the parent starts")]
     BeforeParent {
@@ -419,8 +441,10 @@ pub enum Rejection {
         /// The first LSN that will do.
         consistent: Lsn,
     },
-    /// The import was finished with other values.
-    #[error("the import of tenant '{0}' was already finished with other values")]
+    /// The import was finished with other values, or what it made was deleted since.
+    #[error(
+        "the import of tenant '{0}' was already finished with other values, or its first branch was deleted since"
+    )]
     ImportDiffers(Name),
     /// Not everything has been removed yet.
     #[error("something that depends on it is still there")]
@@ -498,7 +522,8 @@ impl Rejection {
             | TenantIs { .. }
             | TimelineIs { .. }
             | HasChildren { .. }
-            | RootBranch(_)
+            | LastBranch(_)
+            | NotDetaching(_)
             | NotConsistent { .. }
             | NotExpired(_)
             | OtherTimeline(_)

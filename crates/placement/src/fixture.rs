@@ -111,6 +111,22 @@ pub fn branch(name: &str, timeline: u8, parent: u8, lsn: u64) -> Command {
     }
 }
 
+/// Asks that a branch of tenant 1 be detached.
+pub fn detach(name: &str) -> Command {
+    Command::DetachBranch {
+        tenant: tenant_id(1),
+        name: name.parse().unwrap(),
+    }
+}
+
+/// A timeline of tenant 1 is detached on every shard.
+pub fn detached(timeline: u8) -> Command {
+    Command::BranchDetached {
+        tenant: tenant_id(1),
+        timeline: timeline_id(timeline),
+    }
+}
+
 /// A change of timeline 1's safekeepers from a generation on.
 pub fn change(generation: u64, safekeepers: &[u64]) -> Command {
     Command::ChangeSafekeepers {

@@ -4,7 +4,8 @@
 //! one in charge. It starts from nothing observed and then repeats calls that were made before: each call is
 //! idempotent on its node. Creation on safekeepers is the exception, and is remembered in the state itself.
 //!
-//! Order matters only within a timeline's family: parents are created before and deleted after their children.
+//! Order matters only within a timeline's family: parents are created before and deleted after their children. A child
+//! that is detached keeps its parent until every shard confirmed that it reads nothing from it any more.
 
 mod intent;
 mod observed;
@@ -205,6 +206,31 @@ impl Planner<'_> {
         });
         if timeline.state == TimelineState::Creating && on_quorum && on_shards {
             self.intents.push(Intent::Propose(Command::TimelineReady {
+                tenant: self.id,
+                timeline: id,
+            }));
+        }
+        if timeline.detaching {
+            self.detaching(id);
+        }
+    }
+
+    /// Asks each shard that has the timeline until it is detached there; when it is on all, the parent is let go.
+    fn detaching(&mut self, id: TimelineId) {
+        let mut everywhere = true;
+        for (index, placed) in self.tenant.placed_shards() {
+            if self.observed.detached.contains(&(id, index)) {
+                continue;
+            }
+            everywhere = false;
+            let attached = self.observed.attachment(self.id, index, &placed);
+            if attached.is_some_and(|attached| attached.timelines.contains_key(&id)) {
+                let shard = self.placed(index, &placed);
+                self.call(placed.node, Action::DetachOnShard { shard, timeline: id });
+            }
+        }
+        if everywhere {
+            self.intents.push(Intent::Propose(Command::BranchDetached {
                 tenant: self.id,
                 timeline: id,
             }));

@@ -112,8 +112,11 @@ pub struct ShardPlacement {
 pub struct Timeline {
     /// Where it is in its life.
     pub state: TimelineState,
-    /// The timeline it branches from, at [`start_lsn`](Self::start_lsn).
+    /// The timeline it branches from, at [`start_lsn`](Self::start_lsn). None: the tenant's first one, or detached.
     pub parent: Option<TimelineId>,
+    /// Shards copy what it reads from its parent. Once all have it, it has no parent any more.
+    #[serde(default)]
+    pub detaching: bool,
     /// Where its own WAL starts, always a record boundary; invalid while importing.
     pub start_lsn: Lsn,
     /// Start of the record that ends at `start_lsn`: the `xl_prev` of the first record.

@@ -39,15 +39,8 @@ impl State {
         safekeepers: Option<BTreeSet<NodeId>>,
     ) -> Applied {
         let tenant = self.tenant_mut(id)?;
-        match tenant.branches.get(&name) {
-            None => {
-                return Err(Rejection::NoBranch {
-                    tenant: tenant.name.clone(),
-                    branch: name.to_string(),
-                });
-            }
-            Some(found) if *found != of => return Err(Rejection::OtherTimeline(name)),
-            Some(_) => {}
+        if named(tenant, &name)? != of {
+            return Err(Rejection::OtherTimeline(name));
         }
         if tenant.branches.contains_key(&keep_as) {
             return Err(Rejection::BranchExists(keep_as));
@@ -123,6 +116,7 @@ impl State {
         Ok(Timeline {
             state: TimelineState::Creating,
             parent: Some(parent_id),
+            detaching: false,
             start_lsn: lsn,
             start_last_record: last_record,
             consistent_lsn: Lsn::INVALID,
@@ -182,13 +176,46 @@ impl State {
         Ok(Outcome::Applied)
     }
 
+    pub(super) fn detach_branch(&mut self, id: TenantId, name: &Name) -> Applied {
+        let tenant = self.tenant_mut(id)?;
+        let timeline_id = named(tenant, name)?;
+        let timeline = self.timeline_mut(id, timeline_id)?;
+        if timeline.state != TimelineState::Active {
+            return Err(Rejection::TimelineIs {
+                timeline: timeline_id,
+                state: timeline.state,
+            });
+        }
+        if timeline.parent.is_none() {
+            return Ok(Outcome::Unchanged);
+        }
+        let before = std::mem::replace(&mut timeline.detaching, true);
+        Ok(changed(!before))
+    }
+
+    pub(super) fn branch_detached(&mut self, id: TenantId, timeline_id: TimelineId) -> Applied {
+        let timeline = self.timeline_mut(id, timeline_id)?;
+        // Its parent waits for it to be deleted, which happens at the nodes in that order.
+        if timeline.state == TimelineState::Deleting {
+            return Err(Rejection::TimelineIs {
+                timeline: timeline_id,
+                state: timeline.state,
+            });
+        }
+        if timeline.parent.is_none() {
+            return Ok(Outcome::Unchanged);
+        }
+        if !timeline.detaching {
+            return Err(Rejection::NotDetaching(timeline_id));
+        }
+        timeline.parent = None;
+        timeline.detaching = false;
+        Ok(Outcome::Applied)
+    }
+
     pub(super) fn delete_branch(&mut self, id: TenantId, name: &Name) -> Applied {
         let tenant = self.tenant_mut(id)?;
-        let no_branch = || Rejection::NoBranch {
-            tenant: tenant.name.clone(),
-            branch: name.to_string(),
-        };
-        let timeline_id = *tenant.branches.get(name).ok_or_else(no_branch)?;
+        let timeline_id = named(tenant, name)?;
         // A child that is itself being deleted does not stand in the way: nodes are told children first.
         let live = tenant
             .children(timeline_id)
@@ -207,13 +234,14 @@ impl State {
                 children,
             });
         }
+        // Nothing could be made in a tenant without any.
+        if tenant.branches.len() <= 1 {
+            return Err(Rejection::LastBranch(name.clone()));
+        }
         let timeline = tenant
             .timelines
             .get_mut(&timeline_id)
             .ok_or(Rejection::NoTimeline(timeline_id))?;
-        if timeline.parent.is_none() {
-            return Err(Rejection::RootBranch(name.clone()));
-        }
         timeline.state = TimelineState::Deleting;
         tenant.branches.remove(name);
         Ok(Outcome::Applied)
@@ -236,4 +264,13 @@ impl State {
         tenant.timelines.remove(&timeline_id);
         Ok(Outcome::Applied)
     }
+}
+
+/// The timeline of a branch.
+fn named(tenant: &Tenant, name: &Name) -> Result<TimelineId, Rejection> {
+    let found = tenant.branches.get(name).copied();
+    found.ok_or_else(|| Rejection::NoBranch {
+        tenant: tenant.name.clone(),
+        branch: name.to_string(),
+    })
 }

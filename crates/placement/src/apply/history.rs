@@ -65,7 +65,7 @@ mod tests {
 
     use super::*;
     use crate::command::{Command, Stamped};
-    use crate::fixture::{active, apply, branch, make_ready, tenant_id, timeline_id};
+    use crate::fixture::{active, apply, branch, detach, detached, make_ready, tenant_id, timeline_id};
     use crate::state::Timeline;
 
     fn raise(timeline: u8, lsn: u64) -> Command {
@@ -161,6 +161,43 @@ mod tests {
         assert_eq!(timeline(&state, 2).state, TimelineState::Deleting);
         assert_eq!(state.apply(&late(expire(2))), Ok(Outcome::Unchanged));
         assert_eq!(state.apply(&late(expire(9))), Ok(Outcome::Unchanged));
+    }
+
+    #[test]
+    fn the_last_branch_stays_when_its_time_is_over() {
+        let mut state = active();
+        let until = state.clock_unix_micros + 1000;
+        let mut command = branch("short", 2, 1, 1500);
+        if let Command::CreateBranch {
+            expires_unix_micros, ..
+        } = &mut command
+        {
+            *expires_unix_micros = Some(until);
+        }
+        apply(&mut state, command).unwrap();
+        make_ready(&mut state, 2);
+        apply(&mut state, detach("short")).unwrap();
+        apply(&mut state, detached(2)).unwrap();
+        let gone = Command::DeleteBranch {
+            tenant: tenant_id(1),
+            name: "main".parse().unwrap(),
+        };
+        apply(&mut state, gone).unwrap();
+        let expire = Stamped {
+            at_unix_micros: until,
+            command: Command::ExpireBranch {
+                tenant: tenant_id(1),
+                timeline: timeline_id(2),
+            },
+        };
+        let refused = state.apply(&expire);
+        assert_eq!(refused, Err(Rejection::LastBranch("short".parse().unwrap())));
+        assert_eq!(timeline(&state, 2).state, TimelineState::Active);
+        apply(&mut state, branch("other", 3, 2, 1600)).unwrap();
+        make_ready(&mut state, 3);
+        apply(&mut state, detach("other")).unwrap();
+        apply(&mut state, detached(3)).unwrap();
+        assert_eq!(state.apply(&expire), Ok(Outcome::Applied));
     }
 
     #[test]

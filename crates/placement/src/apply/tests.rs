@@ -27,6 +27,15 @@ fn what_is_refused_and_why() {
     let mut with_child = active();
     apply(&mut with_child, branch("dev", 2, 1, 2000)).unwrap();
     let childless = active();
+    let mut with_ready_child = with_child.clone();
+    make_ready(&mut with_ready_child, 2);
+    let mut given_up = with_ready_child.clone();
+    apply(&mut given_up, detach("dev")).unwrap();
+    apply(&mut given_up, delete_branch("dev")).unwrap();
+    let mut without_root = with_ready_child.clone();
+    apply(&mut without_root, detach("dev")).unwrap();
+    apply(&mut without_root, detached(2)).unwrap();
+    apply(&mut without_root, delete_branch("main")).unwrap();
     let mut deleting = active();
     apply(&mut deleting, Command::DeleteTenant { tenant: tenant_id(1) }).unwrap();
     let mut importing = with_nodes(3, 2);
@@ -130,9 +139,44 @@ fn what_is_refused_and_why() {
         (
             &with_child,
             delete_branch("main"),
-            "while other branches start from it: dev",
+            "while other branches start from it: dev; `lakebed branch detach CHILD`",
         ),
-        (&childless, delete_branch("main"), "delete the tenant instead"),
+        (
+            &childless,
+            delete_branch("main"),
+            "'main' is the only branch of its tenant: delete the tenant instead",
+        ),
+        (
+            &importing,
+            delete_branch("main"),
+            "'main' is the only branch of its tenant",
+        ),
+        (
+            &without_root,
+            delete_branch("dev"),
+            "'dev' is the only branch of its tenant",
+        ),
+        (
+            &without_root,
+            delete_branch("main"),
+            "tenant 'acme' has no branch 'main'",
+        ),
+        (
+            &without_root,
+            finish_import(),
+            "or its first branch was deleted since",
+        ),
+        (&without_root, branch("x", 9, 1, 2000), "is Deleting"),
+        (&without_root, branch("x", 9, 2, 1999), "is before 0/7D0"),
+        (&with_child, detach("none"), "tenant 'acme' has no branch 'none'"),
+        (&with_child, detach("dev"), "is Creating"),
+        (&importing, detach("main"), "is Importing"),
+        (&given_up, detach("dev"), "tenant 'acme' has no branch 'dev'"),
+        (&given_up, detached(2), "is Deleting"),
+        (&deleting, detach("main"), "has no branch 'main'"),
+        (&deleting, detached(1), "is Deleting"),
+        (&with_ready_child, detached(2), "is not being detached"),
+        (&with_ready_child, detached(9), "there is no timeline"),
         (
             &with_child,
             Command::TimelineReady {
@@ -202,6 +246,12 @@ fn what_is_refused_and_why() {
 fn repeats_change_nothing() {
     let mut state = active();
     apply(&mut state, branch("dev", 2, 1, 2000)).unwrap();
+    for (name, timeline) in [("going", 3), ("gone", 4)] {
+        apply(&mut state, branch(name, timeline, 1, 2000)).unwrap();
+        make_ready(&mut state, timeline);
+        apply(&mut state, detach(name)).unwrap();
+    }
+    apply(&mut state, detached(4)).unwrap();
     let (tenant, timeline) = (tenant_id(1), timeline_id(1));
     for command in [
         register(1, NodeRole::Safekeeper, 1),
@@ -212,6 +262,12 @@ fn repeats_change_nothing() {
             node: NodeId(1),
         },
         Command::TimelineReady { tenant, timeline },
+        // The first one, which never had a parent.
+        detach("main"),
+        detached(1),
+        detach("going"),
+        detach("gone"),
+        detached(4),
         Command::TimelineDeleted {
             tenant,
             timeline: timeline_id(99),
@@ -370,4 +426,84 @@ fn a_timeline_of_a_base_backup_has_no_branch_before_it_is_consistent() {
     apply(&mut state, branch("first", 3, 1, 1500)).unwrap();
     let stored = State::decode(&state.encode().unwrap()).unwrap();
     assert_eq!(stored, state);
+}
+
+#[test]
+fn a_detached_branch_has_no_parent_and_outlives_what_was_its_parent() {
+    let mut state = active();
+    apply(&mut state, branch("dev", 2, 1, 2000)).unwrap();
+    make_ready(&mut state, 2);
+    apply(&mut state, branch("leaf", 3, 2, 3000)).unwrap();
+    make_ready(&mut state, 3);
+    let timeline = |state: &State, n: u8| state.tenants[&tenant_id(1)].timelines[&timeline_id(n)].clone();
+    let before = timeline(&state, 2);
+
+    assert_eq!(apply(&mut state, detach("dev")), Ok(Outcome::Applied));
+    let during = timeline(&state, 2);
+    assert_eq!((during.parent, during.detaching), (Some(timeline_id(1)), true));
+    // Not yet.
+    let refused = apply(&mut state, delete_branch("main"));
+    assert!(
+        matches!(refused, Err(Rejection::HasChildren { .. })),
+        "{refused:?}"
+    );
+
+    assert_eq!(apply(&mut state, detached(2)), Ok(Outcome::Applied));
+    let parent = None;
+    assert_eq!(timeline(&state, 2), Timeline { parent, ..before });
+    assert_eq!(
+        timeline(&state, 3).parent,
+        Some(timeline_id(2)),
+        "its own children stay its"
+    );
+    assert_eq!(
+        apply(&mut state, finish_import()),
+        Ok(Outcome::Unchanged),
+        "the first one is known"
+    );
+    assert_eq!(State::decode(&state.encode().unwrap()).unwrap(), state);
+
+    assert_eq!(apply(&mut state, delete_branch("main")), Ok(Outcome::Applied));
+    let gone = Command::TimelineDeleted {
+        tenant: tenant_id(1),
+        timeline: timeline_id(1),
+    };
+    assert_eq!(apply(&mut state, gone), Ok(Outcome::Applied));
+    // The one that is left can be branched from where it starts, under the name that is free.
+    apply(&mut state, branch("main", 4, 2, 2000)).unwrap();
+    assert!(matches!(
+        apply(&mut state, finish_import()),
+        Err(Rejection::ImportDiffers(_))
+    ));
+}
+
+#[test]
+fn what_was_stored_before_branches_could_be_detached_is_read() {
+    let state = active();
+    let text = String::from_utf8(state.encode().unwrap()).unwrap();
+    let old = text.replace("\"detaching\":false,", "");
+    assert_ne!(old, text);
+    assert_eq!(State::decode(old.as_bytes()).unwrap(), state);
+}
+
+#[test]
+fn a_branch_restored_to_an_earlier_position_is_detached_from_its_former_head() {
+    let mut state = active();
+    let restore = Command::RestoreBranch {
+        tenant: tenant_id(1),
+        name: "main".parse().unwrap(),
+        of: timeline_id(1),
+        keep_as: "before".parse().unwrap(),
+        timeline: timeline_id(2),
+        parent: timeline_id(1),
+        lsn: Lsn(1800),
+        last_record: Lsn(1750),
+        safekeepers: None,
+    };
+    apply(&mut state, restore).unwrap();
+    make_ready(&mut state, 2);
+    assert!(apply(&mut state, delete_branch("before")).is_err());
+    apply(&mut state, detach("main")).unwrap();
+    apply(&mut state, detached(2)).unwrap();
+    assert_eq!(apply(&mut state, delete_branch("before")), Ok(Outcome::Applied));
 }

@@ -53,6 +53,13 @@ pub enum Action {
         /// The timeline.
         timeline: TimelineId,
     },
+    /// Have an owner make what a timeline reads from its parent the timeline's own. Repeated until it is done.
+    DetachOnShard {
+        /// The shard.
+        shard: PlacedShard,
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// A timeline on a safekeeper, without any WAL.
     CreateOnSafekeeper {
         /// The timeline.

@@ -13,6 +13,8 @@ use crate::state::{ShardPlacement, State};
 pub struct Observed {
     pub(super) attached: BTreeMap<(TenantId, ShardIndex), Attached>,
     pub(super) deleted: BTreeSet<(TimelineId, Place)>,
+    /// Shards that read nothing from a timeline's parent any more. Durable there, so a later owner has it too.
+    pub(super) detached: BTreeSet<(TimelineId, ShardIndex)>,
     /// The generation of its members that a safekeeper was told last.
     pub(super) told: BTreeMap<(TimelineId, NodeId), Generation>,
 }
@@ -72,6 +74,9 @@ impl Observed {
             Action::DeleteOnShard { shard, timeline } => {
                 self.deleted.insert((*timeline, Place::Shard(shard.index)));
             }
+            Action::DetachOnShard { shard, timeline } => {
+                self.detached.insert((*timeline, shard.index));
+            }
             Action::TellSafekeeper {
                 timeline,
                 safekeepers,
@@ -105,7 +110,7 @@ impl Observed {
         None
     }
 
-    /// Forgets what belongs to tenants and timelines that no longer exist.
+    /// Forgets what belongs to tenants and timelines that no longer exist, and to steps that are over.
     pub fn prune(&mut self, state: &State) {
         self.attached
             .retain(|(tenant, _), _| state.tenants.contains_key(tenant));
@@ -123,6 +128,14 @@ impl Observed {
                 .any(|tenant| tenant.timelines.contains_key(id))
         };
         self.deleted.retain(|(timeline, _)| exists(timeline));
+        let detaching = |id: &TimelineId| {
+            let mut found = state
+                .tenants
+                .values()
+                .filter_map(|tenant| tenant.timelines.get(id));
+            found.any(|timeline| timeline.detaching)
+        };
+        self.detached.retain(|(timeline, _)| detaching(timeline));
         self.told.retain(|(timeline, _), _| exists(timeline));
     }
 

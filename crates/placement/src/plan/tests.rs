@@ -4,7 +4,7 @@ use lakebed_types::{Generation, Lsn};
 
 use super::*;
 use crate::fixture::{
-    self, active, apply, branch, change, finish_import, make_ready, register, settled, tenant_id,
+    self, active, apply, branch, change, detach, finish_import, make_ready, register, settled, tenant_id,
 };
 
 /// Short text of an intent, for tables.
@@ -14,6 +14,7 @@ fn text(intent: &Intent) -> String {
             Command::TimelineReady { timeline, .. } => format!("ready {}", timeline.0[0]),
             Command::TimelineDeleted { timeline, .. } => format!("deleted {}", timeline.0[0]),
             Command::TenantDeleted { tenant } => format!("tenant deleted {}", tenant.0[0]),
+            Command::BranchDetached { timeline, .. } => format!("detached {}", timeline.0[0]),
             other => format!("{other:?}"),
         },
         Intent::Call(call) => {
@@ -34,6 +35,9 @@ fn text(intent: &Intent) -> String {
                 }
                 Action::DeleteOnShard { shard, timeline } => {
                     format!("{node}: delete {} on shard {}", timeline.0[0], shard.index)
+                }
+                Action::DetachOnShard { shard, timeline } => {
+                    format!("{node}: detach {} on shard {}", timeline.0[0], shard.index)
                 }
                 Action::CreateOnSafekeeper {
                     timeline, start_lsn, ..
@@ -362,5 +366,132 @@ fn shards_are_told_of_a_horizon_with_the_branches_below_it() {
     };
     assert_eq!(told, vec![(timeline, kept); 2]);
     settle(&mut state, &mut observed, &[]);
+    assert_eq!(plan(&state, &observed), []);
+}
+
+/// `main` with the ready branches `dev` at 2000 and, of that, `leaf` at 3000; all is as it should be.
+fn with_family() -> (State, Observed) {
+    let (mut state, mut observed) = (active(), Observed::default());
+    for (name, timeline, parent, lsn) in [("dev", 2, 1, 2000), ("leaf", 3, 2, 3000)] {
+        apply(&mut state, branch(name, timeline, parent, lsn)).unwrap();
+        settle(&mut state, &mut observed, &[]);
+    }
+    (state, observed)
+}
+
+fn delete(name: &str) -> Command {
+    Command::DeleteBranch {
+        tenant: tenant_id(1),
+        name: name.parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_branch_is_detached_when_every_shard_has_said_so_and_each_says_it_once() {
+    let (mut state, mut observed) = with_family();
+    apply(&mut state, detach("dev")).unwrap();
+    let on = |shard: u8| format!("{}: detach 2 on shard {shard}", 11 + shard);
+    assert_eq!(texts(&state, &observed), [on(0), on(1)]);
+    // The one that is down is waited for; the other one is not asked again.
+    assert_eq!(settle(&mut state, &mut observed, &[12]), [on(0)]);
+    assert_eq!(texts(&state, &observed), [on(1)]);
+    // A restart of the other one does not undo what is durable there.
+    apply(&mut state, register(11, NodeRole::Pageserver, 2)).unwrap();
+    assert_eq!(
+        settle(&mut state, &mut observed, &[12]),
+        ["11: attach 0/2@2 [1, 2, 3]"]
+    );
+    assert_eq!(
+        settle(&mut state, &mut observed, &[]),
+        [on(1), "detached 2".to_owned()]
+    );
+    assert_eq!(plan(&state, &observed), [], "shards that run need not be told");
+    assert!(observed.detached.is_empty(), "what is over is forgotten");
+
+    // Who attaches later is told that it has no parent, and it may come before what was its parent.
+    let attached: Vec<_> = plan(&state, &Observed::default())
+        .into_iter()
+        .filter_map(|intent| match intent {
+            Intent::Call(Call {
+                action: Action::AttachShard { timelines, .. },
+                ..
+            }) => Some(timelines),
+            _ => None,
+        })
+        .collect();
+    let of = |n: Option<u8>| n.map(fixture::timeline_id);
+    for timelines in attached {
+        let parents: Vec<_> = timelines.iter().map(|t| (t.timeline.0[0], t.parent)).collect();
+        assert_eq!(parents, [(1, None), (2, None), (3, of(Some(2)))]);
+    }
+    apply(&mut state, delete("main")).unwrap();
+    let steps = settle(&mut state, &mut observed, &[]);
+    assert_eq!(steps.last().map(String::as_str), Some("deleted 1"));
+}
+
+#[test]
+fn a_new_controller_asks_every_shard_again() {
+    let (mut state, mut observed) = with_family();
+    apply(&mut state, detach("dev")).unwrap();
+    settle(&mut state, &mut observed, &[12]);
+    // The parent is named until all have confirmed.
+    let mut anew = Observed::default();
+    let attach = |shard: u8| format!("{}: attach {shard}/2@1 [1, 2, 3]", 11 + shard);
+    assert_eq!(texts(&state, &anew), [attach(0), attach(1)]);
+    let told = |intent: &Intent| match intent {
+        Intent::Call(Call {
+            action: Action::AttachShard { timelines, .. },
+            ..
+        }) => timelines
+            .iter()
+            .find(|t| t.timeline.0[0] == 2)
+            .and_then(|t| t.parent),
+        _ => None,
+    };
+    let parents: Vec<_> = plan(&state, &anew).iter().map(told).collect();
+    assert_eq!(parents, vec![Some(fixture::timeline_id(1)); 2]);
+    let on = |shard: u8| format!("{}: detach 2 on shard {shard}", 11 + shard);
+    assert_eq!(
+        settle(&mut state, &mut anew, &[]),
+        [attach(0), attach(1), on(0), on(1), "detached 2".to_owned()]
+    );
+}
+
+#[test]
+fn nothing_is_asked_of_a_branch_that_was_given_up_while_it_was_detached() {
+    let (mut state, mut observed) = with_family();
+    apply(&mut state, detach("leaf")).unwrap();
+    assert_eq!(
+        settle(&mut state, &mut observed, &[12]),
+        ["11: detach 3 on shard 0"]
+    );
+    apply(&mut state, delete("leaf")).unwrap();
+    let steps = settle(&mut state, &mut observed, &[]);
+    assert!(!steps.iter().any(|step| step.contains("detach")), "{steps:?}");
+    assert_eq!(steps.last().map(String::as_str), Some("deleted 3"));
+    assert!(observed.detached.is_empty());
+}
+
+#[test]
+fn a_detached_branch_is_no_longer_among_those_below_its_parents_horizon() {
+    let (mut state, mut observed) = with_family();
+    let horizon = crate::Horizon {
+        lsn: Lsn(2500),
+        unix_micros: 1,
+    };
+    let raise = Command::RaiseHorizon {
+        tenant: tenant_id(1),
+        timeline: fixture::timeline_id(1),
+        horizon,
+    };
+    apply(&mut state, raise).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    let told = |shard: u8| format!("{}: create 1 on shard {shard}", 11 + shard);
+    let on = |shard: u8| format!("{}: detach 2 on shard {shard}", 11 + shard);
+    apply(&mut state, detach("dev")).unwrap();
+    assert_eq!(
+        settle(&mut state, &mut observed, &[]),
+        [on(0), on(1), "detached 2".to_owned(), told(0), told(1)]
+    );
     assert_eq!(plan(&state, &observed), []);
 }
