@@ -13,7 +13,7 @@ mod error;
 
 use std::time::Duration;
 
-use lakebed_placement::branch_point::{Head, holder};
+use lakebed_placement::branch_point::{Head, history_start, holder};
 use lakebed_placement::{State, Tenant, Timeline};
 use lakebed_types::{Lsn, TenantId, TimelineId};
 
@@ -75,17 +75,9 @@ pub(crate) async fn find(
     };
     let parent = holder(tenant, timeline, lsn).ok_or_else(|| BranchPointError::BeforeHistory {
         lsn,
-        start: history_start(tenant),
+        start: history_start(tenant, timeline),
     })?;
     boundary(&ask, parent, lsn).await
-}
-
-fn history_start(tenant: &Tenant) -> Lsn {
-    let root = tenant
-        .timelines
-        .values()
-        .find(|timeline| timeline.parent.is_none());
-    root.map_or(Lsn::INVALID, |root| root.start_lsn)
 }
 
 fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointError> {
@@ -178,7 +170,8 @@ async fn by_time(ask: &Ask<'_>, timeline: TimelineId, micros: i64) -> Result<Lsn
         }
         let this = get(ask.tenant, id)?;
         let Some(parent) = this.parent else {
-            // Nothing was committed yet, but the cluster was there.
+            // Nothing was committed yet, but the cluster was there. Of one that was detached: what it was at times before
+            // it was made only its former parent could tell.
             return if micros >= this.created_unix_micros {
                 Ok(this.start_lsn)
             } else {

@@ -196,6 +196,8 @@ async fn expire(controller: &Controller, now_unix_micros: i64) {
     let over: Vec<(TenantId, TimelineId, Members)> = {
         let state = controller.raft.state();
         let timelines = state.tenants.iter().flat_map(|(id, tenant)| {
+            // The last branch stays: it is not even asked about.
+            let alone = tenant.branches.len() <= 1;
             let live = |child: TimelineId| {
                 let mut children = tenant.children(child);
                 children.any(|(_, child)| child.state != TimelineState::Deleting)
@@ -204,7 +206,7 @@ async fn expire(controller: &Controller, now_unix_micros: i64) {
                 let over = timeline
                     .expires_unix_micros
                     .is_some_and(|at| at <= now_unix_micros);
-                over && timeline.state == TimelineState::Active && !live(**id)
+                over && !alone && timeline.state == TimelineState::Active && !live(**id)
             });
             over.map(|(timeline, found)| (*id, *timeline, Members::of(&state, *id, (*timeline, found))))
         });

@@ -5,9 +5,10 @@
 //! ```
 //!
 //! The plan is made anew after each change, so nothing has to be remembered: a controller that restarts at any step
-//! plans what is left. A step that fails is repeated with growing pauses for as long as it is planned; a node that
-//! registers anew is a different step, and is called at once. Steps on the same object of one node are never under
-//! way together, so that a late creation cannot overtake a deletion.
+//! plans what is left. A step that fails is repeated with growing pauses for as long as it is planned; so is one that
+//! only began something at a node, until it is done there. A node that registers anew is a different step, and is called
+//! at once. Steps on the same object of one node are never under way together, so that a late creation cannot overtake a
+//! deletion.
 
 mod call;
 
@@ -24,11 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::raft_node::unix_micros;
 use crate::server::{Controller, PROPOSE_TIMEOUT};
-pub(crate) use call::{CallError, PEER_PATIENCE};
+pub(crate) use call::{CallError, PEER_PATIENCE, Progress};
 
 /// Steps under way at a time.
 const MAX_RUNNING: usize = 32;
-/// Steps that failed, as shown to people.
+/// Steps that failed or are under way, as shown to people.
 const MAX_WAITING_SHOWN: usize = 100;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -49,7 +50,8 @@ fn lane(intent: &Intent) -> Lane {
         Intent::Call(call) => match &call.action {
             Action::AttachShard { shard, .. }
             | Action::CreateOnShard { shard, .. }
-            | Action::DeleteOnShard { shard, .. } => Lane::Shard(call.node, call.tenant, shard.index),
+            | Action::DeleteOnShard { shard, .. }
+            | Action::DetachOnShard { shard, .. } => Lane::Shard(call.node, call.tenant, shard.index),
             Action::CreateOnSafekeeper { timeline, .. }
             | Action::TellSafekeeper { timeline, .. }
             | Action::DeleteOnSafekeeper { timeline }
@@ -58,11 +60,22 @@ fn lane(intent: &Intent) -> Lane {
     }
 }
 
-/// A step that failed and is still planned.
+/// A step that failed, or only began what it is to bring about, and is still planned.
 struct Failed {
     times: u32,
     due: Instant,
     error: String,
+    /// How far it is, when nothing but time is lacking.
+    under_way: Option<Progress>,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.under_way {
+            Some(progress) => write!(out, "{} ({progress})", self.error),
+            None => write!(out, "{} (tried {} times)", self.error, self.times),
+        }
+    }
 }
 
 struct Reconciler {
@@ -196,7 +209,14 @@ impl Reconciler {
             self.failed.remove(&intent);
             return;
         };
-        metrics.call_failures.inc();
+        let under_way = match error {
+            CallError::UnderWay(progress) => Some(progress),
+            _ => None,
+        };
+        match under_way {
+            Some(_) => metrics.calls.inc(),
+            None => metrics.call_failures.inc(),
+        };
         let error = error.to_string();
         let step = call::describe(&intent);
         let times = self
@@ -206,11 +226,18 @@ impl Reconciler {
         // Once per reason; the pauses in between are short.
         match self.failed.get(&intent) {
             Some(before) if before.error == error => tracing::debug!(step, error, times, "still not done"),
+            _ if under_way.is_some() => tracing::info!(step, "under way; it goes on at the node"),
             _ => tracing::warn!(step, error, "not done; it will be repeated"),
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << times.min(10)).min(LONGEST_PAUSE);
         let due = Instant::now() + pause;
-        self.failed.insert(intent, Failed { times, due, error });
+        let failed = Failed {
+            times,
+            due,
+            error,
+            under_way,
+        };
+        self.failed.insert(intent, failed);
     }
 
     /// Another member is in charge: whatever is under way is its business now.
@@ -230,14 +257,7 @@ impl Reconciler {
             .waiting
             .set(i64::try_from(self.failed.len()).unwrap_or(i64::MAX));
         let shown = self.failed.iter().take(MAX_WAITING_SHOWN);
-        let text = |(intent, failed): (&Intent, &Failed)| {
-            format!(
-                "{}: {} (tried {} times)",
-                call::describe(intent),
-                failed.error,
-                failed.times
-            )
-        };
+        let text = |(intent, failed): (&Intent, &Failed)| format!("{}: {failed}", call::describe(intent));
         self.controller.set_waiting(shown.map(text).collect());
     }
 }

@@ -175,6 +175,27 @@ impl v1::controller_server::Controller for Service {
         Ok(Response::new(v1::ListBranchesResponse { branches }))
     }
 
+    async fn detach_branch(&self, request: Request<v1::DetachBranchRequest>) -> Answer<v1::BranchInfo> {
+        let request = request.into_inner();
+        // No default here: what is changed has to be named.
+        let name = wire::name(&request.branch)?;
+        let tenant = self
+            .look(|state| Ok(wire::tenant(state, &request.tenant)?.0))
+            .await?;
+        let command = Command::DetachBranch {
+            tenant,
+            name: name.clone(),
+        };
+        if self.propose(command).await? == Outcome::Applied {
+            tracing::info!(%tenant, branch = %name, "branch is being detached from its parent");
+        }
+        let info = self.look(|state| {
+            let tenant = wire::tenant(state, &request.tenant)?;
+            Ok(wire::branch_info(state, tenant, wire::branch(tenant.1, &name)?))
+        });
+        Ok(Response::new(info.await?))
+    }
+
     async fn delete_branch(
         &self,
         request: Request<v1::DeleteBranchRequest>,

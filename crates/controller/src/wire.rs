@@ -261,6 +261,7 @@ pub fn branch_info(
         horizon_unix_micros: timeline.horizon.unix_micros,
         expires_unix_micros: timeline.expires_unix_micros.unwrap_or_default(),
         retention: Some(retention_to_wire(tenant.retention)),
+        detaching: timeline.detaching,
     }
 }
 

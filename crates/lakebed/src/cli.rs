@@ -44,7 +44,7 @@ pub enum Command {
     WalClient(WalClientArgs),
     /// Create, list and delete tenants, each a Postgres cluster with its branches.
     Tenant(TenantArgs),
-    /// Create, list and delete branches.
+    /// Create, list, detach and delete branches.
     Branch(BranchArgs),
     /// Take a branch back to an earlier time or position, in place. What it was until now stays, as a branch of another name.
     Restore(RestoreArgs),
@@ -553,7 +553,18 @@ pub enum BranchCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Delete a branch. Refused while others start from it.
+    /// Make a branch independent of the one that it starts from: what it reads from there is copied in the background, while
+    /// it is in use. Its history begins at its start then. Goes on when this command is interrupted. May be repeated.
+    Detach {
+        /// Name of the branch.
+        branch: String,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Delete a branch. Refused while others start from it, and for the only one of a tenant.
     Delete {
         /// Name of the branch.
         name: String,

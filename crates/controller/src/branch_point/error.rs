@@ -33,7 +33,7 @@ pub(crate) enum BranchPointError {
         /// Up to where a quorum has it.
         proven: Lsn,
     },
-    /// Before the first position of the tenant.
+    /// Before the first position of the branch and its ancestors.
     #[error("{lsn} lies before the history of this branch, which starts at {start}")]
     BeforeHistory {
         /// Asked for.
@@ -62,13 +62,13 @@ pub(crate) enum BranchPointError {
         /// Up to where it is committed.
         end: Lsn,
     },
-    /// Before the tenant was created.
+    /// Before the oldest ancestor was created: the tenant, or a branch that was detached.
     #[error(
         "the time lies before the history of this branch, which starts at {}",
         rfc3339::format(*.created_unix_micros)
     )]
     TimeBeforeHistory {
-        /// When the tenant was created.
+        /// When that was.
         created_unix_micros: i64,
     },
     /// After now.

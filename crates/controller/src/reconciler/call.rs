@@ -33,9 +33,28 @@ pub(crate) enum CallError {
     /// Nobody can tell where a new member begins.
     #[error("the timeline is stopped on every safekeeper that has it")]
     AllStopped,
+    /// No failure: it was begun and goes on at the node, which is asked again. The text is the same each time, so that it is
+    /// logged once.
+    #[error("it is under way")]
+    UnderWay(Progress),
     /// The plan names a shard that cannot be.
     #[error("there is no shard {} of {}", .0.index, .0.count)]
     NoSuchShard(PlacedShard),
+}
+
+/// How far something that goes on at a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Pages that are done.
+    pub done: u64,
+    /// Pages that are known to be concerned.
+    pub known: u64,
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} of {} pages", self.done, self.known)
+    }
 }
 
 fn shard_ref(tenant: TenantId, shard: PlacedShard) -> Result<v1::ShardRef, CallError> {
@@ -99,6 +118,24 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
                     PageserverClient::new(channel).delete_timeline(request).await
                 })
                 .await?;
+        }
+        Action::DetachOnShard { shard, timeline } => {
+            let request = v1::DetachTimelineRequest {
+                shard: Some(shard_ref(tenant, *shard)?),
+                generation: shard.generation.0,
+                timeline: timeline.0.to_vec().into(),
+            };
+            let answer = nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).detach_timeline(request).await
+                })
+                .await?;
+            if !answer.detached {
+                return Err(CallError::UnderWay(Progress {
+                    done: answer.pages_done,
+                    known: answer.pages_known,
+                }));
+            }
         }
         Action::CreateOnSafekeeper {
             timeline,
@@ -225,6 +262,13 @@ pub(super) fn describe(intent: &Intent) -> String {
             let text = format!("delete timeline {timeline} on shard {}", shard.index);
             (text, NodeRole::Pageserver)
         }
+        Action::DetachOnShard { shard, timeline } => {
+            let text = format!(
+                "detach timeline {timeline} from its parent on shard {}",
+                shard.index
+            );
+            (text, NodeRole::Pageserver)
+        }
         Action::CreateOnSafekeeper {
             timeline, start_lsn, ..
         } => {
@@ -255,6 +299,9 @@ fn describe_command(command: &Command) -> String {
     match command {
         Command::TimelineReady { tenant, timeline } => {
             format!("tenant {tenant}: record that timeline {timeline} is ready")
+        }
+        Command::BranchDetached { tenant, timeline } => {
+            format!("tenant {tenant}: record that timeline {timeline} has no parent any more")
         }
         Command::TimelineDeleted { tenant, timeline } => {
             format!("tenant {tenant}: record that timeline {timeline} is gone")

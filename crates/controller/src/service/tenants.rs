@@ -1,6 +1,6 @@
 //! Creating a tenant, and the end of its import.
 
-use lakebed_placement::{Command, Rejection, Retention, State, Tenant, TenantState, choose};
+use lakebed_placement::{Command, Rejection, Retention, State, Tenant, TenantState, TimelineState, choose};
 use lakebed_proto::v1;
 use lakebed_types::{Lsn, ShardCount, TenantId, TimelineId};
 use tonic::Status;
@@ -154,11 +154,16 @@ fn check_equal(
 }
 
 fn answer(state: &State, tenant: (TenantId, &Tenant), existed: bool) -> v1::CreateTenantResponse {
-    let root = tenant
+    // Branches that were detached have no parent either, and are younger.
+    let roots = tenant
         .1
         .timelines
         .iter()
-        .find(|(_, timeline)| timeline.parent.is_none());
+        .filter(|(_, timeline)| timeline.parent.is_none());
+    let root = roots.min_by_key(|(id, timeline)| {
+        let leaving = timeline.state == TimelineState::Deleting;
+        (leaving, timeline.created_unix_micros, **id)
+    });
     v1::CreateTenantResponse {
         tenant: Some(wire::tenant_info(state, tenant.0, tenant.1)),
         branch: root.map(|(id, timeline)| wire::branch_info(state, tenant, (*id, timeline))),

@@ -78,7 +78,6 @@ pub async fn run(args: ClientArgs, as_json: bool) -> anyhow::Result<()> {
         "EXPIRES",
     ]);
     for row in branches.iter().map(branch::json_of) {
-        let text = |column: &str| row[column].as_str().unwrap_or("-").to_owned();
         let columns = [
             "name",
             "parent",
@@ -88,7 +87,7 @@ pub async fn run(args: ClientArgs, as_json: bool) -> anyhow::Result<()> {
             "window",
             "expires",
         ];
-        list.add_row(columns.map(text));
+        list.add_row(columns.map(|column| branch::cell(&row, column)));
     }
     println!("{list}\n");
     compute::show(&computes, false);
