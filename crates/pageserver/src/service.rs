@@ -234,6 +234,23 @@ impl Pageserver for PageService {
         Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
     }
 
+    async fn detach_timeline(
+        &self,
+        request: Request<v1::DetachTimelineRequest>,
+    ) -> Result<Response<v1::DetachTimelineResponse>, Status> {
+        let request = request.into_inner();
+        let key = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let timeline = timeline_id(&request.timeline)?;
+        let generation = Generation(request.generation);
+        let detached = self.node.detach_timeline(key, generation, timeline);
+        let detached = detached.map_err(status)?;
+        Ok(Response::new(v1::DetachTimelineResponse {
+            detached: detached.done,
+            pages_done: detached.pages_done,
+            pages_known: detached.pages_known,
+        }))
+    }
+
     async fn explain_page(
         &self,
         request: Request<v1::ExplainPageRequest>,

@@ -4,6 +4,7 @@ mod branches;
 mod campaign;
 mod compaction;
 mod comparison;
+mod detach;
 mod disk_faults;
 mod durability;
 mod explain;
