@@ -165,10 +165,12 @@ async fn by_time(ask: &Ask<'_>, timeline: TimelineId, micros: i64) -> Result<Lsn
     let (mut id, mut end) = (timeline, head.known);
     // Bounded by the number of timelines, so that even a cycle in damaged data ends.
     for _ in 0..=ask.tenant.timelines.len() {
-        if let Some(found) = ask.lsn_by_time(id, micros).await? {
+        let this = get(ask.tenant, id)?;
+        // With the copy of what it read from its parent, a shard may have commits before the start: those are not its own.
+        let own = ask.lsn_by_time(id, micros).await?;
+        if let Some(found) = own.filter(|found| *found >= this.start_lsn) {
             return Ok(found.min(end));
         }
-        let this = get(ask.tenant, id)?;
         let Some(parent) = this.parent else {
             // Nothing was committed yet, but the cluster was there. Of one that was detached: what it was at times before
             // it was made only its former parent could tell.

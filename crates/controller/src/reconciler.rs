@@ -293,3 +293,30 @@ fn role_text(role: NodeRole) -> &'static str {
         NodeRole::Pageserver => "pageserver",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_told_with_its_progress_and_reads_the_same_each_time() {
+        let error = |done| CallError::UnderWay(Progress { done, known: 10 });
+        // Otherwise each look would be logged.
+        assert_eq!(error(3).to_string(), error(4).to_string());
+        let shown = |under_way, error: &str| {
+            let failed = Failed {
+                times: 7,
+                due: Instant::now(),
+                error: error.to_owned(),
+                under_way,
+            };
+            failed.to_string()
+        };
+        let progress = Progress { done: 3, known: 10 };
+        assert_eq!(
+            shown(Some(progress), &error(3).to_string()),
+            "it is under way (3 of 10 pages)"
+        );
+        assert_eq!(shown(None, "no"), "no (tried 7 times)");
+    }
+}

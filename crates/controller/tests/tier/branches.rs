@@ -218,6 +218,77 @@ async fn a_branch_is_deleted_everywhere_and_not_before_its_children() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_was_detached_outlives_its_parent() {
+    let tier = Tier::with_nodes(3, 2).await;
+    let data = crate::tier::fresh_cluster();
+    let main = tier.bootstrap("acme", &data).await.unwrap().branch;
+    let child = tier.branch("acme", "child", None).await.unwrap();
+    refused(
+        tier.delete_branch("acme", "main").await,
+        Code::FailedPrecondition,
+        "start from it: child; `lakebed branch detach CHILD`",
+    );
+    refused(
+        tier.detach_branch("acme", "nobody").await,
+        Code::NotFound,
+        "no branch 'nobody'",
+    );
+    let unnamed = tier.detach_branch("acme", "").await;
+    assert_eq!(unnamed.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        tier.detach_branch("acme", "main").await.unwrap(),
+        main,
+        "has no parent"
+    );
+
+    let begun = tier.detach_branch("acme", "child").await.unwrap();
+    assert_eq!(begun.timeline, child.timeline);
+    let done = until("the branch to be detached", || async {
+        let now = tier.resolve("acme", "child").await.unwrap();
+        assert_eq!(now.detaching, !now.parent.is_empty());
+        (!now.detaching).then_some(now)
+    })
+    .await;
+    let expected = v1::BranchInfo {
+        parent: Default::default(),
+        parent_name: String::new(),
+        ..child
+    };
+    assert_eq!(done, expected);
+    assert_eq!(tier.detach_branch("acme", "child").await.unwrap(), done);
+
+    tier.delete_branch("acme", "main").await.unwrap();
+    for id in 1..=3 {
+        until("the timeline to leave the safekeeper", || async {
+            let name = main.timeline.clone().unwrap();
+            let asked = tier.safekeeper(id).await.get_timeline_status(name).await;
+            asked.err().filter(|status| status.code() == Code::NotFound)
+        })
+        .await;
+    }
+    refused(
+        tier.delete_branch("acme", "child").await,
+        Code::FailedPrecondition,
+        "'child' is the only branch of its tenant",
+    );
+    refused(
+        tier.branch_from("acme", "early", "child", Some(At::AtLsn(done.start_lsn - 8)))
+            .await,
+        Code::OutOfRange,
+        &format!(
+            "before the history of this branch, which starts at {}",
+            Lsn(done.start_lsn)
+        ),
+    );
+    // Its own children are as those of any other, and the name of its former parent is free.
+    let again = tier.branch_from("acme", "main", "child", None).await.unwrap();
+    assert_eq!(again.parent_name, "child");
+    let made = tier.bootstrap("acme", &data).await.unwrap();
+    assert!(made.existed);
+    assert_eq!(made.branch.timeline, done.timeline);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
     let tier = Tier::with_nodes(3, 1).await;
     let mut cluster = Cluster::init();

@@ -299,6 +299,16 @@ impl Tier {
         soon(name, controller.delete_branch(request)).await.map(drop)
     }
 
+    pub async fn detach_branch(&self, tenant: &str, branch: &str) -> Result<v1::BranchInfo, Status> {
+        let request = v1::DetachBranchRequest {
+            tenant: tenant.to_owned(),
+            branch: branch.to_owned(),
+        };
+        let mut controller = self.controller().await;
+        let begun = soon(branch, controller.detach_branch(request)).await;
+        begun.map(tonic::Response::into_inner)
+    }
+
     pub async fn branch_names(&self, tenant: &str) -> Vec<String> {
         let request = v1::ListBranchesRequest {
             tenant: tenant.to_owned(),

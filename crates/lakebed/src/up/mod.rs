@@ -68,27 +68,39 @@ pub async fn run(args: UpArgs, as_json: bool) -> anyhow::Result<()> {
             .then(|| Step::begin("making the first branch from initdb"));
         tenant::ensure(&directory, &pg_bin, owner).await?;
         drop(step);
+        // It may be deleted once another branch was detached from it.
+        if !tenant::has_first_branch(&layout.controller()).await? {
+            return Ok(None);
+        }
         let _step = Step::begin("starting Postgres on branch main");
         let wanted = Wanted {
             port: args.pg_port,
             ..Default::default()
         };
         let compute = computes.start(&tenant::first_branch(), wanted).await;
-        compute.map_err(|status| anyhow::anyhow!("{}", status.message()))
+        let compute = compute.map_err(|status| anyhow::anyhow!("{}", status.message()));
+        compute.map(Some)
     };
     let result = tokio::select! {
         result = started => result.map(Some),
         () = shutdown.cancelled() => Ok(None),
     };
     if let Ok(Some(compute)) = &result {
+        let connection = compute.as_ref().map(|compute| &compute.connection);
         if as_json {
             let tier = format!("lakebed://{}/{}", layout.controller(), tenant::TENANT);
             println!(
                 "{}",
-                json!({ "connection": compute.connection, "tier": tier, "dir": directory.path })
+                json!({ "connection": connection, "tier": tier, "dir": directory.path })
             );
-        } else {
-            println!("connection: {}", compute.connection);
+        } else if let Some(connection) = connection {
+            println!("connection: {connection}");
+        }
+        if connection.is_none() {
+            eprintln!(
+                "branch {} was deleted; `lakebed compute start BRANCH` starts Postgres on another one",
+                tenant::BRANCH
+            );
         }
         shutdown.cancelled().await;
         eprintln!("stopping");
