@@ -63,6 +63,8 @@ fn a_branch_is_detached_while_it_works_and_outlives_its_parent() {
         "checkpoint",
     ]);
     tier.client(&["branch", "create", "dev"]);
+    // Nobody ever works on this one before it is alone.
+    tier.client(&["branch", "create", "untouched"]);
     main.sql(&[
         "update kept set n = n + 1000000",
         "drop table cut",
@@ -101,6 +103,7 @@ fn a_branch_is_detached_while_it_works_and_outlives_its_parent() {
         }
         detach.join().expect("a detached branch");
     });
+    tier.client(&["branch", "detach", "untouched"]);
     let branches = tier.branches();
     assert!(branches["dev"]["parent"].is_null(), "{}", branches["dev"]);
     let main_timeline = branches["main"]["timeline"]
@@ -136,6 +139,12 @@ fn a_branch_is_detached_while_it_works_and_outlives_its_parent() {
     assert_eq!(again.sql(&[ROWS]), rows);
     assert_eq!(again.sql(&["select count(*), sum(n) from cut"]), "100|5050");
     again.stop();
+    let untouched = tier.compute("untouched", "untouched");
+    assert_eq!(
+        untouched.sql(&["select count(*), sum(n) from kept"]),
+        "8000|32004000"
+    );
+    untouched.stop();
     let at = now.to_string();
     tier.client(&["branch", "create", "past", "--from", "dev", "--at-lsn", &at]);
     let past = tier.compute("past", "past");
