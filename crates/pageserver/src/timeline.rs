@@ -49,7 +49,7 @@ use crate::layer_store::{LayerStore, LayerStoreError};
 use crate::manifest::log::Log;
 use crate::manifest::{Cluster, Manifest, ManifestError, Parent, Place};
 use crate::reconstruct::ReconstructError;
-use commit::Commits;
+use commit::{Commits, Hangs};
 use flush::Frozen;
 use history::History;
 
@@ -366,7 +366,10 @@ impl Timeline {
     ) -> Arc<Timeline> {
         let commits = Commits {
             horizon: identity.start,
-            parent: parent.as_ref().map(hangs_on),
+            hangs: Hangs {
+                parent: parent.as_ref().map(hangs_on),
+                based: None,
+            },
             ..Commits::default()
         };
         // There is no manifest yet that could number what is stored before the first one; the clock does.
@@ -456,8 +459,10 @@ impl Timeline {
             gone: manifest.gone,
             branches: manifest.branches,
             horizon: manifest.horizon,
-            parent: manifest.parent,
-            based: manifest.based,
+            hangs: Hangs {
+                parent: manifest.parent,
+                based: manifest.based,
+            },
             superseded: None,
             deleted: false,
         };

@@ -14,6 +14,15 @@ use crate::layer_handle::LayerHandle;
 use crate::manifest::log::Log;
 use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
 
+/// Where a branch hangs, and how far it is on the way to hang nowhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hangs {
+    /// See [`Manifest::parent`].
+    pub parent: Option<Parent>,
+    /// See [`Manifest::based`].
+    pub based: Option<PageKey>,
+}
+
 /// What the manifest has besides the layers.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
@@ -24,10 +33,7 @@ pub(super) struct Commits {
     pub gone: Vec<Gone>,
     pub branches: BTreeMap<TimelineId, Lsn>,
     pub horizon: Lsn,
-    /// Where the branch hangs, until it is detached.
-    pub parent: Option<Parent>,
-    /// See [`Manifest::based`].
-    pub based: Option<PageKey>,
+    pub hangs: Hangs,
     /// Generation of the owner that took over.
     pub superseded: Option<Generation>,
     /// The timeline is deleted: nothing may be stored any more.
@@ -50,6 +56,21 @@ impl Timeline {
         edit: Option<Edit>,
         new: &[LayerDesc],
         flushed: Lsn,
+        and: impl FnOnce(&mut State),
+    ) -> Result<(), TimelineError> {
+        let hangs = commits.hangs;
+        self.commit_hanging(commits, edit, new, (flushed, hangs), and)
+            .await
+    }
+
+    /// As [`Timeline::commit`], and with the same manifest the branch hangs so. Whoever waits for this may be gone in the
+    /// middle, and others store manifests after: so nothing is remembered before it is stored.
+    pub(super) async fn commit_hanging(
+        self: &Arc<Self>,
+        commits: &mut Commits,
+        edit: Option<Edit>,
+        new: &[LayerDesc],
+        (flushed, hangs): (Lsn, Hangs),
         and: impl FnOnce(&mut State),
     ) -> Result<(), TimelineError> {
         if commits.deleted {
@@ -76,7 +97,8 @@ impl Timeline {
                     }
                 }
                 Durable::Commit(map) => {
-                    self.store_manifest(commits, &map, &removed, flushed).await?;
+                    self.store_manifest(commits, &map, &removed, (flushed, hangs))
+                        .await?;
                     // Nothing may fail from here on: what the manifest calls gone must not be named again.
                     for handle in open.values().filter(|handle| map.get(handle.desc.id).is_none()) {
                         retired.push(handle.clone());
@@ -108,7 +130,7 @@ impl Timeline {
         commits: &mut Commits,
         map: &LayerMap,
         removed: &[LayerId],
-        flushed: Lsn,
+        (flushed, hangs): (Lsn, Hangs),
     ) -> Result<(), TimelineError> {
         let identity = &self.identity;
         if let Some(found) = commits.superseded {
@@ -124,7 +146,7 @@ impl Timeline {
         let manifest = Manifest {
             format: manifest::FORMAT,
             cluster: identity.cluster,
-            parent: commits.parent,
+            parent: hangs.parent,
             start: identity.start,
             consistent: identity.consistent,
             disk_consistent: flushed,
@@ -133,7 +155,7 @@ impl Timeline {
             branches: commits.branches.clone(),
             horizon: commits.horizon,
             leases: self.history(|history| history.leases_below(commits.horizon)),
-            based: commits.based,
+            based: hangs.based,
         };
         let following = commits.log.as_ref().and_then(|log| log.follow(&manifest));
         let bytes = match &following {
@@ -147,6 +169,7 @@ impl Timeline {
         }
         // Only now: after a failure the next manifest may name these layers again, and what it stored is not followed.
         commits.gone = gone;
+        commits.hangs = hangs;
         match &mut commits.log {
             Some(log) => log.stored(version, manifest, following, bytes),
             None => commits.log = Some(Log::new(version, manifest, bytes)),

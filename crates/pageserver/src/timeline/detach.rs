@@ -28,7 +28,7 @@ use lakebed_layer::{Base, Chain, Edit, LayerDesc, LayerKind, ValueKind};
 use lakebed_types::{Lsn, PageKey, RelTag, ShardIdentity, TimelineId};
 use tokio::sync::OnceCell;
 
-use super::commit::blocking;
+use super::commit::{Hangs, blocking};
 use super::read::Cost;
 use super::{Link, Timeline, TimelineError};
 use crate::catalogue;
@@ -195,7 +195,7 @@ impl Timeline {
             blocking("finding the pages of a branch", move || of.pages_of_ancestors()).await
         };
         let pages = self.detaching.pages.get_or_try_init(find).await?.clone();
-        let from = self.commits.lock().await.based.unwrap_or(PageKey::LOWEST);
+        let from = self.commits.lock().await.hangs.based.unwrap_or(PageKey::LOWEST);
         Ok(Some(Box::new(Basing {
             from,
             next: from,
@@ -332,11 +332,10 @@ impl Timeline {
             catalogue,
         });
         let mut commits = self.commits.lock().await;
-        let before = (commits.parent, commits.based);
-        commits.based = to;
-        if last {
-            commits.parent = None;
-        }
+        let hangs = Hangs {
+            parent: commits.hangs.parent.filter(|_| !last),
+            based: to,
+        };
         let flushed = self.disk_consistent();
         let give_up = |state: &mut super::State| {
             if last {
@@ -344,11 +343,8 @@ impl Timeline {
                 *former.unwrap_or_else(PoisonError::into_inner) = state.parent.take();
             }
         };
-        let done = self
-            .commit(&mut commits, Some(edit), &new, flushed, give_up)
-            .await;
-        if let Err(error) = done {
-            (commits.parent, commits.based) = before;
+        let done = self.commit_hanging(&mut commits, Some(edit), &new, (flushed, hangs), give_up);
+        if let Err(error) = done.await {
             let ids: Vec<_> = new.iter().map(|desc| desc.id).collect();
             self.files.remove_local(&ids);
             return Err(error);

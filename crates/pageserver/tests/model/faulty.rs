@@ -115,6 +115,8 @@ impl fmt::Debug for Faulty {
 #[async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        // Takes a while, so that who waits for it may be stopped then.
+        tokio::task::yield_now().await;
         let fate = self.fate();
         if fate == Fate::FailsBefore {
             return Err(failure());
@@ -145,6 +147,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        tokio::task::yield_now().await;
         match self.fate() {
             Fate::Works => self.inner.get_opts(location, options).await,
             _ => Err(failure()),

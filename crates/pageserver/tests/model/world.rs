@@ -115,6 +115,19 @@ fn storage(directory: &Path, store: &BlobStore, timeline: TimelineId) -> Storage
     }
 }
 
+/// Goes on with it so many times, and then gives it up wherever it is.
+async fn in_steps<T>(mut steps: u64, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(move |context| match steps {
+        0 => std::task::Poll::Ready(None),
+        _ => {
+            steps -= 1;
+            work.as_mut().poll(context).map(Some)
+        }
+    })
+    .await
+}
+
 /// A new owner's view.
 fn owner(inner: &Arc<InMemory>, seed: u64, sabotage: Option<Sabotage>) -> Faulty {
     let faults = Faults {
@@ -278,6 +291,20 @@ impl World {
     pub async fn detach(&mut self, at: usize) -> Result<(), Violation> {
         self.branches[at].timeline.detach();
         self.compact(at).await
+    }
+
+    /// The process is told to stop in the middle of a detachment, stores what is in memory, and is started again.
+    pub async fn stop_in_the_middle(&mut self, at: usize) -> Result<(), Violation> {
+        self.compact(at).await?;
+        let timeline = self.branches[at].timeline.clone();
+        timeline.detach();
+        let steps = self.numbers.below(40);
+        if let Some(done) = in_steps(steps, timeline.compact()).await {
+            self.judge("compaction", done)?;
+        }
+        self.ingest(at).await?;
+        self.flush(at).await?;
+        self.take_over(false).await.map(drop)
     }
 
     /// The controllers hear that a branch is detached.
