@@ -49,7 +49,7 @@ use crate::layer_store::{LayerStore, LayerStoreError};
 use crate::manifest::log::Log;
 use crate::manifest::{Cluster, Manifest, ManifestError, Parent, Place};
 use crate::reconstruct::ReconstructError;
-use commit::{Commits, Hangs};
+use commit::{Commits, Said};
 use flush::Frozen;
 use history::History;
 
@@ -364,12 +364,13 @@ impl Timeline {
         parent: Option<(Arc<Timeline>, Lsn)>,
         storage: Storage,
     ) -> Arc<Timeline> {
-        let commits = Commits {
+        let said = Said {
             horizon: identity.start,
-            hangs: Hangs {
-                parent: parent.as_ref().map(hangs_on),
-                based: None,
-            },
+            parent: parent.as_ref().map(hangs_on),
+            ..Said::default()
+        };
+        let commits = Commits {
+            said,
             ..Commits::default()
         };
         // There is no manifest yet that could number what is stored before the first one; the clock does.
@@ -457,23 +458,28 @@ impl Timeline {
             sequence,
             log: Some(log),
             gone: manifest.gone,
-            branches: manifest.branches,
-            horizon: manifest.horizon,
-            hangs: Hangs {
+            said: Said {
                 parent: manifest.parent,
                 based: manifest.based,
+                branches: manifest.branches,
+                horizon: manifest.horizon,
             },
             superseded: None,
             deleted: false,
         };
         // Who was there when the owner before ended is given the time to come back.
         let quiet_until = Instant::now() + storage.thresholds.lease;
-        let given_up = if commits.horizon > identity.start {
-            commits.horizon
+        let given_up = if commits.said.horizon > identity.start {
+            commits.said.horizon
         } else {
             Lsn(0)
         };
-        let history = History::restored(given_up, commits.branches.clone(), manifest.leases, quiet_until);
+        let history = History::restored(
+            given_up,
+            commits.said.branches.clone(),
+            manifest.leases,
+            quiet_until,
+        );
         // Nobody else has this sequence number, so nobody else gives these numbers to layers.
         let first_number = sequence << 24;
         let mut timeline = Self::build(

@@ -14,13 +14,17 @@ use crate::layer_handle::LayerHandle;
 use crate::manifest::log::Log;
 use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
 
-/// Where a branch hangs, and how far it is on the way to hang nowhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Hangs {
+/// What a manifest says besides its layers, and the next one may say otherwise.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said {
     /// See [`Manifest::parent`].
     pub parent: Option<Parent>,
     /// See [`Manifest::based`].
     pub based: Option<PageKey>,
+    /// See [`Manifest::branches`].
+    pub branches: BTreeMap<TimelineId, Lsn>,
+    /// See [`Manifest::horizon`].
+    pub horizon: Lsn,
 }
 
 /// What the manifest has besides the layers.
@@ -31,9 +35,8 @@ pub(super) struct Commits {
     /// What was stored; `None` before there is a manifest.
     pub log: Option<Log>,
     pub gone: Vec<Gone>,
-    pub branches: BTreeMap<TimelineId, Lsn>,
-    pub horizon: Lsn,
-    pub hangs: Hangs,
+    /// By the last one that was stored.
+    pub said: Said,
     /// Generation of the owner that took over.
     pub superseded: Option<Generation>,
     /// The timeline is deleted: nothing may be stored any more.
@@ -58,19 +61,18 @@ impl Timeline {
         flushed: Lsn,
         and: impl FnOnce(&mut State),
     ) -> Result<(), TimelineError> {
-        let hangs = commits.hangs;
-        self.commit_hanging(commits, edit, new, (flushed, hangs), and)
-            .await
+        let said = commits.said.clone();
+        self.commit_saying(commits, edit, new, (flushed, said), and).await
     }
 
-    /// As [`Timeline::commit`], and with the same manifest the branch hangs so. Whoever waits for this may be gone in the
-    /// middle, and others store manifests after: so nothing is remembered before it is stored.
-    pub(super) async fn commit_hanging(
+    /// As [`Timeline::commit`], with a manifest that says this. Whoever waits for it may be gone in the middle, and others
+    /// store manifests after: so nothing of it is remembered before it is stored.
+    pub(super) async fn commit_saying(
         self: &Arc<Self>,
         commits: &mut Commits,
         edit: Option<Edit>,
         new: &[LayerDesc],
-        (flushed, hangs): (Lsn, Hangs),
+        (flushed, said): (Lsn, Said),
         and: impl FnOnce(&mut State),
     ) -> Result<(), TimelineError> {
         if commits.deleted {
@@ -97,7 +99,7 @@ impl Timeline {
                     }
                 }
                 Durable::Commit(map) => {
-                    self.store_manifest(commits, &map, &removed, (flushed, hangs))
+                    self.store_manifest(commits, &map, &removed, (flushed, said.clone()))
                         .await?;
                     // Nothing may fail from here on: what the manifest calls gone must not be named again.
                     for handle in open.values().filter(|handle| map.get(handle.desc.id).is_none()) {
@@ -130,7 +132,7 @@ impl Timeline {
         commits: &mut Commits,
         map: &LayerMap,
         removed: &[LayerId],
-        (flushed, hangs): (Lsn, Hangs),
+        (flushed, said): (Lsn, Said),
     ) -> Result<(), TimelineError> {
         let identity = &self.identity;
         if let Some(found) = commits.superseded {
@@ -146,16 +148,16 @@ impl Timeline {
         let manifest = Manifest {
             format: manifest::FORMAT,
             cluster: identity.cluster,
-            parent: hangs.parent,
+            parent: said.parent,
             start: identity.start,
             consistent: identity.consistent,
             disk_consistent: flushed,
             map: map.clone(),
             gone: gone.clone(),
-            branches: commits.branches.clone(),
-            horizon: commits.horizon,
-            leases: self.history(|history| history.leases_below(commits.horizon)),
-            based: hangs.based,
+            branches: said.branches.clone(),
+            horizon: said.horizon,
+            leases: self.history(|history| history.leases_below(said.horizon)),
+            based: said.based,
         };
         let following = commits.log.as_ref().and_then(|log| log.follow(&manifest));
         let bytes = match &following {
@@ -169,7 +171,7 @@ impl Timeline {
         }
         // Only now: after a failure the next manifest may name these layers again, and what it stored is not followed.
         commits.gone = gone;
-        commits.hangs = hangs;
+        commits.said = said;
         match &mut commits.log {
             Some(log) => log.stored(version, manifest, following, bytes),
             None => commits.log = Some(Log::new(version, manifest, bytes)),
@@ -191,24 +193,27 @@ impl Timeline {
     /// The LSN is not readable any more, or see [`TimelineError`].
     pub async fn add_branch(self: &Arc<Self>, branch: TimelineId, lsn: Lsn) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
-        if commits.branches.get(&branch) == Some(&lsn) {
+        if commits.said.branches.get(&branch) == Some(&lsn) {
             return Ok(());
         }
         self.check_kept(lsn)?;
-        commits.branches.insert(branch, lsn);
-        let stored = self
-            .commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
-            .await;
-        if stored.is_err() {
-            commits.branches.remove(&branch);
-        }
-        self.history_mut(|history| history.set_branches(commits.branches.clone()));
-        stored
+        let mut said = commits.said.clone();
+        said.branches.insert(branch, lsn);
+        self.say(&mut commits, said).await
+    }
+
+    /// Stores a manifest that says something else of the same layers.
+    async fn say(self: &Arc<Self>, commits: &mut Commits, said: Said) -> Result<(), TimelineError> {
+        let flushed = self.disk_consistent();
+        self.commit_saying(commits, None, &[], (flushed, said), |_| {})
+            .await?;
+        self.history_mut(|history| history.set_branches(commits.said.branches.clone()));
+        Ok(())
     }
 
     /// Whether a branch hangs here.
     pub async fn has_branch(&self, branch: TimelineId) -> bool {
-        self.commits.lock().await.branches.contains_key(&branch)
+        self.commits.lock().await.said.branches.contains_key(&branch)
     }
 
     /// Forgets a branch that was deleted, durably: what it read is given up with the next merge.
@@ -217,18 +222,13 @@ impl Timeline {
     /// See [`TimelineError`]; what the branch read stays then.
     pub async fn remove_branch(self: &Arc<Self>, branch: TimelineId) -> Result<(), TimelineError> {
         let mut commits = self.commits.lock().await;
-        let Some(lsn) = commits.branches.remove(&branch) else {
+        let mut said = commits.said.clone();
+        if said.branches.remove(&branch).is_none() {
             return Ok(());
-        };
-        let stored = self
-            .commit(&mut commits, None, &[], self.disk_consistent(), |_| {})
-            .await;
-        if stored.is_err() {
-            commits.branches.insert(branch, lsn);
         }
-        self.history_mut(|history| history.set_branches(commits.branches.clone()));
+        self.say(&mut commits, said).await?;
         self.history_news.notify_one();
-        stored
+        Ok(())
     }
 
     /// Deletes manifests that are older than is kept, then objects that only they named. How many objects went.

@@ -28,7 +28,7 @@ use lakebed_layer::{Base, Chain, Edit, LayerDesc, LayerKind, ValueKind};
 use lakebed_types::{Lsn, PageKey, RelTag, ShardIdentity, TimelineId};
 use tokio::sync::OnceCell;
 
-use super::commit::{Hangs, blocking};
+use super::commit::blocking;
 use super::read::Cost;
 use super::{Link, Timeline, TimelineError};
 use crate::catalogue;
@@ -195,7 +195,7 @@ impl Timeline {
             blocking("finding the pages of a branch", move || of.pages_of_ancestors()).await
         };
         let pages = self.detaching.pages.get_or_try_init(find).await?.clone();
-        let from = self.commits.lock().await.hangs.based.unwrap_or(PageKey::LOWEST);
+        let from = self.commits.lock().await.said.based.unwrap_or(PageKey::LOWEST);
         Ok(Some(Box::new(Basing {
             from,
             next: from,
@@ -332,10 +332,11 @@ impl Timeline {
             catalogue,
         });
         let mut commits = self.commits.lock().await;
-        let hangs = Hangs {
-            parent: commits.hangs.parent.filter(|_| !last),
-            based: to,
-        };
+        let mut said = commits.said.clone();
+        said.based = to;
+        if last {
+            said.parent = None;
+        }
         let flushed = self.disk_consistent();
         let give_up = |state: &mut super::State| {
             if last {
@@ -343,7 +344,7 @@ impl Timeline {
                 *former.unwrap_or_else(PoisonError::into_inner) = state.parent.take();
             }
         };
-        let done = self.commit_hanging(&mut commits, Some(edit), &new, (flushed, hangs), give_up);
+        let done = self.commit_saying(&mut commits, Some(edit), &new, (flushed, said), give_up);
         if let Err(error) = done.await {
             let ids: Vec<_> = new.iter().map(|desc| desc.id).collect();
             self.files.remove_local(&ids);

@@ -24,6 +24,7 @@ use lakebed_layer::ReadPoints;
 use lakebed_types::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use super::commit::Said;
 use super::{Timeline, TimelineError};
 use crate::manifest::KeptLease;
 
@@ -301,21 +302,21 @@ impl Timeline {
             history.advance(Instant::now(), stored);
             history.horizon
         });
-        if horizon <= commits.horizon || !commits.stored() {
+        if horizon <= commits.said.horizon || !commits.stored() {
             return Ok(());
         }
-        let before = std::mem::replace(&mut commits.horizon, horizon);
-        let done = self.commit(&mut commits, None, &[], stored, |_| {}).await;
-        if done.is_err() {
-            commits.horizon = before;
-        }
-        done
+        let said = Said {
+            horizon,
+            ..commits.said.clone()
+        };
+        self.commit_saying(&mut commits, None, &[], (stored, said), |_| {})
+            .await
     }
 
     /// LSNs that merges keep.
     pub(super) async fn read_points(&self) -> ReadPoints {
         let commits = self.commits.lock().await;
-        let kept = self.history(|history| history.points(commits.horizon));
+        let kept = self.history(|history| history.points(commits.said.horizon));
         with_copies(kept, self.catalogue(|catalogue| catalogue.copies().collect()))
     }
 

@@ -378,6 +378,9 @@ impl World {
             Some((parent.clone(), begins)),
             self.storage(child),
         );
+        // Who asks for it may go away, and asks again.
+        let steps = self.numbers.below(12);
+        let _ = in_steps(steps, parent.add_branch(child, lsn)).await;
         let made = async {
             parent.add_branch(child, lsn).await?;
             timeline.flush().await
@@ -443,7 +446,10 @@ impl World {
             return Err(format!("a deleted timeline left {left:?}"));
         }
         if let Some((of, _)) = parent {
-            let forgotten = self.branches[of].timeline.clone().remove_branch(id).await;
+            let parent = self.branches[of].timeline.clone();
+            let steps = self.numbers.below(12);
+            let _ = in_steps(steps, parent.remove_branch(id)).await;
+            let forgotten = parent.remove_branch(id).await;
             if self.judge("deletion", forgotten)?.is_none() {
                 return Ok(());
             }
