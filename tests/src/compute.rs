@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lakebed_pgtest::{Installation, run};
+use lakebed_types::Lsn;
 use postgres::{Client, NoTls};
 use serde_json::Value;
 
@@ -120,6 +121,18 @@ impl Compute {
             psql.args(["-c", statement]);
         }
         run(&mut psql).trim_end().to_owned()
+    }
+
+    /// Where its WAL ends that is in the tier.
+    pub fn position(&self) -> Lsn {
+        let text = self.sql(&["select pg_current_wal_flush_lsn()"]);
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    /// Object ids of all databases.
+    pub fn databases(&self) -> Vec<u32> {
+        let all = self.sql(&["select string_agg(oid::text, ',') from pg_database"]);
+        all.split(',').map(|oid| oid.parse().expect("an oid")).collect()
     }
 
     /// Runs a script with psql, backslash commands included.

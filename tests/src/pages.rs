@@ -85,6 +85,22 @@ impl Pages {
         self.timeline
     }
 
+    /// Every page of every relation of these databases and of the shared ones.
+    pub fn all(&self, databases: &[u32], lsn: Lsn) -> BTreeMap<PageKey, Vec<u8>> {
+        let shared = std::iter::once((1664, 0));
+        let places = shared.chain(databases.iter().map(|oid| (1663, *oid)));
+        let mut keys = Vec::new();
+        for (rel, blocks) in places.flat_map(|place| self.relations(lsn, place)) {
+            keys.extend((0..blocks).map(|block| PageKey::Rel { rel, block }));
+        }
+        let served = self.get(lsn, &keys);
+        let bytes = |(key, page): (PageKey, Served)| match page {
+            Ok(page) => (key, page.to_vec()),
+            Err(why) => panic!("{key} at {lsn}: {why}"),
+        };
+        keys.into_iter().zip(served).map(bytes).collect()
+    }
+
     /// Pages at exactly this LSN, in the order of the keys.
     pub fn get(&self, lsn: Lsn, keys: &[PageKey]) -> Vec<Served> {
         let mut all: Vec<Served> = keys.iter().map(|key| Err(format!("{key}: no answer"))).collect();

@@ -231,6 +231,16 @@ impl BlobStore {
         Ok(bytes)
     }
 
+    /// Copies an object inside the store, whose bytes do not pass through here. What is there under the new name is replaced,
+    /// so only for names under which nothing else is ever written.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], timeout or failure of the store; repeat it.
+    pub async fn copy(&self, from: &str, to: &str) -> Result<(), BlobError> {
+        let (source, target) = (Path::from(from), Path::from(to));
+        self.run("copy", from, || self.store.copy(&source, &target)).await
+    }
+
     /// Names of all objects whose path begins with this directory.
     ///
     /// # Errors

@@ -20,13 +20,21 @@ pub const MANIFESTS: &str = "manifests";
 /// The object with the names of layers that were read lately.
 pub const RECENT: &str = "recent";
 
+/// Directory of one shard.
+pub fn shard(tenant: TenantId, shard: ShardIdentity) -> String {
+    let (index, count) = (shard.index(), shard.count().get());
+    format!("tenants/{tenant}/shards/{index}-{count}")
+}
+
 /// Directory of one shard's timeline.
-pub fn timeline(tenant: TenantId, shard: ShardIdentity, timeline: TimelineId) -> String {
-    format!(
-        "tenants/{tenant}/shards/{}-{}/timelines/{timeline}",
-        shard.index(),
-        shard.count().get()
-    )
+pub fn timeline(tenant: TenantId, of: ShardIdentity, timeline: TimelineId) -> String {
+    format!("{}/timelines/{timeline}", shard(tenant, of))
+}
+
+/// The timeline in whose directory an object of a shard is, if it is in one.
+pub fn timeline_in(path: &str) -> Option<TimelineId> {
+    let (_, rest) = path.split_once("/timelines/")?;
+    rest.split('/').next()?.parse().ok()
 }
 
 /// Name of a manifest inside its timeline's `manifests/`.

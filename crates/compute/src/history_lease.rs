@@ -74,13 +74,35 @@ impl HistoryLease {
         let granted = tokio::time::timeout(START, granted).await;
         let granted = granted.with_context(|| format!("not every shard granted a lease of {at}"))??;
         for (index, time) in indices.zip(granted) {
-            let lease = lease.clone();
-            tokio::spawn(
-                stop.clone()
-                    .run_until_cancelled_owned(async move { lease.renew(index, time).await }),
-            );
+            lease.spawn_renewal(index, (time, time / RENEWALS), stop);
         }
+        let (more, stopped) = (lease.clone(), stop.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            more.take_of_more(&stopped).await;
+        }));
         Ok(lease)
+    }
+
+    fn spawn_renewal(&self, index: usize, (time, pause): (Duration, Duration), stop: &CancellationToken) {
+        let lease = self.clone();
+        let renew = async move { lease.renew(index, (time, pause)).await };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(renew));
+    }
+
+    /// When the tenant gets more shards, they are asked too. They give nothing up before a whole lease's time is over, since
+    /// they begin with what the ones have that they are a part of.
+    async fn take_of_more(&self, stop: &CancellationToken) {
+        let (mut shards, mut known) = (self.shards.clone(), self.branch.shards.len());
+        while let Ok(now) = shards
+            .wait_for(|shards| shards.len() > known)
+            .await
+            .map(|now| now.len())
+        {
+            for index in known..now {
+                self.spawn_renewal(index, (START, Duration::ZERO), stop);
+            }
+            known = now;
+        }
     }
 
     /// Returns when a shard has given up what was leased: why.
@@ -92,7 +114,8 @@ impl HistoryLease {
 
     /// Gives it back, as far as shards answer. Otherwise it ends with its time.
     pub async fn release(&self) {
-        let all = (0..self.branch.shards.len()).map(|index| self.ask(index, true));
+        let shards = self.shards.borrow().len();
+        let all = (0..shards).map(|index| self.ask(index, true));
         if tokio::time::timeout(RELEASE, join_all(all)).await.is_err() {
             tracing::info!("not every shard answered to take back the lease of history; it ends by itself");
         }
@@ -126,8 +149,8 @@ impl HistoryLease {
         }
     }
 
-    async fn renew(&self, index: usize, mut time: Duration) {
-        let (mut shards, mut pause) = (self.shards.clone(), time / RENEWALS);
+    async fn renew(&self, index: usize, (mut time, mut pause): (Duration, Duration)) {
+        let mut shards = self.shards.clone();
         loop {
             let before = shards.borrow_and_update().get(index).cloned();
             // A new owner is asked at once.

@@ -1,7 +1,8 @@
 //! Pages of the tier: one pipelined stream to each shard, opened again for ever.
 //!
 //! A question is answered or waits: Postgres has no use for an error where it expects its disk. While a shard is away
-//! its questions stay here and are asked again on the next stream.
+//! its questions stay here and are asked again on the next stream. When the tenant is split into more shards there are streams
+//! to those, and what the old ones have not answered is asked there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use lakebed_proto::v1::pageserver_client::PageserverClient;
 use lakebed_proto::{connect, convert, v1};
 use lakebed_types::shard::shard_of;
-use lakebed_types::{Lsn, PAGE_SIZE, PageKey, ShardIdentity};
+use lakebed_types::{Lsn, PAGE_SIZE, PageKey, ShardCount, ShardIdentity};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -70,9 +71,78 @@ pub struct Placement {
 /// See the module header; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct PageClient {
-    asks: Vec<mpsc::Sender<Ask>>,
-    count: lakebed_types::ShardCount,
+    routes: watch::Receiver<Arc<Routes>>,
     counters: Arc<PageCounters>,
+}
+
+/// Streams to all shards.
+#[derive(Debug)]
+struct Routes {
+    asks: Vec<mpsc::Sender<Ask>>,
+    count: ShardCount,
+}
+
+/// What streams are begun with.
+struct Streams {
+    branch: Branch,
+    at: Lsn,
+    shards: watch::Receiver<Vec<ShardAddress>>,
+    stale: Arc<Notify>,
+    counters: Arc<PageCounters>,
+    stop: CancellationToken,
+}
+
+impl Streams {
+    /// Begins a stream to each shard that there is now; they end with the routes.
+    fn begin(&mut self) -> Option<Arc<Routes>> {
+        let shards = self.shards.borrow_and_update().clone();
+        let count = shards.first()?.shard.count();
+        let mut asks = Vec::new();
+        for ShardAddress { shard, .. } in shards {
+            let (sender, receiver) = mpsc::channel(PENDING);
+            asks.push(sender);
+            let stream = ShardStream {
+                branch: self.branch.clone(),
+                shard,
+                at: self.at,
+                shards: self.shards.clone(),
+                stale: self.stale.clone(),
+                asks: receiver,
+                pending: BTreeMap::new(),
+                next: 1,
+                counters: self.counters.clone(),
+            };
+            tokio::spawn(self.stop.clone().run_until_cancelled_owned(stream.run()));
+        }
+        Some(Arc::new(Routes { asks, count }))
+    }
+
+    /// Begins others whenever the number of shards changes.
+    async fn follow(mut self, routes: watch::Sender<Arc<Routes>>) {
+        loop {
+            let count = routes.borrow().count;
+            let other = |shards: &Vec<ShardAddress>| {
+                let first = shards.first();
+                first.is_some_and(|first| first.shard.count() != count)
+            };
+            let told = tokio::select! {
+                () = routes.closed() => return,
+                changed = self.shards.wait_for(other) => changed.is_ok(),
+            };
+            if !told {
+                // Nobody will tell of others any more; these go on.
+                return routes.closed().await;
+            }
+            if let Some(begun) = self.begin() {
+                tracing::info!(
+                    from = count.get(),
+                    to = begun.count.get(),
+                    "the tenant has another number of shards"
+                );
+                routes.send_replace(begun);
+            }
+        }
+    }
 }
 
 impl PageClient {
@@ -84,29 +154,17 @@ impl PageClient {
         stop: &CancellationToken,
     ) -> Option<PageClient> {
         let counters = Arc::new(PageCounters::default());
-        let count = branch.shards.first()?.shard.count();
-        let mut asks = Vec::new();
-        for ShardAddress { shard, .. } in &branch.shards {
-            let (sender, receiver) = mpsc::channel(PENDING);
-            asks.push(sender);
-            let stream = ShardStream {
-                branch: branch.clone(),
-                shard: *shard,
-                at,
-                shards: placement.shards.clone(),
-                stale: placement.stale.clone(),
-                asks: receiver,
-                pending: BTreeMap::new(),
-                next: 1,
-                counters: counters.clone(),
-            };
-            tokio::spawn(stop.clone().run_until_cancelled_owned(stream.run()));
-        }
-        Some(PageClient {
-            asks,
-            count,
-            counters,
-        })
+        let mut streams = Streams {
+            branch: branch.clone(),
+            at,
+            shards: placement.shards.clone(),
+            stale: placement.stale.clone(),
+            counters: counters.clone(),
+            stop: stop.clone(),
+        };
+        let (tell, routes) = watch::channel(streams.begin()?);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(streams.follow(tell)));
+        Some(PageClient { routes, counters })
     }
 
     /// What was counted.
@@ -120,39 +178,36 @@ impl PageClient {
     /// See [`PageError`].
     pub async fn get(&self, keys: &[PageKey]) -> Result<Vec<Bytes>, PageError> {
         let mut pages = vec![Bytes::new(); keys.len()];
-        let mut by_shard: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
-        for (place, key) in keys.iter().enumerate() {
-            by_shard.entry(shard_of(key, self.count)).or_default().push(place);
-        }
-        let mut under_way = Vec::new();
-        for (shard, places) in &by_shard {
-            for places in places.chunks(MAX_KEYS) {
-                under_way.push((*shard, places.to_vec()));
+        let mut wanted: Vec<usize> = (0..keys.len()).collect();
+        while !wanted.is_empty() {
+            // Held for this round only: what is not answered may belong to others in the next.
+            let routes = self.routes.borrow().clone();
+            let mut by_shard: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
+            for place in wanted {
+                if let Some(key) = keys.get(place) {
+                    let shard = shard_of(key, routes.count);
+                    by_shard.entry(shard).or_default().push(place);
+                }
             }
-        }
-        while !under_way.is_empty() {
             let mut replies = Vec::new();
-            for (shard, places) in under_way {
-                let wanted: Vec<PageKey> = places
-                    .iter()
-                    .filter_map(|place| keys.get(*place).copied())
-                    .collect();
-                replies.push((shard, places, self.ask(shard, wanted).await?));
+            for (shard, places) in &by_shard {
+                for places in places.chunks(MAX_KEYS) {
+                    let asked = places.iter().filter_map(|place| keys.get(*place).copied());
+                    let reply = routes.ask(*shard, asked.collect()).await?;
+                    replies.push((places, reply));
+                }
             }
-            under_way = Vec::new();
-            for (shard, places, reply) in replies {
+            drop(routes);
+            wanted = Vec::new();
+            for (places, reply) in replies {
                 let results = reply.await.map_err(|_| PageError::Stopping)?;
-                let mut again = Vec::new();
-                for (place, result) in places.into_iter().zip(results) {
-                    if take(keys, &mut pages, place, result)? {
-                        again.push(place);
+                for (place, result) in places.iter().zip(results) {
+                    if take(keys, &mut pages, *place, result)? {
+                        wanted.push(*place);
                     }
                 }
-                if !again.is_empty() {
-                    under_way.push((shard, again));
-                }
             }
-            if !under_way.is_empty() {
+            if !wanted.is_empty() {
                 self.counters.retries.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(RETRY).await;
             }
@@ -162,7 +217,9 @@ impl PageClient {
             .fetch_add(keys.len() as u64, Ordering::Relaxed);
         Ok(pages)
     }
+}
 
+impl Routes {
     async fn ask(
         &self,
         shard: u8,
@@ -219,12 +276,13 @@ impl ShardStream {
         let mut complained = false;
         loop {
             let address = {
-                let shards = self.shards.borrow();
-                shards
-                    .get(usize::from(self.shard.index()))
-                    .map(|shard| shard.address.clone())
+                let shards = self.shards.borrow_and_update();
+                let same = shards.iter().find(|known| known.shard == self.shard);
+                same.map(|shard| shard.address.clone())
             };
-            let Some(address) = address else { return };
+            let Some(address) = address else {
+                return self.give_back().await;
+            };
             match self.follow(&address).await {
                 Ok(true) => return,
                 Ok(false) => complained = false,
@@ -239,6 +297,18 @@ impl ShardStream {
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             self.stale.notify_one();
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// There is no such shard any more: what is asked of it is to be asked of others.
+    async fn give_back(mut self) {
+        let again = |ask: Ask| {
+            // Who asked may have gone.
+            let _ = ask.reply.send(vec![retry(); ask.keys.len()]);
+        };
+        std::mem::take(&mut self.pending).into_values().for_each(again);
+        while let Some(ask) = self.asks.recv().await {
+            again(ask);
         }
     }
 
@@ -272,6 +342,16 @@ impl ShardStream {
         let mut worked = false;
         loop {
             tokio::select! {
+                // Perhaps it is elsewhere, or there are others in its place.
+                Ok(()) = self.shards.changed() => {
+                    let gone = |shards: &[ShardAddress]| {
+                        let here = |known: &ShardAddress| known.shard == self.shard && known.address == address;
+                        !shards.iter().any(here)
+                    };
+                    if gone(&self.shards.borrow_and_update()) {
+                        return Ok(false);
+                    }
+                }
                 ask = self.asks.recv(), if self.pending.len() < PENDING => {
                     let Some(ask) = ask else { return Ok(true) };
                     let id = self.next;
@@ -306,11 +386,14 @@ impl ShardStream {
             let _ = ask.reply.send(answer.pages);
         } else {
             tracing::error!(shard = %self.shard, "a pageserver's answer has another number of pages than asked for");
-            let retry = v1::PageResult {
-                status: v1::PageStatus::Retry.into(),
-                ..Default::default()
-            };
-            let _ = ask.reply.send(vec![retry; ask.keys.len()]);
+            let _ = ask.reply.send(vec![retry(); ask.keys.len()]);
         }
+    }
+}
+
+fn retry() -> v1::PageResult {
+    v1::PageResult {
+        status: v1::PageStatus::Retry.into(),
+        ..Default::default()
     }
 }

@@ -183,6 +183,7 @@ async fn attach(
         shard,
         generation: Generation(1),
         timelines: vec![spec],
+        retired: false,
     };
     node.attach(attachment).await.expect("an attachment");
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use lakebed_placement::plan::{Action, timed_out};
 use lakebed_placement::{Call, Command, Intent, NodeRole, Observed, plan};
-use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{NodeId, ShardIdentity, TenantId, TimelineId};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
 /// What steps under way must not share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
-    Shard(NodeId, TenantId, ShardIndex),
+    Shard(NodeId, TenantId, ShardIdentity),
     Safekeeper(NodeId, TimelineId),
     Proposal(Command),
 }
@@ -51,7 +51,11 @@ fn lane(intent: &Intent) -> Lane {
             Action::AttachShard { shard, .. }
             | Action::CreateOnShard { shard, .. }
             | Action::DeleteOnShard { shard, .. }
-            | Action::DetachOnShard { shard, .. } => Lane::Shard(call.node, call.tenant, shard.index),
+            | Action::DetachOnShard { shard, .. }
+            | Action::FillShard { shard, .. }
+            | Action::RetireShard { shard }
+            | Action::TakeOverShard { shard, .. }
+            | Action::DropShard { shard } => Lane::Shard(call.node, call.tenant, shard.shard),
             Action::CreateOnSafekeeper { timeline, .. }
             | Action::TellSafekeeper { timeline, .. }
             | Action::DeleteOnSafekeeper { timeline }
@@ -300,7 +304,12 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_told_with_its_progress_and_reads_the_same_each_time() {
-        let error = |done| CallError::UnderWay(Progress { done, known: 10 });
+        let progress = |done| Progress {
+            done,
+            known: 10,
+            of: "pages",
+        };
+        let error = |done| CallError::UnderWay(progress(done));
         // Otherwise each look would be logged.
         assert_eq!(error(3).to_string(), error(4).to_string());
         let shown = |under_way, error: &str| {
@@ -312,9 +321,8 @@ mod tests {
             };
             failed.to_string()
         };
-        let progress = Progress { done: 3, known: 10 };
         assert_eq!(
-            shown(Some(progress), &error(3).to_string()),
+            shown(Some(progress(3)), &error(3).to_string()),
             "it is under way (3 of 10 pages)"
         );
         assert_eq!(shown(None, "no"), "no (tried 7 times)");

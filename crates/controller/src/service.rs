@@ -3,6 +3,7 @@
 mod branches;
 mod restore;
 mod safekeepers;
+mod shards;
 mod tenants;
 
 use std::sync::Arc;
@@ -91,6 +92,18 @@ impl v1::controller_server::Controller for Service {
         request: Request<v1::CreateTenantRequest>,
     ) -> Answer<v1::CreateTenantResponse> {
         Ok(Response::new(self.create_tenant(request.into_inner()).await?))
+    }
+
+    async fn split_tenant(&self, request: Request<v1::SplitTenantRequest>) -> Answer<v1::TenantInfo> {
+        Ok(Response::new(self.split_tenant(request.into_inner()).await?))
+    }
+
+    async fn abort_split(&self, request: Request<v1::AbortSplitRequest>) -> Answer<v1::TenantInfo> {
+        Ok(Response::new(self.abort_split(request.into_inner()).await?))
+    }
+
+    async fn move_shard(&self, request: Request<v1::MoveShardRequest>) -> Answer<v1::TenantInfo> {
+        Ok(Response::new(self.move_shard(request.into_inner()).await?))
     }
 
     async fn finish_import(&self, request: Request<v1::FinishImportRequest>) -> Answer<v1::TenantInfo> {

@@ -3,11 +3,11 @@
 use lakebed_placement::choose::CannotPlace;
 use lakebed_placement::name::InvalidName;
 use lakebed_placement::{
-    ClusterIdentity, Joining, Name, NodeRole, Rejection, RejectionKind, Retention, State, Tenant,
-    TenantState, Timeline, TimelineState,
+    ClusterIdentity, Joining, Name, NodeRole, Rejection, RejectionKind, Retention, ShardPlacement, State,
+    Tenant, TenantState, Timeline, TimelineState,
 };
 use lakebed_proto::{convert, v1};
-use lakebed_types::{NodeId, PgVersion, TenantId, TimelineId};
+use lakebed_types::{NodeId, PgVersion, ShardIdentity, TenantId, TimelineId};
 use tonic::Status;
 
 use crate::raft_node::ProposeError;
@@ -191,15 +191,16 @@ pub fn location(state: &State, node: NodeId) -> v1::NodeLocation {
     }
 }
 
-fn shards(state: &State, tenant: &Tenant) -> Vec<v1::ShardLocation> {
-    let count = tenant.shard_count().map_or(0, |count| u32::from(count.get()));
-    let shard = |(index, placed): (u8, lakebed_placement::ShardPlacement)| v1::ShardLocation {
-        index: u32::from(index),
-        count,
+type Placed = (ShardIdentity, ShardPlacement);
+
+fn shards(state: &State, shards: impl Iterator<Item = Placed>) -> Vec<v1::ShardLocation> {
+    let location = |(shard, placed): Placed| v1::ShardLocation {
+        index: shard.index().into(),
+        count: shard.count().get().into(),
         generation: placed.generation.0,
         node: Some(location(state, placed.node)),
     };
-    tenant.placed_shards().map(shard).collect()
+    shards.map(location).collect()
 }
 
 /// A tenant for an answer.
@@ -214,8 +215,10 @@ pub fn tenant_info(state: &State, id: TenantId, tenant: &Tenant) -> v1::TenantIn
         name: tenant.name.to_string(),
         state: wire_state.into(),
         cluster: tenant.cluster.map(cluster_to_wire),
-        shards: shards(state, tenant),
+        shards: shards(state, tenant.shards_in_force()),
         retention: Some(retention_to_wire(tenant.retention)),
+        split: shards(state, tenant.shards_to_be()),
+        former_shards: u32::try_from(tenant.former.len()).unwrap_or(u32::MAX),
     }
 }
 
@@ -250,7 +253,7 @@ pub fn branch_info(
             .into_iter()
             .map(|node| location(state, node))
             .collect(),
-        shards: shards(state, tenant),
+        shards: shards(state, tenant.shards_in_force()),
         created_unix_micros: timeline.created_unix_micros,
         consistent_lsn: timeline.consistent_lsn.0,
         joining: timeline

@@ -507,6 +507,33 @@ pub enum TenantCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Give a tenant more shards, while it is in use: 2, 3 or more times as many as it has.
+    Split {
+        /// Name of the tenant.
+        name: String,
+        /// How many it is to have.
+        #[arg(required_unless_present = "abort", conflicts_with = "abort")]
+        shards: Option<u32>,
+        /// Call off what was begun and has not taken effect: the tenant keeps the shards that it has.
+        #[arg(long)]
+        abort: bool,
+        /// Do not wait until the new shards have taken the place of the old ones.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Make another pageserver the owner of a shard.
+    MoveShard {
+        /// Name of the tenant.
+        name: String,
+        /// Number of the shard, from 0 on.
+        shard: u32,
+        /// Number of the pageserver, as `lakebed status` shows it.
+        node: u64,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// List the tenants.
     List {
         #[command(flatten)]

@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{Lsn, PageKey};
+use lakebed_types::{Generation, Lsn, PageKey};
 use serde::{Deserialize, Serialize};
 
 use crate::{LayerDesc, LayerId, LayerKind, Reclaimed};
@@ -58,6 +58,9 @@ pub struct LayerMap {
     partitions: Vec<Partition>,
     /// Layers of sections, oldest first.
     catalogue: Vec<LayerId>,
+    /// See [`LayerMap::copies`]. Not written where it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copied: Option<Generation>,
 }
 
 /// Pages next to each other.
@@ -163,6 +166,7 @@ impl Default for LayerMap {
             level0: Vec::new(),
             partitions: vec![all],
             catalogue: Vec::new(),
+            copied: None,
         }
     }
 }
@@ -232,6 +236,30 @@ impl LayerMap {
                 .filter_map(|id| self.layers.get(id))
         });
         level0.chain(merged.filter(move |desc| desc.first <= upto))
+    }
+
+    /// The map of a shard that was split off: the same layers, of which those of generations up to this one have pages of
+    /// others too. Merges leave those out, and [`crate::plan()`] rewrites what is made of such layers.
+    pub fn of_split(mut self, copied: Generation) -> LayerMap {
+        self.copied = Some(copied);
+        self
+    }
+
+    /// Layers of pages that were copied when the shard was split, and may have pages of others.
+    pub fn copies(&self) -> impl Iterator<Item = &LayerDesc> {
+        self.layers()
+            .filter(|desc| desc.kind != LayerKind::Catalogue && self.is_copy(desc.id))
+    }
+
+    fn is_copy(&self, id: LayerId) -> bool {
+        self.copied.is_some_and(|copied| id.generation <= copied)
+    }
+
+    /// Whether such layers are among a partition's.
+    pub(crate) fn has_copies(&self, range: PageRange, partition: &Partition) -> bool {
+        let merged = partition.history.iter().chain(&partition.current).copied();
+        let level0 = self.level0_of(range, partition).map(|desc| desc.id);
+        merged.chain(level0).any(|id| self.is_copy(id))
     }
 
     /// The map after an edit, and the layers that it no longer names: they may be deleted once the new map is durable.

@@ -9,7 +9,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use lakebed_types::{Lsn, PageKey};
+use lakebed_types::{Lsn, PageKey, ShardIdentity};
 
 use crate::format::{Codec, Cursor, LayerReader, LayerWriter, Piece, ReadAt, ReadError, WriteError};
 use crate::segments::{Cut, Segments};
@@ -60,6 +60,8 @@ pub struct MergeRules {
     pub points: ReadPoints,
     /// Size of the current layer, and of the one of history, at which outputs are cut.
     pub layer_bytes: u64,
+    /// Whose pages these are: what inputs have of others, from before a split, is left out.
+    pub shard: ShardIdentity,
 }
 
 /// What a merge has done, for metrics: bytes in and out are the write amplification.
@@ -173,8 +175,23 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
         if size(&self.current).max(size(&self.history)) >= self.rules.layer_bytes {
             return Ok(Step::Cut(Box::new(self.finish(Some(key))?)));
         }
-        self.page(key, layers, images)?;
+        if self.rules.shard.owns(&key) {
+            self.page(key, layers, images)?;
+        } else {
+            self.leave_out(key)?;
+        }
         Ok(Step::Page)
+    }
+
+    /// Goes past a page that is another shard's.
+    fn leave_out(&mut self, key: PageKey) -> Result<(), ReadError> {
+        for at in 0..self.inputs.len() {
+            while let Some(piece) = self.piece_of(at, key)? {
+                self.count.values += piece.values.len() as u64;
+                self.count.dropped += piece.values.len() as u64;
+            }
+        }
+        Ok(())
     }
 
     /// The lowest page that an input has.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use lakebed_types::{Generation, SlruKind};
+use lakebed_types::{Generation, ShardCount, ShardIdentity, SlruKind};
 
 use super::*;
 use crate::format::{Codec, IndexCache, ReadCount};
@@ -103,6 +103,11 @@ impl Store {
     }
 
     fn merge(&self) -> Option<Merge<Bytes, Vec<u8>>> {
+        self.merge_of(0, 1)
+    }
+
+    /// What a shard merges.
+    fn merge_of(&self, index: u8, count: u8) -> Option<Merge<Bytes, Vec<u8>>> {
         let points = ReadPoints::since(Lsn(0));
         let Plan::Merge(job) = plan(&self.map, &points, &POLICY)? else {
             panic!("no catalogue here");
@@ -111,6 +116,7 @@ impl Store {
             images: ImagePolicy::default(),
             points,
             layer_bytes: POLICY.layer_bytes,
+            shard: ShardIdentity::new(index, ShardCount::new(count).unwrap()).unwrap(),
         };
         let readers = job.inputs.iter().map(|id| self.readers[id].clone()).collect();
         Some(Merge::new(*job, rules, readers))
@@ -255,4 +261,58 @@ fn an_older_layer_of_history_may_have_later_values_of_other_pages() {
     read(&store.map, &key(1), &mut chain, &cache, &mut count, open).unwrap();
     assert_eq!(chain.values().map(|(lsn, _)| lsn.0).collect::<Vec<_>>(), [70]);
     assert_eq!(count.data_blocks, 1);
+}
+
+/// Names for layers of a later generation.
+struct OfLater(u64);
+
+impl NewLayers for OfLater {
+    type Sink = Vec<u8>;
+
+    fn create(&mut self, _: LayerKind) -> std::io::Result<(LayerId, Vec<u8>)> {
+        self.0 += 1;
+        let generation = Generation(2);
+        Ok((
+            LayerId {
+                generation,
+                ..id(self.0)
+            },
+            Vec::new(),
+        ))
+    }
+}
+
+#[test]
+fn what_was_copied_at_a_split_is_rewritten_once_without_what_is_another_shards() {
+    // These pages are all of shard 0.
+    for (index, pages) in [(0, PAGES), (1, 0)] {
+        let (mut store, mut layers, mut merged) = (Store::new(), OfLater(0), 0);
+        store.map = store.map.of_split(Generation(1));
+        assert_eq!(store.map.copies().count(), 2);
+        while let Some(mut merge) = store.merge_of(index, 2) {
+            merged += 1;
+            assert!(merged < 100, "it does not end");
+            loop {
+                match merge.step(&mut layers, &mut NoImages).unwrap() {
+                    Step::Page => {}
+                    Step::Cut(finished) => store.apply(*finished),
+                    Step::Done(finished) => {
+                        store.apply(*finished);
+                        break;
+                    }
+                }
+            }
+        }
+        assert_eq!(store.map.copies().count(), 0);
+        let current = store.map.layers().filter(|desc| desc.kind == LayerKind::Current);
+        assert_eq!(
+            current.map(|desc| desc.pages).sum::<u64>(),
+            pages,
+            "shard {index}"
+        );
+        match index {
+            0 => store.check_reads(),
+            _ => assert_eq!(store.map.layers().count(), 0),
+        }
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! A partition is merged when it has [`PlanPolicy::level0`] layers of level 0 to take over: reads there ask so many
 //! layers more. The one with the most goes first. A partition whose history is in many layers is rewritten with it, and so is
-//! one of which a part is probably read by nobody any more (`waste` estimates it). A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
+//! one of which a part is probably read by nobody any more (`waste` estimates it), or that has copies from before the shard was
+//! split, with the pages of others ([`LayerMap::copies`]). A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
 //! change of its own: what was merged counts from then on, whether or not the merge goes on.
 
 use lakebed_types::Lsn;
@@ -93,7 +94,8 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<
     }
     let waste = Waste::new(map, points);
     map.partitions().find_map(|(range, partition)| {
-        let worth = waste.is_worth_a_merge(range, partition, policy.waste);
+        let worth =
+            waste.is_worth_a_merge(range, partition, policy.waste) || map.has_copies(range, partition);
         let reclaims = worth.then(|| reclaimed(map, range, partition, points));
         let reclaims = reclaims.or_else(|| reclaims_many(map, range, partition, points, policy))?;
         Some(Plan::Merge(Box::new(job(map, range, partition, Some(reclaims)))))

@@ -42,6 +42,18 @@ pub enum Entry {
     Time(i64),
 }
 
+impl Entry {
+    /// Whether lives of pages depend on it: then every shard keeps it, and not only shard 0.
+    pub fn is_of_lives(&self) -> bool {
+        match self {
+            Entry::Dropped(_) | Entry::Reset(..) | Entry::DatabaseCopied { .. } | Entry::DatabaseGone(_) => {
+                true
+            }
+            Entry::Size(..) | Entry::File(..) | Entry::SlruPage(..) | Entry::Time(_) => false,
+        }
+    }
+}
+
 /// Stored entries that do not decode. They passed a checksum, so this is a bug or a newer format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the catalogue is damaged or of a newer format: {0}")]
@@ -235,6 +247,13 @@ impl Catalogue {
     /// A file's content, `None` if it does not exist.
     pub fn file(&self, path: &str, lsn: Lsn) -> Option<Bytes> {
         at(self.files.get(path)?, lsn).cloned().flatten()
+    }
+
+    /// Whether a file had this content from this LSN on.
+    pub fn has_version(&self, path: &str, lsn: Lsn, content: &Option<Bytes>) -> bool {
+        let versions = self.files.get(path).into_iter().flatten();
+        let mut at_lsn = versions.filter(|(at, _)| *at == lsn);
+        at_lsn.any(|(_, known)| known == content)
     }
 
     /// All files with their contents.

@@ -11,6 +11,7 @@
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
 //! * [`image_queue`]: pages whose chains reads found long get images.
+//! * [`fill`]: what a shard begins with that is split off another.
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod daemon;
 pub mod data_directory;
 pub mod deletion;
 mod feed;
+pub mod fill;
 pub mod hot;
 pub mod image_queue;
 pub mod import;

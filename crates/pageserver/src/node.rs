@@ -31,6 +31,8 @@ use crate::timeline::warm_up;
 use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use crate::{compaction, deletion, feed};
 
+pub mod split;
+
 /// Pause between two looks at how much is kept.
 const TELL_KEPT: Duration = Duration::from_secs(5);
 /// How long creating a branch waits for the parent to ingest the branch point.
@@ -49,6 +51,9 @@ pub struct Attachment {
     pub generation: Generation,
     /// Its timelines.
     pub timelines: Vec<TimelineSpec>,
+    /// It is about to be replaced by the shards that it is split into.
+    #[serde(default)]
+    pub retired: bool,
 }
 
 /// One timeline as the controller describes it.
@@ -128,6 +133,9 @@ pub enum NodeError {
         /// The branch.
         child: TimelineId,
     },
+    /// A shard that is split off could not be filled.
+    #[error("{0}")]
+    NotFilled(Arc<crate::fill::FillError>),
     /// The import failed.
     #[error(transparent)]
     Import(#[from] crate::import::ImportError),
@@ -168,6 +176,12 @@ struct Running {
 struct Shard {
     generation: Generation,
     timelines: HashMap<TimelineId, Running>,
+    /// It is about to be replaced: see [`Node::retire_shard`].
+    retired: bool,
+    /// It has taken the place of another one: see [`Node::take_over`].
+    took_over: bool,
+    /// It was given up for ever at this generation: a request that comes late must not bring it back.
+    dropped: bool,
 }
 
 type ShardKey = (TenantId, ShardIdentity);
@@ -194,6 +208,8 @@ pub struct Node {
     changing: tokio::sync::Mutex<()>,
     /// One merge of layers at a time.
     compactions: Semaphore,
+    /// Shards that are being filled.
+    filling: tokio::sync::Mutex<HashMap<ShardKey, split::Filling>>,
     /// When the gauges of what is kept were brought up to date last.
     told_kept: Mutex<Option<Instant>>,
     tasks: TaskTracker,
@@ -226,6 +242,7 @@ impl Node {
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             compactions: Semaphore::new(1),
+            filling: tokio::sync::Mutex::default(),
             told_kept: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown,
@@ -275,18 +292,21 @@ impl Node {
             .ok_or(NodeError::NoTimeline(id))
     }
 
-    /// The timeline's shard 0, of whatever count.
+    /// The timeline's shard 0. While shards are being replaced there may be two: who asks was sent to the one of the lower
+    /// count, until that one is dropped.
     ///
     /// # Errors
     /// [`NodeError::NoTimeline`].
     pub fn catalogue_of(&self, tenant: TenantId, id: TimelineId) -> Result<Arc<Timeline>, NodeError> {
         let shards = self.shards.read().expect("the shard table's lock is poisoned");
-        let mut own = shards
+        let own = shards
             .iter()
             .filter(|((of, shard), _)| *of == tenant && shard.keeps_catalogue());
-        let found = own.find_map(|(_, shard)| shard.timelines.get(&id));
+        let found =
+            own.filter_map(|((_, shard), found)| Some((shard.count().get(), found.timelines.get(&id)?)));
         found
-            .map(|running| running.timeline.clone())
+            .min_by_key(|(count, _)| *count)
+            .map(|(_, running)| running.timeline.clone())
             .ok_or(NodeError::NoTimeline(id))
     }
 
@@ -316,12 +336,13 @@ impl Node {
         }
     }
 
-    fn directory(&self, (tenant, shard): ShardKey, timeline: TimelineId) -> PathBuf {
-        self.config
-            .data_dir
-            .join("shards")
-            .join(format!("{tenant}-{shard}"))
-            .join(timeline.to_string())
+    fn shard_directory(&self, (tenant, shard): ShardKey) -> PathBuf {
+        let shards = self.config.data_dir.join("shards");
+        shards.join(format!("{tenant}-{shard}"))
+    }
+
+    fn directory(&self, key: ShardKey, timeline: TimelineId) -> PathBuf {
+        self.shard_directory(key).join(timeline.to_string())
     }
 
     fn storage(&self, key: ShardKey, timeline: TimelineId) -> Storage {
@@ -352,6 +373,11 @@ impl Node {
         let _one = self.changing.lock().await;
         let key = (attachment.tenant, attachment.shard);
         self.claim(key, attachment.generation).await?;
+        if attachment.retired {
+            self.with_shards(|shards| {
+                owned(shards, key, attachment.generation).map(|shard| shard.retired = true)
+            })?;
+        }
         for spec in attachment.timelines {
             if !self.update(key, &spec) {
                 self.open(key, attachment.generation, spec).await?;
@@ -390,14 +416,11 @@ impl Node {
                 known,
                 asked: generation,
             }),
-            Some(known) if known == generation => Ok(None),
-            _ => Ok(shards.insert(
-                key,
-                Shard {
-                    generation,
-                    timelines: HashMap::new(),
-                },
-            )),
+            Some(known) if known == generation => match shards.get(&key).is_some_and(|shard| shard.dropped) {
+                true => Err(NodeError::NotAttached { tenant, shard }),
+                false => Ok(None),
+            },
+            _ => Ok(shards.insert(key, Shard::new(generation, false))),
         })?;
         for running in closed.into_iter().flat_map(|shard| shard.timelines.into_values()) {
             running.stop.cancel();
@@ -483,6 +506,9 @@ impl Node {
         };
         self.with_shards(|shards| {
             if let Some(shard) = shards.get_mut(&key) {
+                if shard.retired {
+                    timeline.retire();
+                }
                 shard.timelines.insert(timeline.identity.timeline, running);
             }
         });
@@ -554,24 +580,12 @@ impl Node {
     /// The shard is not owned at `generation`, or the timeline is not known.
     pub fn detach_timeline(
         &self,
-        (tenant, shard): ShardKey,
+        key: ShardKey,
         generation: Generation,
         timeline: TimelineId,
     ) -> Result<Detached, NodeError> {
-        let known = self.with_shards(|shards| shards.get(&(tenant, shard)).map(|found| found.generation));
-        match known {
-            None => return Err(NodeError::NotAttached { tenant, shard }),
-            Some(known) if known != generation => {
-                return Err(NodeError::StaleGeneration {
-                    tenant,
-                    shard,
-                    known,
-                    asked: generation,
-                });
-            }
-            Some(_) => {}
-        }
-        let timeline = self.timeline(tenant, shard, timeline)?;
+        self.with_shards(|shards| owned(shards, key, generation).map(drop))?;
+        let timeline = self.timeline(key.0, key.1, timeline)?;
         timeline.detach();
         Ok(timeline.detached())
     }
@@ -589,19 +603,7 @@ impl Node {
     ) -> Result<(), NodeError> {
         let _one = self.changing.lock().await;
         let (running, others) = self.with_shards(|shards| {
-            let (tenant, shard) = key;
-            let found = shards
-                .get_mut(&key)
-                .ok_or(NodeError::NotAttached { tenant, shard })?;
-            let known = found.generation;
-            if known != generation {
-                return Err(NodeError::StaleGeneration {
-                    tenant,
-                    shard,
-                    known,
-                    asked: generation,
-                });
-            }
+            let found = owned(shards, key, generation)?;
             let hangs_here = |other: &&Running| other.timeline.hangs_on(timeline);
             if let Some(child) = found.timelines.values().find(hangs_here) {
                 let child = child.spec.timeline;
@@ -612,8 +614,9 @@ impl Node {
             Ok((running, others.collect::<Vec<_>>()))
         })?;
         if let Some(running) = running {
-            running.stop.cancel();
+            // First what is being stored is through: given up in the middle it may take effect later.
             running.timeline.end().await;
+            running.stop.cancel();
         }
         // Before the parent forgets it: from then on what is left could not be read, and nobody would look for it.
         let place = Place::new(&self.store, key.0, key.1, timeline);
@@ -640,6 +643,7 @@ impl Node {
                 tenant: *tenant,
                 shard: *shard,
                 generation: found.generation,
+                retired: found.retired,
                 timelines: parents_first(
                     found
                         .timelines
@@ -648,7 +652,8 @@ impl Node {
                         .collect(),
                 ),
             };
-            shards.iter().map(attachment).collect::<Vec<_>>()
+            let kept = shards.iter().filter(|(_, shard)| !shard.dropped);
+            kept.map(attachment).collect::<Vec<_>>()
         });
         let path = self.attachments_file();
         let failed = |source| NodeError::Local {
@@ -699,6 +704,28 @@ impl Node {
         }
         self.disk.close().await;
     }
+}
+
+/// The shard, if it is owned at just this generation.
+fn owned(
+    shards: &mut HashMap<ShardKey, Shard>,
+    key: ShardKey,
+    generation: Generation,
+) -> Result<&mut Shard, NodeError> {
+    let (tenant, shard) = key;
+    let found = shards
+        .get_mut(&key)
+        .ok_or(NodeError::NotAttached { tenant, shard })?;
+    let known = found.generation;
+    if known != generation {
+        return Err(NodeError::StaleGeneration {
+            tenant,
+            shard,
+            known,
+            asked: generation,
+        });
+    }
+    Ok(found)
 }
 
 /// Runs what reads files where it may take its time.

@@ -10,17 +10,20 @@ use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, PageStatus, import_message};
 use lakebed_types::data_directory::is_inside;
-use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, PgVersion, Term, TimelineId};
+use lakebed_types::{
+    ForkNumber, Generation, Lsn, PageKey, PgVersion, ShardIdentity, TenantId, Term, TimelineId,
+};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, BasebackupError, basebackup};
+use crate::fill::FillError;
 use crate::hot::PageName;
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{Spool, outside, receive_directory};
 use crate::timeline::history::Kept;
 use crate::timeline::read::Cost;
-use crate::timeline::{Identity, Timeline, TimelineError};
+use crate::timeline::{Identity, NotTaken, Timeline, TimelineError};
 
 mod explain;
 mod horizon;
@@ -68,6 +71,7 @@ impl PageService {
             shard,
             generation: Generation(generation),
             timelines: crate::node::parents_first(timelines),
+            retired: false,
         };
         self.node.attach(attachment).await.map_err(status)
     }
@@ -101,8 +105,30 @@ fn status(error: NodeError) -> Status {
         NodeError::Timeline(TimelineError::Unobtainable(error)) if !error.is_damage() => {
             Status::unavailable(text)
         }
+        NodeError::NotFilled(error) => match *error {
+            FillError::Generation { .. } => Status::failed_precondition(text),
+            FillError::Lost { .. } => Status::data_loss(text),
+            FillError::Blob(_) | FillError::Manifest(_) | FillError::Stopped => Status::unavailable(text),
+        },
         NodeError::Timeline(_) | NodeError::Local { .. } => Status::internal(text),
     }
+}
+
+type OfTenant = (TenantId, ShardIdentity);
+
+/// A new shard, and the one that it is a part of.
+fn split_of(new: Option<&v1::ShardRef>, old: Option<&v1::ShardRef>) -> Result<(OfTenant, OfTenant), Status> {
+    let (new, old) = (
+        convert::shard(new).map_err(invalid)?,
+        convert::shard(old).map_err(invalid)?,
+    );
+    if new.0 != old.0 || !new.1.is_part_of(old.1) {
+        return Err(Status::invalid_argument(format!(
+            "shard {} of tenant {} is no part of shard {} of tenant {}",
+            new.1, new.0, old.1, old.0
+        )));
+    }
+    Ok((new, old))
 }
 
 fn timeline_id(bytes: &[u8]) -> Result<TimelineId, Status> {
@@ -251,6 +277,57 @@ impl Pageserver for PageService {
         }))
     }
 
+    async fn fill_shard(
+        &self,
+        request: Request<v1::FillShardRequest>,
+    ) -> Result<Response<v1::FillShardResponse>, Status> {
+        let request = request.into_inner();
+        let (key, from) = split_of(request.shard.as_ref(), request.from.as_ref())?;
+        let timelines = request.timelines.iter();
+        let timelines = timelines.map(|id| timeline_id(id)).collect::<Result<_, _>>()?;
+        let generation = Generation(request.generation);
+        let filled = self.node.fill_shard(key, generation, from, timelines).await;
+        let filled = filled.map_err(status)?;
+        Ok(Response::new(v1::FillShardResponse {
+            filled: filled.done,
+            layers_done: filled.layers_done,
+            layers_known: filled.layers_known,
+        }))
+    }
+
+    async fn retire_shard(
+        &self,
+        request: Request<v1::RetireShardRequest>,
+    ) -> Result<Response<v1::RetireShardResponse>, Status> {
+        let request = request.into_inner();
+        let key = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let retired = self.node.retire_shard(key, Generation(request.generation));
+        retired.await.map_err(status)?;
+        Ok(Response::new(v1::RetireShardResponse {}))
+    }
+
+    async fn take_over_shard(
+        &self,
+        request: Request<v1::TakeOverShardRequest>,
+    ) -> Result<Response<v1::TakeOverShardResponse>, Status> {
+        let request = request.into_inner();
+        let (key, from) = split_of(request.shard.as_ref(), request.from.as_ref())?;
+        let took_over = self.node.take_over(key, Generation(request.generation), from);
+        took_over.await.map_err(status)?;
+        Ok(Response::new(v1::TakeOverShardResponse {}))
+    }
+
+    async fn drop_shard(
+        &self,
+        request: Request<v1::DropShardRequest>,
+    ) -> Result<Response<v1::DropShardResponse>, Status> {
+        let request = request.into_inner();
+        let key = convert::shard(request.shard.as_ref()).map_err(invalid)?;
+        let dropped = self.node.drop_shard(key, Generation(request.generation));
+        dropped.await.map_err(status)?;
+        Ok(Response::new(v1::DropShardResponse {}))
+    }
+
     async fn explain_page(
         &self,
         request: Request<v1::ExplainPageRequest>,
@@ -367,7 +444,8 @@ impl Pageserver for PageService {
         }
         let timeline = self.catalogue_of(request.timeline.as_ref())?;
         compute_term(&timeline, request.term)?;
-        timeline.put_file(request.path, (!request.removed).then_some(request.content));
+        let put = timeline.put_file(request.path, (!request.removed).then_some(request.content));
+        put.map_err(|error| Status::unavailable(error.to_string()))?;
         timeline.flush().await.map_err(|error| status(error.into()))?;
         Ok(Response::new(v1::PutFileResponse {}))
     }
@@ -378,11 +456,12 @@ fn compute_term(timeline: &Timeline, term: u64) -> Result<(), Status> {
     if term == 0 {
         return Ok(());
     }
-    timeline.compute_term(Term(term)).map_err(|known| {
-        Status::aborted(format!(
+    timeline.compute_term(Term(term)).map_err(|error| match error {
+        NotTaken::Superseded(known) => Status::aborted(format!(
             "a compute of term {} has timeline {}; term {term} is over",
             known.0, timeline.identity.timeline
-        ))
+        )),
+        NotTaken::Retired => Status::unavailable(error.to_string()),
     })
 }
 

@@ -43,6 +43,7 @@ use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, T
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
+use crate::fill::NewestFiles;
 use crate::layer_disk::LayerDisk;
 use crate::layer_handle::{LayerHandle, Miss};
 use crate::layer_store::{LayerStore, LayerStoreError};
@@ -206,7 +207,32 @@ struct State {
     catalogue: Catalogue,
     /// Values were half taken: nothing more may be stored.
     broken: bool,
+    /// Another shard is about to take over: see [`Timeline::retire`].
+    retired: bool,
     stopped: Option<String>,
+}
+
+impl State {
+    fn put_file(&mut self, lsn: Lsn, path: String, content: Option<Bytes>) -> Result<(), NotTaken> {
+        if self.retired {
+            return Err(NotTaken::Retired);
+        }
+        let entry = (lsn, Entry::File(path, content));
+        self.catalogue.add(entry.0, &entry.1);
+        self.pending.push(entry);
+        Ok(())
+    }
+}
+
+/// Why something was not taken that no WAL carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// A compute of a later term is or was there.
+    #[error("a compute of term {} has it", .0.0)]
+    Superseded(Term),
+    /// The tenant's shards are being replaced by more of them: in a moment another one takes it.
+    #[error("this shard is about to be replaced by the ones that it is split into; ask again")]
+    Retired,
 }
 
 /// What a branch hangs on. Who reads there holds it: a branch that is detached waits for them.
@@ -420,6 +446,7 @@ impl Timeline {
             parent: parent.map(|(timeline, lsn)| Arc::new(Link { timeline, lsn })),
             catalogue,
             broken: false,
+            retired: false,
             stopped: None,
         };
         Timeline {
@@ -499,10 +526,14 @@ impl Timeline {
             map: manifest.map,
             open,
         };
+        // One that was split off shard 0 has layers with all of it.
+        let whole = timeline.identity.shard.keeps_catalogue();
         for id in layers.map.catalogue() {
             let sections = || layers.sections(*id);
             for (lsn, entry) in catalogue::from_sections(timeline.obtaining(sections).await?)? {
-                catalogue.add(lsn, &entry);
+                if whole || entry.is_of_lives() {
+                    catalogue.add(lsn, &entry);
+                }
             }
         }
         let state = timeline.state.get_mut();
@@ -630,19 +661,18 @@ impl Timeline {
     }
 
     /// Stores a file's content (`None` removes it) as of the last record. Durable after the next [`Timeline::flush`].
-    pub fn put_file(&self, path: String, content: Option<Bytes>) {
-        self.write(|state| {
-            let entry = (self.last_record(), Entry::File(path, content));
-            state.catalogue.add(entry.0, &entry.1);
-            state.pending.push(entry);
-        });
-    }
-
-    /// A compute of this term boots or writes. Refused, with the known term, when a later one did so before.
     ///
     /// # Errors
-    /// The higher term.
-    pub fn compute_term(&self, term: Term) -> Result<(), Term> {
+    /// [`NotTaken::Retired`].
+    pub fn put_file(&self, path: String, content: Option<Bytes>) -> Result<(), NotTaken> {
+        self.write(|state| state.put_file(self.last_record(), path, content))
+    }
+
+    /// A compute of this term boots or writes. Refused when a later one did so before.
+    ///
+    /// # Errors
+    /// See [`NotTaken`].
+    pub fn compute_term(&self, term: Term) -> Result<(), NotTaken> {
         let path = format!("{OWN_FILES}term/{}", self.identity.timeline);
         self.write(|state| {
             let lsn = self.last_record();
@@ -652,17 +682,38 @@ impl Timeline {
                 .and_then(|bytes| bytes[..].try_into().ok());
             let known = Term(known.map_or(0, u64::from_le_bytes));
             if term < known {
-                return Err(known);
+                return Err(NotTaken::Superseded(known));
             }
             if term > known {
-                let entry = (
-                    lsn,
-                    Entry::File(path, Some(Bytes::copy_from_slice(&term.0.to_le_bytes()))),
-                );
-                state.catalogue.add(entry.0, &entry.1);
-                state.pending.push(entry);
+                let content = Bytes::copy_from_slice(&term.0.to_le_bytes());
+                return state.put_file(lsn, path, Some(content));
             }
             Ok(())
+        })
+    }
+
+    /// Takes no file any more that no WAL carries: another shard is about to begin with what is here, and would not have it.
+    pub fn retire(&self) {
+        self.write(|state| state.retired = true);
+    }
+
+    /// Takes files over that a retired shard 0 took until now, as of the last record. Those that came with WAL are known. How
+    /// many there were; durable after the next [`Timeline::flush`].
+    ///
+    /// # Errors
+    /// [`NotTaken::Retired`].
+    pub fn adopt(&self, files: NewestFiles) -> Result<usize, NotTaken> {
+        self.write(|state| {
+            let mut adopted = 0;
+            for (path, (lsn, content)) in files {
+                let last = self.last_record();
+                let known = state.catalogue.has_version(&path, lsn, &content);
+                if !known && state.catalogue.file(&path, last) != content {
+                    state.put_file(last, path, content)?;
+                    adopted += 1;
+                }
+            }
+            Ok(adopted)
         })
     }
 

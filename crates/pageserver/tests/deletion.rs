@@ -64,6 +64,7 @@ async fn attach(node: &Arc<Node>, generation: u64, timelines: Vec<TimelineSpec>)
         shard,
         generation: Generation(generation),
         timelines,
+        retired: false,
     };
     node.attach(attachment).await.unwrap();
 }

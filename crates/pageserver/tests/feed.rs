@@ -97,6 +97,7 @@ async fn attach(node: &Arc<Node>, cluster: Cluster, safekeepers: &[&Silent]) {
         shard: shard(),
         generation: Generation(1),
         timelines: vec![spec],
+        retired: false,
     };
     node.attach(attachment).await.unwrap();
 }

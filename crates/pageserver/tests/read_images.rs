@@ -157,7 +157,7 @@ async fn a_long_chain_in_layers_gets_short_and_stays_what_it_was() {
     // No record came: there is nothing to flush, and the image stays.
     timeline.flush().await.unwrap();
     assert_eq!((chain(&timeline, 0), timeline.disk_consistent()), (1, head));
-    timeline.put_file("a".to_owned(), Some(Bytes::new()));
+    timeline.put_file("a".to_owned(), Some(Bytes::new())).unwrap();
     timeline.flush().await.unwrap();
     assert_eq!(chain(&timeline, 0), 1);
 
@@ -268,6 +268,7 @@ async fn a_page_that_is_offered_gets_its_image_and_the_task_ends() {
         shard,
         generation: Generation(1),
         timelines: vec![spec],
+        retired: false,
     };
     node.attach(attachment).await.unwrap();
     let timeline = node.timeline(tenant, shard, id).unwrap();

@@ -8,10 +8,11 @@ mod branches;
 mod history;
 mod leases;
 mod safekeepers;
+mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{Generation, Lsn, NodeId, ShardCount, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, ShardCount, TenantId, TimelineId};
 
 use crate::command::{Command, Outcome, Rejection, Stamped};
 use crate::name::Name;
@@ -156,6 +157,14 @@ impl State {
             Command::DeleteTenant { tenant } => self.delete_tenant(tenant),
             Command::TenantDeleted { tenant } => self.tenant_deleted(tenant),
             Command::MoveShard { tenant, shard, to } => self.move_shard(tenant, shard, to),
+            Command::SplitShards { tenant, shards } => self.split_shards(tenant, &shards),
+            Command::SplitFinished {
+                tenant,
+                retired,
+                shards,
+            } => self.split_finished(tenant, retired, &shards),
+            Command::AbortSplit { tenant } => self.abort_split(tenant),
+            Command::ShardDropped { tenant, shard } => self.shard_dropped(tenant, shard),
             Command::AcquireLease { name, holder, micros } => self.acquire_lease(name, holder, micros),
             Command::ReleaseLease { name, holder } => self.release_lease(name, holder),
         }
@@ -187,7 +196,7 @@ impl State {
             match node.role {
                 NodeRole::Safekeeper => return Err(Rejection::SafekeeperLostItsDisk(id)),
                 // Whatever the former process still has under way is fenced by the next generation.
-                NodeRole::Pageserver => self.shards_of(id).for_each(raise_generation),
+                NodeRole::Pageserver => self.raise_generations(id),
             }
         }
         self.nodes.insert(id, node);
@@ -211,12 +220,14 @@ impl State {
         }
     }
 
-    fn shards_of(&mut self, node: NodeId) -> impl Iterator<Item = &mut ShardPlacement> {
-        let all = self
-            .tenants
-            .values_mut()
-            .flat_map(|tenant| tenant.shards.iter_mut());
-        all.filter(move |shard| shard.node == node)
+    /// Every shard of a node gets its next generation.
+    fn raise_generations(&mut self, node: NodeId) {
+        for tenant in self.tenants.values_mut() {
+            let former = tenant.former.iter_mut().map(|former| &mut former.placement);
+            let all = tenant.shards.iter_mut().chain(&mut tenant.split).chain(former);
+            all.filter(|shard| shard.node == node).for_each(raise_generation);
+            shards::keep_splits_above(tenant);
+        }
     }
 
     fn create_tenant(
@@ -278,6 +289,9 @@ impl State {
                 .iter()
                 .map(|&node| ShardPlacement { node, generation })
                 .collect(),
+            split: Vec::new(),
+            former: Vec::new(),
+            split_generation: Generation::default(),
             branches: BTreeMap::from([(branch, timeline)]),
             timelines: BTreeMap::from([(timeline, root)]),
             retention,
@@ -365,6 +379,8 @@ impl State {
             return Ok(Outcome::Unchanged);
         }
         tenant.state = TenantState::Deleting;
+        let split = std::mem::take(&mut tenant.split);
+        shards::give_up(tenant, split);
         tenant.branches.clear();
         for timeline in tenant.timelines.values_mut() {
             timeline.state = TimelineState::Deleting;
@@ -382,25 +398,10 @@ impl State {
                 state: tenant.state,
             });
         }
-        if !tenant.timelines.is_empty() {
+        if !tenant.timelines.is_empty() || !tenant.former.is_empty() {
             return Err(Rejection::NotEmpty);
         }
         self.tenants.remove(&id);
-        Ok(Outcome::Applied)
-    }
-
-    fn move_shard(&mut self, id: TenantId, index: ShardIndex, to: NodeId) -> Applied {
-        self.all_registered([&to], NodeRole::Pageserver)?;
-        let tenant = self.tenant_mut(id)?;
-        let shard = tenant
-            .shards
-            .get_mut(usize::from(index))
-            .ok_or(Rejection::NoShard(index))?;
-        if shard.node == to {
-            return Ok(Outcome::Unchanged);
-        }
-        shard.node = to;
-        raise_generation(shard);
         Ok(Outcome::Applied)
     }
 

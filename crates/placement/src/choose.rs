@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{NodeId, ShardCount};
+use lakebed_types::{NodeId, ShardCount, TenantId};
 
 use crate::state::{NodeRole, State, Timeline};
 
@@ -102,10 +102,15 @@ fn safekeeper_load(state: &State) -> BTreeMap<NodeId, usize> {
 }
 
 /// A pageserver for each shard, the one with the fewest shards first. With fewer pageservers than shards, some get
-/// several.
-pub fn shards(state: &State, count: ShardCount) -> Result<Vec<NodeId>, CannotPlace> {
+/// several. Shards of `instead_of`, which they are to take the place of, do not count.
+pub fn shards(
+    state: &State,
+    count: ShardCount,
+    instead_of: Option<TenantId>,
+) -> Result<Vec<NodeId>, CannotPlace> {
     let mut load = load(state, NodeRole::Pageserver);
-    for shard in state.tenants.values().flat_map(|tenant| &tenant.shards) {
+    let others = state.tenants.iter().filter(|(id, _)| Some(**id) != instead_of);
+    for shard in others.flat_map(|(_, tenant)| tenant.shards.iter().chain(&tenant.split)) {
         load.entry(shard.node).and_modify(|n| *n += 1);
     }
     let next = |_| {
@@ -136,7 +141,7 @@ mod tests {
         let three = safekeepers(&state, 3).unwrap();
         assert_eq!(three, [1, 2, 3].map(NodeId).into());
         assert_eq!(
-            shards(&state, ShardCount::new(3).unwrap()).unwrap(),
+            shards(&state, ShardCount::new(3).unwrap(), None).unwrap(),
             [11, 12, 11].map(NodeId)
         );
         fixture::create_tenant(&mut state, 1, "a", &[11], &[1, 2, 3]);
@@ -153,7 +158,10 @@ mod tests {
         timeline.leaving.insert(NodeId(4));
         assert_eq!(instead(&timeline, two), none);
         assert_eq!(safekeepers(&state, 3).unwrap(), [1, 2, 4].map(NodeId).into());
-        assert_eq!(shards(&state, ShardCount::new(1).unwrap()).unwrap(), [NodeId(12)]);
+        assert_eq!(
+            shards(&state, ShardCount::new(1).unwrap(), None).unwrap(),
+            [NodeId(12)]
+        );
 
         let drain = |state: &mut State, node: u64, draining| {
             let node = NodeId(node);
@@ -179,7 +187,7 @@ mod tests {
         };
         assert_eq!(safekeepers(&state, 5), Err(few));
         assert_eq!(
-            shards(&State::default(), ShardCount::new(1).unwrap()),
+            shards(&State::default(), ShardCount::new(1).unwrap(), None),
             Err(CannotPlace::NoPageserver)
         );
     }

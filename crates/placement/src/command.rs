@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lakebed_types::{Generation, Lsn, NodeId, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, ShardIndex, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
@@ -289,6 +289,34 @@ pub enum Command {
         /// The new owner.
         to: NodeId,
     },
+    /// The tenant is to have more shards, on these pageservers: a multiple of those that it has.
+    SplitShards {
+        /// The tenant.
+        tenant: TenantId,
+        /// Pageserver of each.
+        shards: Vec<NodeId>,
+    },
+    /// The new shards have taken over, by these owners.
+    SplitFinished {
+        /// The tenant.
+        tenant: TenantId,
+        /// Generation at which the old shard 0 was retired.
+        retired: Generation,
+        /// Generations of the new ones.
+        shards: Vec<Generation>,
+    },
+    /// The tenant keeps the shards that it has.
+    AbortSplit {
+        /// The tenant.
+        tenant: TenantId,
+    },
+    /// A former shard has been deleted.
+    ShardDropped {
+        /// The tenant.
+        tenant: TenantId,
+        /// The shard.
+        shard: ShardIdentity,
+    },
     /// Takes or extends a lease.
     AcquireLease {
         /// What is leased.
@@ -336,6 +364,25 @@ pub enum Rejection {
     /// There is no such shard.
     #[error("the tenant has no shard {0}")]
     NoShard(ShardIndex),
+    /// Another split is under way.
+    #[error(
+        "the tenant is being split into {0} shards: let that end, or call it off with `lakebed tenant split --abort`"
+    )]
+    SplitUnderWay(usize),
+    /// Pages of a shard could go to more than the new ones that are a part of it.
+    #[error(
+        "the tenant has {now} shards; it can be split into 2, 3 or more times as many, up to {}, and not into {wanted}",
+        lakebed_types::ShardCount::MAX
+    )]
+    NoMultiple {
+        /// Shards that it has.
+        now: usize,
+        /// Shards that were asked for.
+        wanted: usize,
+    },
+    /// Shards of that count are being deleted.
+    #[error("what an earlier split into {0} shards left is still being deleted; try again in a moment")]
+    StillDropping(usize),
     /// A placement names a node that is not registered in that role.
     #[error("node {node} is not registered as a {}", role_name(*.role))]
     NoNode {
@@ -514,9 +561,11 @@ impl Rejection {
         match self {
             NoTenant(_) | NoBranch { .. } | NoTimeline(_) | NoShard(_) => RejectionKind::NotFound,
             TenantExists(_) | BranchExists(_) | IdTaken => RejectionKind::AlreadyExists,
-            Invalid(_) | BeforeParent { .. } | NotKept { .. } => RejectionKind::Invalid,
+            Invalid(_) | BeforeParent { .. } | NotKept { .. } | NoMultiple { .. } => RejectionKind::Invalid,
             NoNode { .. }
             | Draining(_)
+            | SplitUnderWay(_)
+            | StillDropping(_)
             | NodeIdTaken { .. }
             | SafekeeperLostItsDisk(_)
             | TenantIs { .. }

@@ -6,17 +6,20 @@
 //!
 //! Order matters only within a timeline's family: parents are created before and deleted after their children. A child
 //! that is detached keeps its parent until every shard confirmed that it reads nothing from it any more.
+//!
+//! A tenant that is split has two sets of shards, and both are told everything that happens to timelines. The new ones are
+//! filled, attached, and take over; only then the old ones are deleted.
 
 mod intent;
 mod observed;
 
-use lakebed_types::{NodeId, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{NodeId, ShardIdentity, TenantId, TimelineId};
 
 use crate::command::Command;
 use crate::state::*;
 pub use intent::{Action, Call, Intent, Kept, PlacedShard, TimelineSpec};
 pub use observed::Observed;
-use observed::{Place, Told};
+use observed::{Place, SplitStep, Told};
 
 /// What is to be done now, in an order in which it may be done. Empty when everything is as it should be.
 pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
@@ -31,7 +34,7 @@ pub fn plan(state: &State, observed: &Observed) -> Vec<Intent> {
         };
         planner.shards();
         planner.timelines();
-        if tenant.state == TenantState::Deleting && tenant.timelines.is_empty() {
+        if tenant.state == TenantState::Deleting && tenant.timelines.is_empty() && tenant.former.is_empty() {
             intents.push(Intent::Propose(Command::TenantDeleted { tenant: id }));
         }
     }
@@ -74,31 +77,107 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn shards(&mut self) {
         let specs = self.shard_timelines();
-        for (index, placed) in self.tenant.placed_shards() {
-            let shard = self.placed(index, &placed);
-            let Some(attached) = self.observed.attachment(self.id, index, &placed) else {
+        for (shard, placed) in self.tenant.shards_in_force() {
+            self.attach(shard, &placed, &specs);
+        }
+        let (mut there, mut any) = (true, false);
+        for (shard, placed) in self.tenant.shards_to_be() {
+            any = true;
+            let of = (shard, &placed);
+            there &= match self.observed.has_stepped(self.id, SplitStep::Filled, of) {
+                true => self.attach(shard, &placed, &specs),
+                false => self.fill(of, &specs),
+            };
+        }
+        if any && there {
+            self.take_over();
+        }
+        for former in &self.tenant.former {
+            let shard = placed(former.shard, &former.placement);
+            self.call(former.placement.node, Action::DropShard { shard });
+        }
+    }
+
+    /// Has an owner attach a shard, and tells it of its timelines. Whether it has all of them.
+    fn attach(&mut self, shard: ShardIdentity, owner: &ShardPlacement, specs: &[TimelineSpec]) -> bool {
+        let (node, named) = (owner.node, placed(shard, owner));
+        let Some(attached) = self.observed.attachment(self.id, shard, owner) else {
+            let timelines = specs.to_vec();
+            self.call(
+                node,
+                Action::AttachShard {
+                    shard: named,
+                    timelines,
+                },
+            );
+            return false;
+        };
+        for spec in specs {
+            let told = attached.timelines.get(&spec.timeline) == Some(&Told::from(spec));
+            let parent_there = spec.parent.is_none_or(|p| attached.timelines.contains_key(&p));
+            if !told && parent_there {
                 self.call(
-                    placed.node,
-                    Action::AttachShard {
-                        shard,
-                        timelines: specs.clone(),
+                    node,
+                    Action::CreateOnShard {
+                        shard: named,
+                        timeline: spec.clone(),
                     },
                 );
-                continue;
-            };
-            for spec in &specs {
-                let told = attached.timelines.get(&spec.timeline) == Some(&Told::from(spec));
-                let parent_there = spec.parent.is_none_or(|p| attached.timelines.contains_key(&p));
-                if !told && parent_there {
-                    self.call(
-                        placed.node,
-                        Action::CreateOnShard {
-                            shard,
-                            timeline: spec.clone(),
-                        },
-                    );
-                }
             }
+        }
+        let has = |spec: &TimelineSpec| attached.timelines.contains_key(&spec.timeline);
+        specs.iter().all(has)
+    }
+
+    /// Has a new shard filled; it is not there yet. A timeline that is made later begins on it as on any shard.
+    fn fill(&mut self, (shard, owner): (ShardIdentity, &ShardPlacement), specs: &[TimelineSpec]) -> bool {
+        if let Some((from, _)) = self.tenant.whole_of(shard) {
+            let timelines = specs.iter().map(|spec| spec.timeline).collect();
+            self.call(
+                owner.node,
+                Action::FillShard {
+                    shard: placed(shard, owner),
+                    from,
+                    timelines,
+                },
+            );
+        }
+        false
+    }
+
+    /// All new shards run. The old shard 0 takes no files any more, then the new ones take over, then they are in force.
+    fn take_over(&mut self) {
+        let Some((first, owner)) = self.tenant.shards_in_force().next() else {
+            return;
+        };
+        if !self
+            .observed
+            .has_stepped(self.id, SplitStep::Retired, (first, &owner))
+        {
+            // At a generation that was not attached yet nothing could be retired.
+            if self.observed.is_attached(self.id, first, &owner) {
+                let shard = placed(first, &owner);
+                self.call(owner.node, Action::RetireShard { shard });
+            }
+            return;
+        }
+        let mut all = true;
+        for (shard, owner) in self.tenant.shards_to_be() {
+            let took_over = self
+                .observed
+                .has_stepped(self.id, SplitStep::TookOver, (shard, &owner));
+            if let (false, Some((from, _))) = (took_over, self.tenant.whole_of(shard)) {
+                let shard = placed(shard, &owner);
+                self.call(owner.node, Action::TakeOverShard { shard, from });
+            }
+            all &= took_over;
+        }
+        if all {
+            self.intents.push(Intent::Propose(Command::SplitFinished {
+                tenant: self.id,
+                retired: owner.generation,
+                shards: self.tenant.split.iter().map(|shard| shard.generation).collect(),
+            }));
         }
     }
 
@@ -200,8 +279,8 @@ impl Planner<'_> {
         let on_quorum = timeline
             .safekeepers
             .is_quorum(|node| timeline.created_on.contains(&node));
-        let on_shards = self.tenant.placed_shards().all(|(index, placed)| {
-            let attached = self.observed.attachment(self.id, index, &placed);
+        let on_shards = self.tenant.shards_in_force().all(|(shard, placed)| {
+            let attached = self.observed.attachment(self.id, shard, &placed);
             attached.is_some_and(|attached| attached.timelines.contains_key(&id))
         });
         if timeline.state == TimelineState::Creating && on_quorum && on_shards {
@@ -218,15 +297,15 @@ impl Planner<'_> {
     /// Asks each shard that has the timeline until it is detached there; when it is on all, the parent is let go.
     fn detaching(&mut self, id: TimelineId) {
         let mut everywhere = true;
-        for (index, placed) in self.tenant.placed_shards() {
-            if self.observed.detached.contains(&(id, index)) {
+        for (shard, owner) in self.tenant.shards_in_force().chain(self.tenant.shards_to_be()) {
+            if self.observed.detached.contains(&(id, shard)) {
                 continue;
             }
             everywhere = false;
-            let attached = self.observed.attachment(self.id, index, &placed);
+            let attached = self.observed.attachment(self.id, shard, &owner);
             if attached.is_some_and(|attached| attached.timelines.contains_key(&id)) {
-                let shard = self.placed(index, &placed);
-                self.call(placed.node, Action::DetachOnShard { shard, timeline: id });
+                let shard = placed(shard, &owner);
+                self.call(owner.node, Action::DetachOnShard { shard, timeline: id });
             }
         }
         if everywhere {
@@ -268,14 +347,14 @@ impl Planner<'_> {
                 self.call(node, Action::DeleteOnSafekeeper { timeline: id });
             }
         }
-        for (index, placed) in self.tenant.placed_shards() {
-            if gone(Place::Shard(index)) {
+        for (shard, owner) in self.tenant.shards_in_force().chain(self.tenant.shards_to_be()) {
+            if gone(Place::Shard(shard)) {
                 continue;
             }
             all_gone = false;
-            if self.observed.is_attached(self.id, index, &placed) {
-                let shard = self.placed(index, &placed);
-                self.call(placed.node, Action::DeleteOnShard { shard, timeline: id });
+            if self.observed.is_attached(self.id, shard, &owner) {
+                let shard = placed(shard, &owner);
+                self.call(owner.node, Action::DeleteOnShard { shard, timeline: id });
             }
         }
         if all_gone {
@@ -283,15 +362,6 @@ impl Planner<'_> {
                 tenant: self.id,
                 timeline: id,
             }));
-        }
-    }
-
-    fn placed(&self, index: ShardIndex, placed: &ShardPlacement) -> PlacedShard {
-        let count = self.tenant.shard_count().map_or(0, |count| count.get());
-        PlacedShard {
-            index,
-            count,
-            generation: placed.generation,
         }
     }
 
@@ -309,6 +379,11 @@ impl Planner<'_> {
             }));
         }
     }
+}
+
+fn placed(shard: ShardIdentity, owner: &ShardPlacement) -> PlacedShard {
+    let generation = owner.generation;
+    PlacedShard { shard, generation }
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{Generation, Lsn, NodeId, PgVersion, ShardCount, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{
+    Generation, Lsn, NodeId, PgVersion, ShardCount, ShardIdentity, ShardIndex, TenantId, TimelineId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
@@ -63,6 +65,16 @@ pub struct Tenant {
     pub cluster: Option<ClusterIdentity>,
     /// Owner of each shard, by shard index. Never empty, at most [`ShardCount::MAX`].
     pub shards: Vec<ShardPlacement>,
+    /// Shards that are being made to take the place of [`shards`](Self::shards), by index; their number is a multiple of
+    /// that. Empty: none.
+    #[serde(default)]
+    pub split: Vec<ShardPlacement>,
+    /// Shards that are to be deleted: others have taken their place, or a split was called off.
+    #[serde(default)]
+    pub former: Vec<FormerShard>,
+    /// The highest generation of splits that were called off: none of them is used again.
+    #[serde(default)]
+    pub split_generation: Generation,
     /// Branch names. A timeline that is being deleted has none.
     pub branches: BTreeMap<Name, TimelineId>,
     /// Timelines by id.
@@ -105,6 +117,15 @@ pub struct ShardPlacement {
     pub node: NodeId,
     /// Rises with every change of owner and with every restart of it.
     pub generation: Generation,
+}
+
+/// A shard that is to be deleted, with its last owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerShard {
+    /// Which.
+    pub shard: ShardIdentity,
+    /// Who had it.
+    pub placement: ShardPlacement,
 }
 
 /// A history of WAL.
@@ -250,15 +271,39 @@ pub struct Lease {
     pub expires_unix_micros: i64,
 }
 
+fn identified(shards: &[ShardPlacement]) -> impl Iterator<Item = (ShardIdentity, ShardPlacement)> + '_ {
+    let count = u8::try_from(shards.len()).ok().and_then(ShardCount::new);
+    let identified = move |(index, placed): (ShardIndex, &ShardPlacement)| {
+        let shard = count.and_then(|count| ShardIdentity::new(index, count));
+        shard.map(|shard| (shard, *placed))
+    };
+    (0..).zip(shards).filter_map(identified)
+}
+
 impl Tenant {
     /// Number of shards.
     pub fn shard_count(&self) -> Option<ShardCount> {
         u8::try_from(self.shards.len()).ok().and_then(ShardCount::new)
     }
 
-    /// Shards with their index.
+    /// Shards in force, with their index.
     pub fn placed_shards(&self) -> impl Iterator<Item = (ShardIndex, ShardPlacement)> + '_ {
         (0..).zip(self.shards.iter().copied())
+    }
+
+    /// The shards in force.
+    pub fn shards_in_force(&self) -> impl Iterator<Item = (ShardIdentity, ShardPlacement)> + '_ {
+        identified(&self.shards)
+    }
+
+    /// The shards that are to take their place, if it is being split.
+    pub fn shards_to_be(&self) -> impl Iterator<Item = (ShardIdentity, ShardPlacement)> + '_ {
+        identified(&self.split)
+    }
+
+    /// The shard in force that another one is a part of.
+    pub fn whole_of(&self, part: ShardIdentity) -> Option<(ShardIdentity, ShardPlacement)> {
+        self.shards_in_force().find(|(whole, _)| part.is_part_of(*whole))
     }
 
     /// Timelines that branch from this one, also those being deleted.

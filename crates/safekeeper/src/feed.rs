@@ -75,6 +75,7 @@ async fn feed(
     if !timeline.shards.claim(start.shard, start.generation, start.from) {
         return Err(overtaken(&start));
     }
+    let _open = timeline.shards.open(start.shard);
     tokio::select! {
         result = send(safekeeper, &timeline, &start, out) => result,
         result = take_progress(&timeline, &start, inbound) => result,

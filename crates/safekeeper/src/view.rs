@@ -70,12 +70,47 @@ pub struct Progress {
 
 /// The progress of every shard that ever asked for a feed, since this process started.
 #[derive(Debug, Default)]
-pub struct Shards(Mutex<BTreeMap<(u8, u8), Progress>>);
+pub struct Shards {
+    told: Mutex<BTreeMap<(u8, u8), Progress>>,
+    /// Feeds that are open, of each shard.
+    open: Mutex<BTreeMap<(u8, u8), usize>>,
+}
+
+/// A feed that is open, until this is dropped.
+#[derive(Debug)]
+pub struct OpenFeed {
+    shards: Arc<Shards>,
+    shard: (u8, u8),
+}
+
+impl Drop for OpenFeed {
+    fn drop(&mut self) {
+        let mut open = self.shards.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(feeds) = open.get_mut(&self.shard) {
+            *feeds = feeds.saturating_sub(1);
+        }
+    }
+}
 
 impl Shards {
+    /// Takes note of a feed.
+    pub fn open(self: &Arc<Self>, shard: ShardIdentity) -> OpenFeed {
+        let shard = key(shard);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        *open.entry(shard).or_default() += 1;
+        let shards = self.clone();
+        OpenFeed { shards, shard }
+    }
+
+    /// Whether a shard is fed from here now.
+    pub fn is_fed(&self, shard: (u8, u8)) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&shard).is_some_and(|feeds| *feeds > 0)
+    }
+
     /// Takes note of a shard's owner. False when a newer owner was here.
     pub fn claim(&self, shard: ShardIdentity, generation: Generation, from: Lsn) -> bool {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = map.entry(key(shard)).or_insert(Progress {
             generation,
             last_record: from,
@@ -91,7 +126,7 @@ impl Shards {
 
     /// Takes progress from its owner. False when a newer owner was here.
     pub fn report(&self, shard: ShardIdentity, progress: Progress) -> bool {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         match map.get_mut(&key(shard)) {
             Some(entry) if entry.generation == progress.generation => {
                 *entry = progress;
@@ -103,14 +138,14 @@ impl Shards {
 
     /// Whether this is still the newest owner.
     pub fn is_owner(&self, shard: ShardIdentity, generation: Generation) -> bool {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         map.get(&key(shard))
             .is_some_and(|entry| entry.generation == generation)
     }
 
     /// Every shard as (count, index) with its progress.
     pub fn all(&self) -> Vec<((u8, u8), Progress)> {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         map.iter().map(|(key, progress)| (*key, *progress)).collect()
     }
 

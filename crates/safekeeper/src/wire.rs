@@ -304,6 +304,7 @@ pub(crate) fn status(name: Name, view: &View, shards: &Shards) -> v1::Safekeeper
                 shard_count: count.into(),
                 generation: progress.generation.0,
                 remote_consistent_lsn: progress.remote_consistent.0,
+                fed: shards.is_fed((count, index)),
             })
             .collect(),
         ..Default::default()

@@ -169,6 +169,7 @@ fn fed(node: u64, shards: &[(u8, u8, u64, u64)]) -> Report {
         shard: (count, index),
         generation: Generation(generation),
         remote_consistent: Lsn(remote),
+        fed: false,
     };
     Report {
         shards: shards.iter().map(shard).collect(),
@@ -210,6 +211,76 @@ fn consumed_is_what_the_slowest_shard_has_and_nothing_before_all_have_told() {
     ];
     for (reports, expected) in rows {
         assert_eq!(consumed(&members(), &reports), expected.map(Lsn), "{reports:?}");
+    }
+}
+
+#[test]
+fn shards_of_another_count_that_are_not_fed_any_more_hold_nothing_up() {
+    // By count and index: where it is, and whether it is fed.
+    type Shards = &'static [(u8, u8, u64, bool)];
+    let rows: [(&str, Shards, Option<u64>); 8] = [
+        ("a split begins", &[(1, 0, 90, true), (2, 0, 60, true)], None),
+        (
+            "the new ones catch up",
+            &[(1, 0, 90, true), (2, 0, 60, true), (2, 1, 70, true)],
+            Some(60),
+        ),
+        (
+            "the old one is gone",
+            &[(1, 0, 50, false), (2, 0, 60, true), (2, 1, 70, true)],
+            Some(60),
+        ),
+        (
+            "an owner of a new one is away, or it is still being split",
+            &[(1, 0, 50, false), (2, 0, 60, true), (2, 1, 70, false)],
+            Some(50),
+        ),
+        (
+            "called off early",
+            &[(1, 0, 90, true), (2, 0, 60, false)],
+            Some(90),
+        ),
+        (
+            "called off late",
+            &[(1, 0, 90, true), (2, 0, 60, false), (2, 1, 70, false)],
+            Some(90),
+        ),
+        (
+            "nobody is there",
+            &[(1, 0, 90, false), (2, 0, 60, false), (2, 1, 70, false)],
+            Some(60),
+        ),
+        (
+            "nobody, and one has told nothing",
+            &[(1, 0, 90, false), (2, 0, 60, false)],
+            None,
+        ),
+    ];
+    for (when, shards, expected) in rows {
+        let shard = |&(count, index, remote, fed): &(u8, u8, u64, bool)| ShardReport {
+            shard: (count, index),
+            generation: Generation(1),
+            remote_consistent: Lsn(remote),
+            fed,
+        };
+        // Each is fed by one member; another may have fed it before.
+        let before = shards.iter().map(shard).map(|shard| ShardReport {
+            remote_consistent: Lsn(10),
+            fed: false,
+            ..shard
+        });
+        let reports = [
+            Report {
+                shards: shards.iter().map(shard).collect(),
+                ..report(1, 100)
+            },
+            Report {
+                shards: before.collect(),
+                ..report(2, 100)
+            },
+            report(3, 100),
+        ];
+        assert_eq!(consumed(&members(), &reports), expected.map(Lsn), "{when}");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::key::PageKey;
 pub const STRIPE_BLOCKS: u32 = 256;
 
 /// Number of shards of a tenant, 1 to 128.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct ShardCount(u8);
 
@@ -51,10 +51,10 @@ impl From<ShardCount> for u8 {
 pub type ShardIndex = u8;
 
 /// One shard of a tenant: index and count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ShardIdentity {
-    index: ShardIndex,
     count: ShardCount,
+    index: ShardIndex,
 }
 
 impl ShardIdentity {
@@ -76,6 +76,12 @@ impl ShardIdentity {
     /// Whether this shard keeps the catalogue: relation sizes, SLRUs, control state.
     pub fn keeps_catalogue(self) -> bool {
         self.index == 0
+    }
+
+    /// Whether all that this shard owns is owned by `other`, a shard of fewer: then this one can be split off it.
+    pub fn is_part_of(self, other: ShardIdentity) -> bool {
+        let (own, others) = (self.count.get(), other.count.get());
+        own > others && own % others == 0 && self.index % others == other.index
     }
 
     /// Whether this shard owns the page.
@@ -142,6 +148,28 @@ mod tests {
             "uneven: {pages:?}"
         );
         assert_eq!(shard_of(&PageKey::Control, count), 0);
+    }
+
+    #[test]
+    fn a_part_owns_nothing_that_the_whole_does_not() {
+        let shard = |index, count| ShardIdentity::new(index, ShardCount::new(count).unwrap()).unwrap();
+        let parts: Vec<u8> = (0..6)
+            .filter(|index| shard(*index, 6).is_part_of(shard(1, 2)))
+            .collect();
+        assert_eq!(parts, [1, 3, 5]);
+        for relnode in 16384..16484 {
+            for stripe in 0..20 {
+                let key = page(5, relnode, stripe * STRIPE_BLOCKS);
+                let owned = parts.iter().filter(|index| shard(**index, 6).owns(&key)).count();
+                assert_eq!(owned, usize::from(shard(1, 2).owns(&key)));
+            }
+        }
+        assert!(
+            !shard(1, 3).is_part_of(shard(1, 2)),
+            "three is no multiple of two"
+        );
+        assert!(!shard(1, 2).is_part_of(shard(1, 2)));
+        assert!(shard(1, 2).is_part_of(shard(0, 1)));
     }
 
     #[test]

@@ -3,33 +3,17 @@
 use std::collections::BTreeMap;
 
 use lakebed_pgtest::wait_until;
-use lakebed_tests::pages::{Pages, Served};
-use lakebed_tests::{Compute, Shape, Tier, lakebed};
+use lakebed_tests::pages::Pages;
+use lakebed_tests::{Shape, Tier, lakebed};
 use lakebed_types::{Lsn, PageKey};
 
 const ROWS: &str = "select count(*), sum(n), md5(string_agg(filler, '' order by n)) from kept";
 
-fn position(compute: &Compute) -> Lsn {
-    let text = compute.sql(&["select pg_current_wal_flush_lsn()"]);
-    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
-}
-
-/// Every page of every relation.
+/// Every page, at the branch point or at an LSN.
 fn pages(tier: &Tier, databases: &[u32], lsn: Lsn) -> BTreeMap<PageKey, Vec<u8>> {
     let pages = Pages::of(tier, "dev");
     let lsn = if lsn == Lsn(0) { pages.start() } else { lsn };
-    let shared = std::iter::once((1664, 0));
-    let places = shared.chain(databases.iter().map(|oid| (1663, *oid)));
-    let mut keys = Vec::new();
-    for (rel, blocks) in places.flat_map(|place| pages.relations(lsn, place)) {
-        keys.extend((0..blocks).map(|block| PageKey::Rel { rel, block }));
-    }
-    let served = pages.get(lsn, &keys);
-    let bytes = |(key, page): (PageKey, Served)| match page {
-        Ok(page) => (key, page.to_vec()),
-        Err(why) => panic!("{key} at {lsn}: {why}"),
-    };
-    keys.into_iter().zip(served).map(bytes).collect()
+    pages.all(databases, lsn)
 }
 
 /// Timelines that pageservers have.
@@ -51,7 +35,7 @@ fn a_branch_is_detached_while_it_works_and_outlives_its_parent() {
     };
     let mut tier = Tier::start(&shape);
     let main = tier.compute("main", "main");
-    let before_all = position(&main);
+    let before_all = main.position();
     main.sql(&[
         "create table kept as select n, repeat(md5(n::text), 20) as filler from generate_series(1, 8000) as n",
         "create table cut as select generate_series(1, 50000) as n",
@@ -76,12 +60,8 @@ fn a_branch_is_detached_while_it_works_and_outlives_its_parent() {
         "create database later template copied strategy file_copy",
         "create table own (n int)",
     ]);
-    let databases = dev.sql(&["select string_agg(oid::text, ',') from pg_database"]);
-    let databases: Vec<u32> = databases
-        .split(',')
-        .map(|oid| oid.parse().expect("an oid"))
-        .collect();
-    let (now, rows) = (position(&dev), dev.sql(&[ROWS]));
+    let databases = dev.databases();
+    let (now, rows) = (dev.position(), dev.sql(&[ROWS]));
     // Of the branch point only what was there then has pages: not the database that was made later.
     let (at_start, at_now) = (pages(&tier, &databases, Lsn(0)), pages(&tier, &databases, now));
     assert!(at_start.len() > 2500 && at_now.len() > 3000, "{}", at_start.len());

@@ -17,6 +17,7 @@ mod load;
 mod membership;
 mod pageserver_loss;
 mod regression_suite;
+mod split;
 mod state;
 mod unreplayable;
 mod up;

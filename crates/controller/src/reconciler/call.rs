@@ -37,29 +37,27 @@ pub(crate) enum CallError {
     /// logged once.
     #[error("it is under way")]
     UnderWay(Progress),
-    /// The plan names a shard that cannot be.
-    #[error("there is no shard {} of {}", .0.index, .0.count)]
-    NoSuchShard(PlacedShard),
 }
 
 /// How far something that goes on at a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// Pages that are done.
+    /// How much is done.
     pub done: u64,
-    /// Pages that are known to be concerned.
+    /// How much is known to be concerned.
     pub known: u64,
+    /// What is counted.
+    pub of: &'static str,
 }
 
 impl std::fmt::Display for Progress {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{} of {} pages", self.done, self.known)
+        write!(out, "{} of {} {}", self.done, self.known, self.of)
     }
 }
 
-fn shard_ref(tenant: TenantId, shard: PlacedShard) -> Result<v1::ShardRef, CallError> {
-    let identity = shard.identity().ok_or(CallError::NoSuchShard(shard))?;
-    Ok(convert::shard_ref(tenant, identity))
+fn shard_ref(tenant: TenantId, shard: PlacedShard) -> Option<v1::ShardRef> {
+    Some(convert::shard_ref(tenant, shard.shard))
 }
 
 fn spec(timeline: &TimelineSpec) -> v1::PageserverTimeline {
@@ -85,7 +83,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
     match &call.action {
         Action::AttachShard { shard, timelines } => {
             let request = v1::AttachShardRequest {
-                shard: Some(shard_ref(tenant, *shard)?),
+                shard: shard_ref(tenant, *shard),
                 generation: shard.generation.0,
                 timelines: timelines.iter().map(spec).collect(),
             };
@@ -97,7 +95,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
         }
         Action::CreateOnShard { shard, timeline } => {
             let request = v1::CreatePageserverTimelineRequest {
-                shard: Some(shard_ref(tenant, *shard)?),
+                shard: shard_ref(tenant, *shard),
                 generation: shard.generation.0,
                 timeline: Some(spec(timeline)),
             };
@@ -109,7 +107,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
         }
         Action::DeleteOnShard { shard, timeline } => {
             let request = v1::DeletePageserverTimelineRequest {
-                shard: Some(shard_ref(tenant, *shard)?),
+                shard: shard_ref(tenant, *shard),
                 generation: shard.generation.0,
                 timeline: timeline.0.to_vec().into(),
             };
@@ -121,7 +119,7 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
         }
         Action::DetachOnShard { shard, timeline } => {
             let request = v1::DetachTimelineRequest {
-                shard: Some(shard_ref(tenant, *shard)?),
+                shard: shard_ref(tenant, *shard),
                 generation: shard.generation.0,
                 timeline: timeline.0.to_vec().into(),
             };
@@ -134,8 +132,67 @@ pub(super) async fn execute(nodes: &Nodes, call: &Call) -> Result<(), CallError>
                 return Err(CallError::UnderWay(Progress {
                     done: answer.pages_done,
                     known: answer.pages_known,
+                    of: "pages",
                 }));
             }
+        }
+        Action::FillShard {
+            shard,
+            from,
+            timelines,
+        } => {
+            let request = v1::FillShardRequest {
+                shard: shard_ref(tenant, *shard),
+                generation: shard.generation.0,
+                from: Some(convert::shard_ref(tenant, *from)),
+                timelines: timelines.iter().map(|id| id.0.to_vec().into()).collect(),
+            };
+            let answer = nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).fill_shard(request).await
+                })
+                .await?;
+            if !answer.filled {
+                return Err(CallError::UnderWay(Progress {
+                    done: answer.layers_done,
+                    known: answer.layers_known,
+                    of: "layers",
+                }));
+            }
+        }
+        Action::RetireShard { shard } => {
+            let request = v1::RetireShardRequest {
+                shard: shard_ref(tenant, *shard),
+                generation: shard.generation.0,
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).retire_shard(request).await
+                })
+                .await?;
+        }
+        Action::TakeOverShard { shard, from } => {
+            let request = v1::TakeOverShardRequest {
+                shard: shard_ref(tenant, *shard),
+                generation: shard.generation.0,
+                from: Some(convert::shard_ref(tenant, *from)),
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).take_over_shard(request).await
+                })
+                .await?;
+        }
+        Action::DropShard { shard } => {
+            let request = v1::DropShardRequest {
+                shard: shard_ref(tenant, *shard),
+                generation: shard.generation.0,
+            };
+            nodes
+                .call(address, PAGESERVER_PATIENCE, async |channel| {
+                    PageserverClient::new(channel).drop_shard(request).await
+                })
+                .await?;
         }
         Action::CreateOnSafekeeper {
             timeline,
@@ -248,25 +305,38 @@ pub(super) fn describe(intent: &Intent) -> String {
     };
     let (what, role) = match &call.action {
         Action::AttachShard { shard, .. } => {
-            let text = format!(
-                "attach shard {} of {} at generation {}",
-                shard.index, shard.count, shard.generation
-            );
+            let text = format!("attach shard {} at generation {}", shard.shard, shard.generation);
             (text, NodeRole::Pageserver)
         }
         Action::CreateOnShard { shard, timeline } => {
-            let text = format!("create timeline {} on shard {}", timeline.timeline, shard.index);
+            let text = format!("create timeline {} on shard {}", timeline.timeline, shard.shard);
             (text, NodeRole::Pageserver)
         }
         Action::DeleteOnShard { shard, timeline } => {
-            let text = format!("delete timeline {timeline} on shard {}", shard.index);
+            let text = format!("delete timeline {timeline} on shard {}", shard.shard);
             (text, NodeRole::Pageserver)
         }
         Action::DetachOnShard { shard, timeline } => {
             let text = format!(
                 "detach timeline {timeline} from its parent on shard {}",
-                shard.index
+                shard.shard
             );
+            (text, NodeRole::Pageserver)
+        }
+        Action::FillShard { shard, from, .. } => {
+            let text = format!("fill shard {} with copies of shard {from}", shard.shard);
+            (text, NodeRole::Pageserver)
+        }
+        Action::RetireShard { shard } => {
+            let text = format!("retire shard {}, which is split", shard.shard);
+            (text, NodeRole::Pageserver)
+        }
+        Action::TakeOverShard { shard, from } => {
+            let text = format!("have shard {} catch up with shard {from}", shard.shard);
+            (text, NodeRole::Pageserver)
+        }
+        Action::DropShard { shard } => {
+            let text = format!("delete former shard {}", shard.shard);
             (text, NodeRole::Pageserver)
         }
         Action::CreateOnSafekeeper {
@@ -302,6 +372,12 @@ fn describe_command(command: &Command) -> String {
         }
         Command::BranchDetached { tenant, timeline } => {
             format!("tenant {tenant}: record that timeline {timeline} has no parent any more")
+        }
+        Command::SplitFinished { tenant, shards, .. } => {
+            format!(
+                "tenant {tenant}: record that its {} new shards have taken over",
+                shards.len()
+            )
         }
         Command::TimelineDeleted { tenant, timeline } => {
             format!("tenant {tenant}: record that timeline {timeline} is gone")

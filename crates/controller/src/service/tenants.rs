@@ -38,7 +38,7 @@ impl Service {
             if state.find_tenant(name.as_str()).is_some() {
                 return Ok(None);
             }
-            let shards = choose::shards(state, count).map_err(wire::cannot_place)?;
+            let shards = choose::shards(state, count, None).map_err(wire::cannot_place)?;
             let safekeepers = choose::safekeepers(state, safekeepers).map_err(wire::cannot_place)?;
             Ok(Some((shards, safekeepers)))
         });
@@ -67,8 +67,8 @@ impl Service {
             if existed {
                 check_equal(tenant, &branch, &request)?;
             }
-            let attached = |(index, placed)| observed.is_attached(id, index, &placed);
-            let ready = tenant.state == TenantState::Deleting || tenant.placed_shards().all(attached);
+            let attached = |(shard, placed)| observed.is_attached(id, shard, &placed);
+            let ready = tenant.state == TenantState::Deleting || tenant.shards_in_force().all(attached);
             Ok(ready.then(|| answer(state, (id, tenant), existed)))
         });
         wait.await

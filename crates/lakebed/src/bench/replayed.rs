@@ -231,6 +231,7 @@ impl Replayed {
                 shard,
                 generation: Generation(1),
                 timelines: vec![spec],
+                retired: false,
             };
             self.node.attach(attachment).await?;
         }

@@ -114,6 +114,7 @@ impl LayerMap {
             level0: change.level0,
             partitions: partitions.into_values().collect(),
             catalogue: change.catalogue,
+            copied: self.copied,
         };
         next.check()?;
         Ok(next)

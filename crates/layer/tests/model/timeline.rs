@@ -10,7 +10,7 @@ use lakebed_layer::{
     Memtable, Merge, MergeRules, NewLayers, Plan, PlanPolicy, ReadPoints, Reclaimed, Step, Value, ValueKind,
     durable_steps, plan, read,
 };
-use lakebed_types::{Generation, Lsn, PageKey};
+use lakebed_types::{Generation, Lsn, PageKey, ShardCount, ShardIdentity};
 
 use crate::reference::{Log, image, redo};
 use crate::sabotage::Sabotage;
@@ -366,6 +366,7 @@ impl Engine {
             images: IMAGES,
             points: points.clone(),
             layer_bytes: POLICY.layer_bytes,
+            shard: ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap(),
         };
         let readers = job.inputs.iter().map(|id| self.readers[id].clone()).collect();
         self.merge = Some(Merge::new(job, rules, readers));

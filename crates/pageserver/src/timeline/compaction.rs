@@ -82,6 +82,7 @@ impl Timeline {
             images: self.thresholds.images,
             points,
             layer_bytes: self.thresholds.plan.layer_bytes,
+            shard: self.identity.shard,
         };
         let mut readers = Vec::new();
         // Held by the merge from here on.

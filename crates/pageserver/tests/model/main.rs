@@ -32,7 +32,8 @@ async fn step(world: &mut World) -> Result<(), Violation> {
         36..=39 => world.detach(at).await?,
         40..=49 => world.compact(at).await?,
         50..=52 => world.stop_in_the_middle(at).await?,
-        53..=58 => world.sweep(at).await?,
+        53 | 54 => world.split().await?,
+        55..=58 => world.sweep(at).await?,
         59..=62 => world.image(at).await?,
         63..=67 if world.branches.len() < 5 => world.branch(at).await?,
         68..=72 => {
@@ -98,6 +99,7 @@ async fn sabotage(world: &mut World) {
 struct Count {
     reads: u64,
     detached: u64,
+    splits: u64,
 }
 
 async fn run(initdb: &Path, seed: u64, wrong: Option<Sabotage>, count: &mut Count) -> Result<(), Violation> {
@@ -105,6 +107,7 @@ async fn run(initdb: &Path, seed: u64, wrong: Option<Sabotage>, count: &mut Coun
     let done = all(&mut world).await;
     count.reads += world.reads.load(std::sync::atomic::Ordering::Relaxed);
     count.detached += world.detached;
+    count.splits += world.splits;
     done.map_err(|violation| format!("seed {seed}: {violation}\nafter {:?}", world.log))
 }
 
@@ -148,10 +151,20 @@ async fn pages_are_what_they_must_be_whatever_happens() {
             panic!("{violation}");
         }
     }
-    let Count { reads, detached } = count;
-    println!("seeds {seeds:?}, {reads} pages compared, {detached} branches detached, 0 differences");
+    let Count {
+        reads,
+        detached,
+        splits,
+    } = count;
+    println!(
+        "seeds {seeds:?}, {reads} pages compared, {detached} branches detached, {splits} splits, 0 differences"
+    );
     let seeds = seeds.count() as u64;
-    assert!(reads > seeds * 500 && detached > seeds / 4, "{reads} {detached}");
+    assert!(reads > seeds * 500, "{reads} pages");
+    assert!(
+        detached > seeds / 4 && splits > seeds / 4,
+        "{detached} detached, {splits} splits"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

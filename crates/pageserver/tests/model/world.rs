@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 
 use lakebed_blobstore::{BlobStore, paths};
 use lakebed_layer::{ImagePolicy, PlanPolicy, ValueKind};
-use lakebed_pageserver::deletion;
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest::{self, Cluster, Place};
 use lakebed_pageserver::timeline::history::Kept;
 use lakebed_pageserver::timeline::{Changes, Identity, Storage, Thresholds, Timeline};
+use lakebed_pageserver::{deletion, fill};
 use lakebed_types::{Generation, Lsn, PageKey, ShardCount, ShardIdentity, TenantId, TimelineId};
 use lakebed_wal::record::DecodedRecord;
 use object_store::memory::InMemory;
@@ -62,6 +62,8 @@ pub struct World {
     pub branches: Vec<Branch>,
     pub faulty: Faulty,
     store: BlobStore,
+    /// The one shard that is looked at, of as many as the tenant has.
+    shard: ShardIdentity,
     generation: Generation,
     cluster: Cluster,
     home: TempDir,
@@ -69,14 +71,18 @@ pub struct World {
     made: u64,
     /// Branches that were detached.
     pub detached: u64,
+    /// Times that the tenant got more shards.
+    pub splits: u64,
     pub sabotage: Option<Sabotage>,
     /// What was done, for a report.
     pub log: Vec<String>,
     pub reads: Arc<AtomicU64>,
 }
 
-fn shard() -> ShardIdentity {
-    ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap()
+/// The shard of so many that has the pages: they are all in one stripe.
+fn shard_of_pages(count: u8) -> ShardIdentity {
+    let count = ShardCount::new(count).unwrap();
+    ShardIdentity::new(lakebed_types::shard::shard_of(&key(0), count), count).unwrap()
 }
 
 fn id(number: u64) -> TimelineId {
@@ -174,12 +180,14 @@ impl World {
             branches: vec![root],
             store,
             faulty,
+            shard: shard_of_pages(1),
             generation: Generation(1),
             cluster,
             directory,
             home,
             made: 0,
             detached: 0,
+            splits: 0,
             sabotage,
             log: Vec::new(),
             reads: Arc::default(),
@@ -190,7 +198,7 @@ impl World {
         Identity {
             tenant: TENANT,
             timeline,
-            shard: shard(),
+            shard: self.shard,
             generation: self.generation,
             cluster: self.cluster,
             start,
@@ -432,15 +440,15 @@ impl World {
             return Ok(());
         };
         let (id, parent) = (self.branches[at].id, self.branches[at].parent);
-        let place = Place::new(&self.store, TENANT, shard(), id);
-        let done = deletion::delete(&self.store, &place, (TENANT, shard()), self.generation).await;
+        let place = Place::new(&self.store, TENANT, self.shard, id);
+        let done = deletion::delete(&self.store, &place, (TENANT, self.shard), self.generation).await;
         if self.judge("deletion", done)?.is_none() {
             return Ok(());
         }
         let left = self
             .faulty
             .inner
-            .list(Some(&paths::timeline(TENANT, shard(), id).into()));
+            .list(Some(&paths::timeline(TENANT, self.shard, id).into()));
         let left: Vec<_> = futures::StreamExt::collect::<Vec<_>>(left).await;
         if !left.is_empty() {
             return Err(format!("a deleted timeline left {left:?}"));
@@ -535,7 +543,7 @@ impl World {
             return;
         }
         let id = layers[self.numbers.below(layers.len() as u64) as usize];
-        let directory = paths::timeline(TENANT, shard(), branch.id);
+        let directory = paths::timeline(TENANT, self.shard, branch.id);
         let path = object_store::path::Path::from(format!("{directory}/layers/{id}"));
         if delete {
             self.faulty.inner.delete(&path).await.unwrap();
@@ -609,7 +617,7 @@ impl World {
                 continue;
             }
             let branch = &self.branches[at];
-            let place = Place::new(&self.store, TENANT, shard(), branch.id);
+            let place = Place::new(&self.store, TENANT, self.shard, branch.id);
             if self.does(Sabotage::StaleManifest) {
                 let listed = place.list().await.map_err(|error| error.to_string())?;
                 let newest = listed.last().filter(|_| listed.len() > 1);
@@ -646,6 +654,51 @@ impl World {
             self.feed(at).await?;
         }
         Ok(before)
+    }
+
+    /// The tenant gets more shards, and the one that has the pages gets another owner. Nothing is left of the one before.
+    pub async fn split(&mut self) -> Result<(), Violation> {
+        let (old, count) = (self.shard, self.shard.count().get());
+        if count > 16 {
+            return Ok(());
+        }
+        let new = shard_of_pages(count * (2 + self.numbers.below(2) as u8));
+        let own = Generation(self.generation.0 + 1);
+        for at in 0..self.branches.len() {
+            if self.branches[at].deleting {
+                continue;
+            }
+            let [from, to] = [old, new].map(|of| Place::new(&self.store, TENANT, of, self.branches[at].id));
+            // It is interrupted, and begins again.
+            let (steps, progress, stop) = (
+                self.numbers.below(60),
+                fill::Progress::default(),
+                Default::default(),
+            );
+            let fill = || fill::fill(&self.store, (&from, &to), own, &progress, &stop);
+            let _ = in_steps(steps, fill()).await;
+            // It goes on meanwhile; what it stores counts for the one that is filled, too, or comes again from safekeepers.
+            let timeline = self.branches[at].timeline.clone();
+            self.ingest(at).await?;
+            self.judge("flush", timeline.flush().await)?;
+            self.judge("compaction", timeline.compact().await)?;
+            self.judge("sweep", timeline.sweep().await)?;
+            let filled = fill::fill(&self.store, (&from, &to), own, &progress, &stop).await;
+            match self.judge("fill", filled)? {
+                Some(true) => {}
+                Some(false) => return Err(format!("{} is not there to be copied", from.directory())),
+                None => return Ok(()),
+            }
+            self.ingest(at).await?;
+        }
+        self.shard = new;
+        drop(self.take_over(true).await?);
+        self.splits += 1;
+        let left = self.faulty.inner.list(Some(&paths::shard(TENANT, old).into()));
+        for object in futures::StreamExt::collect::<Vec<_>>(left).await {
+            self.faulty.inner.delete(&object.unwrap().location).await.unwrap();
+        }
+        Ok(())
     }
 
     /// Reads some pages, or all, where they must be readable.
@@ -691,12 +744,24 @@ impl World {
     /// Every layer that a newest manifest names is there.
     pub async fn check_references(&self) -> Result<(), Violation> {
         for branch in self.branches.iter().filter(|branch| !branch.deleting) {
-            let place = Place::new(&self.store, TENANT, shard(), branch.id);
+            let place = Place::new(&self.store, TENANT, self.shard, branch.id);
             let manifest = place.latest(self.generation).await;
             let manifest = manifest.map_err(|error| error.to_string())?;
             let manifest = manifest.ok_or_else(|| format!("{} has no manifest", branch.id))?;
             for desc in manifest.map.layers() {
                 let path = format!("{}/layers/{}", place.directory(), desc.id);
+                let owns = |key: PageKey| self.shard.owns(&key);
+                if desc
+                    .pages_span
+                    .is_some_and(|(low, high)| !owns(low) || !owns(high))
+                {
+                    return Err(format!("{path} has pages of another shard"));
+                }
+                if manifest.map.copies().any(|copy| copy.id == desc.id) {
+                    return Err(format!(
+                        "{path} is a copy from before a split, and was not rewritten"
+                    ));
+                }
                 if self.faulty.inner.head(&path.as_str().into()).await.is_err() {
                     return Err(format!("{path} is named and not there"));
                 }

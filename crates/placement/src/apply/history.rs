@@ -118,9 +118,8 @@ mod tests {
         assert_eq!(timeline(&state, 1).horizon.lsn, Lsn(2000));
     }
 
-    #[test]
-    fn a_branch_goes_when_its_time_is_over_and_nothing_hangs_on_it() {
-        let mut state = active();
+    /// Makes branch `short`, timeline 2, of the first one. When its time is over.
+    fn short_branch(state: &mut State) -> i64 {
         let until = state.clock_unix_micros + 1000;
         let mut command = branch("short", 2, 1, 1500);
         if let Command::CreateBranch {
@@ -129,8 +128,15 @@ mod tests {
         {
             *expires_unix_micros = Some(until);
         }
-        apply(&mut state, command).unwrap();
-        make_ready(&mut state, 2);
+        apply(state, command).unwrap();
+        make_ready(state, 2);
+        until
+    }
+
+    #[test]
+    fn a_branch_goes_when_its_time_is_over_and_nothing_hangs_on_it() {
+        let mut state = active();
+        let until = short_branch(&mut state);
         apply(&mut state, branch("child", 3, 2, 1600)).unwrap();
         let expire = |timeline: u8| Command::ExpireBranch {
             tenant: tenant_id(1),
@@ -166,16 +172,7 @@ mod tests {
     #[test]
     fn the_last_branch_stays_when_its_time_is_over() {
         let mut state = active();
-        let until = state.clock_unix_micros + 1000;
-        let mut command = branch("short", 2, 1, 1500);
-        if let Command::CreateBranch {
-            expires_unix_micros, ..
-        } = &mut command
-        {
-            *expires_unix_micros = Some(until);
-        }
-        apply(&mut state, command).unwrap();
-        make_ready(&mut state, 2);
+        let until = short_branch(&mut state);
         apply(&mut state, detach("short")).unwrap();
         apply(&mut state, detached(2)).unwrap();
         let gone = Command::DeleteBranch {

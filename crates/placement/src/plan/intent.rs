@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, NodeId, ShardIdentity, TenantId, TimelineId};
 
 use crate::command::Command;
 use crate::state::{ClusterIdentity, SafekeeperSet};
@@ -60,6 +60,32 @@ pub enum Action {
         /// The timeline.
         timeline: TimelineId,
     },
+    /// Have a new shard filled with copies of what the one has that it is a part of. Repeated until it is done.
+    FillShard {
+        /// The new shard.
+        shard: PlacedShard,
+        /// What it is a part of.
+        from: ShardIdentity,
+        /// Timelines, parents first.
+        timelines: Vec<TimelineId>,
+    },
+    /// Have shard 0 take nothing any more that no WAL carries: another one is about to take its place.
+    RetireShard {
+        /// The shard.
+        shard: PlacedShard,
+    },
+    /// Have a new shard catch up with the one that it is a part of, and take over its files.
+    TakeOverShard {
+        /// The new shard.
+        shard: PlacedShard,
+        /// What it is a part of.
+        from: ShardIdentity,
+    },
+    /// Have a shard deleted that others have taken the place of.
+    DropShard {
+        /// The shard.
+        shard: PlacedShard,
+    },
     /// A timeline on a safekeeper, without any WAL.
     CreateOnSafekeeper {
         /// The timeline.
@@ -97,19 +123,10 @@ pub enum Action {
 /// A shard with its fencing number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlacedShard {
-    /// Index, below the count.
-    pub index: ShardIndex,
-    /// Number of shards of the tenant.
-    pub count: u8,
+    /// Which.
+    pub shard: ShardIdentity,
     /// Fencing number of its owner.
     pub generation: Generation,
-}
-
-impl PlacedShard {
-    /// Index and count as the shared type, which a planned call always satisfies.
-    pub fn identity(&self) -> Option<ShardIdentity> {
-        ShardIdentity::new(self.index, lakebed_types::ShardCount::new(self.count)?)
-    }
 }
 
 /// What a pageserver has to know about a timeline.

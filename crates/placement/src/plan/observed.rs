@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lakebed_types::{Generation, NodeId, ShardIndex, TenantId, TimelineId};
+use lakebed_types::{Generation, NodeId, ShardIdentity, TenantId, TimelineId};
 
-use super::intent::{Action, Call, Kept, TimelineSpec};
+use super::intent::{Action, Call, Kept, PlacedShard, TimelineSpec};
 use crate::command::Command;
 use crate::state::{ShardPlacement, State};
 
 /// What nodes confirmed since this controller took charge. Not durable, and never needed for safety.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    pub(super) attached: BTreeMap<(TenantId, ShardIndex), Attached>,
+    pub(super) attached: BTreeMap<(TenantId, ShardIdentity), Attached>,
+    /// Steps of a split that owners have taken.
+    pub(super) split: BTreeSet<(TenantId, SplitStep, PlacedShard, NodeId)>,
     pub(super) deleted: BTreeSet<(TimelineId, Place)>,
     /// Shards that read nothing from a timeline's parent any more. Durable there, so a later owner has it too.
-    pub(super) detached: BTreeSet<(TimelineId, ShardIndex)>,
+    pub(super) detached: BTreeSet<(TimelineId, ShardIdentity)>,
     /// The generation of its members that a safekeeper was told last.
     pub(super) told: BTreeMap<(TimelineId, NodeId), Generation>,
 }
@@ -46,7 +48,15 @@ impl From<&TimelineSpec> for Told {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Safekeeper(NodeId),
-    Shard(ShardIndex),
+    Shard(ShardIdentity),
+}
+
+/// What an owner does in a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SplitStep {
+    Filled,
+    Retired,
+    TookOver,
 }
 
 impl Observed {
@@ -61,10 +71,10 @@ impl Observed {
                     generation: shard.generation,
                     timelines,
                 };
-                self.attached.insert((tenant, shard.index), attached);
+                self.attached.insert((tenant, shard.shard), attached);
             }
             Action::CreateOnShard { shard, timeline } => {
-                if let Some(attached) = self.attached.get_mut(&(tenant, shard.index))
+                if let Some(attached) = self.attached.get_mut(&(tenant, shard.shard))
                     && attached.node == call.node
                     && attached.generation == shard.generation
                 {
@@ -72,10 +82,17 @@ impl Observed {
                 }
             }
             Action::DeleteOnShard { shard, timeline } => {
-                self.deleted.insert((*timeline, Place::Shard(shard.index)));
+                self.deleted.insert((*timeline, Place::Shard(shard.shard)));
             }
             Action::DetachOnShard { shard, timeline } => {
-                self.detached.insert((*timeline, shard.index));
+                self.detached.insert((*timeline, shard.shard));
+            }
+            Action::FillShard { shard, .. } => self.stepped(call, SplitStep::Filled, shard),
+            Action::RetireShard { shard } => self.stepped(call, SplitStep::Retired, shard),
+            Action::TakeOverShard { shard, .. } => self.stepped(call, SplitStep::TookOver, shard),
+            Action::DropShard { shard } => {
+                let shard = shard.shard;
+                return Some(Command::ShardDropped { tenant, shard });
             }
             Action::TellSafekeeper {
                 timeline,
@@ -110,6 +127,22 @@ impl Observed {
         None
     }
 
+    fn stepped(&mut self, call: &Call, step: SplitStep, shard: &PlacedShard) {
+        self.split.insert((call.tenant, step, *shard, call.node));
+    }
+
+    /// Whether a shard's owner has taken a step of a split, at its present generation.
+    pub(super) fn has_stepped(
+        &self,
+        tenant: TenantId,
+        step: SplitStep,
+        (shard, placed): (ShardIdentity, &ShardPlacement),
+    ) -> bool {
+        let generation = placed.generation;
+        let shard = PlacedShard { shard, generation };
+        self.split.contains(&(tenant, step, shard, placed.node))
+    }
+
     /// Forgets what belongs to tenants and timelines that no longer exist, and to steps that are over.
     pub fn prune(&mut self, state: &State) {
         self.attached
@@ -137,20 +170,27 @@ impl Observed {
         };
         self.detached.retain(|(timeline, _)| detaching(timeline));
         self.told.retain(|(timeline, _), _| exists(timeline));
+        let splitting = |id: &TenantId| {
+            state
+                .tenants
+                .get(id)
+                .is_some_and(|tenant| !tenant.split.is_empty())
+        };
+        self.split.retain(|(tenant, ..)| splitting(tenant));
     }
 
     /// Whether a shard's owner confirmed its present generation.
-    pub fn is_attached(&self, tenant: TenantId, index: ShardIndex, placed: &ShardPlacement) -> bool {
-        self.attachment(tenant, index, placed).is_some()
+    pub fn is_attached(&self, tenant: TenantId, shard: ShardIdentity, placed: &ShardPlacement) -> bool {
+        self.attachment(tenant, shard, placed).is_some()
     }
 
     pub(super) fn attachment(
         &self,
         tenant: TenantId,
-        index: ShardIndex,
+        shard: ShardIdentity,
         placed: &ShardPlacement,
     ) -> Option<&Attached> {
-        let attached = self.attached.get(&(tenant, index))?;
+        let attached = self.attached.get(&(tenant, shard))?;
         (attached.node == placed.node && attached.generation == placed.generation).then_some(attached)
     }
 }

@@ -7,6 +7,8 @@ use crate::fixture::{
     self, active, apply, branch, change, detach, finish_import, make_ready, register, settled, tenant_id,
 };
 
+mod split;
+
 /// Short text of an intent, for tables.
 fn text(intent: &Intent) -> String {
     match intent {
@@ -24,21 +26,53 @@ fn text(intent: &Intent) -> String {
                     let ids: Vec<u8> = timelines.iter().map(|t| t.timeline.0[0]).collect();
                     format!(
                         "{node}: attach {}/{}@{} {ids:?}",
-                        shard.index, shard.count, shard.generation
+                        shard.shard.index(),
+                        shard.shard.count().get(),
+                        shard.generation
                     )
                 }
                 Action::CreateOnShard { shard, timeline } => {
                     format!(
                         "{node}: create {} on shard {}",
-                        timeline.timeline.0[0], shard.index
+                        timeline.timeline.0[0],
+                        shard.shard.index()
                     )
                 }
                 Action::DeleteOnShard { shard, timeline } => {
-                    format!("{node}: delete {} on shard {}", timeline.0[0], shard.index)
+                    format!(
+                        "{node}: delete {} on shard {}",
+                        timeline.0[0],
+                        shard.shard.index()
+                    )
                 }
                 Action::DetachOnShard { shard, timeline } => {
-                    format!("{node}: detach {} on shard {}", timeline.0[0], shard.index)
+                    format!(
+                        "{node}: detach {} on shard {}",
+                        timeline.0[0],
+                        shard.shard.index()
+                    )
                 }
+                Action::FillShard {
+                    shard,
+                    from,
+                    timelines,
+                } => {
+                    let ids: Vec<u8> = timelines.iter().map(|t| t.0[0]).collect();
+                    format!(
+                        "{node}: fill {}@{} from {from} {ids:?}",
+                        shard.shard, shard.generation
+                    )
+                }
+                Action::RetireShard { shard } => {
+                    format!("{node}: retire {}@{}", shard.shard, shard.generation)
+                }
+                Action::TakeOverShard { shard, from } => {
+                    format!(
+                        "{node}: take {}@{} over from {from}",
+                        shard.shard, shard.generation
+                    )
+                }
+                Action::DropShard { shard } => format!("{node}: drop {}@{}", shard.shard, shard.generation),
                 Action::CreateOnSafekeeper {
                     timeline, start_lsn, ..
                 } => {

@@ -171,6 +171,7 @@ fn report(node: NodeId, status: &v1::SafekeeperTimelineStatus) -> Report {
             shard: (number(shard.shard_count)?, number(shard.shard_index)?),
             generation: Generation(shard.generation),
             remote_consistent: Lsn(shard.remote_consistent_lsn),
+            fed: shard.fed,
         })
     });
     Report {

@@ -40,6 +40,8 @@ pub struct ShardReport {
     pub generation: Generation,
     /// Everything below is in layers in object storage.
     pub remote_consistent: Lsn,
+    /// This member feeds it now.
+    pub fed: bool,
 }
 
 /// Who uploads: of the working members that are not more than `slack_bytes` behind, the one that this timeline's draw
@@ -145,6 +147,9 @@ pub fn expired(
 
 /// What every shard has in layers. `None` until every member has reported (one that is silent may know of a newer
 /// owner of a shard), and every shard of every count that is being fed has told.
+///
+/// A tenant that is split has shards of two counts for a while, and then those of one are not there any more: which ones, is
+/// known when all shards of the other are being fed, and none of them.
 pub fn consumed(members: &BTreeSet<NodeId>, reports: &[Report]) -> Option<Lsn> {
     let silent = |member: &NodeId| !reports.iter().any(|report| report.node == *member);
     if members.iter().any(silent) {
@@ -153,18 +158,31 @@ pub fn consumed(members: &BTreeSet<NodeId>, reports: &[Report]) -> Option<Lsn> {
     let mut newest: BTreeMap<(u8, u8), ShardReport> = BTreeMap::new();
     for told in reports.iter().flat_map(|report| &report.shards) {
         let entry = newest.entry(told.shard).or_insert(*told);
+        let fed = entry.fed || told.fed;
         if (told.generation, told.remote_consistent) > (entry.generation, entry.remote_consistent) {
             *entry = *told;
         }
+        entry.fed = fed;
     }
-    let mut told: BTreeMap<u8, u8> = BTreeMap::new();
-    for (count, _) in newest.keys() {
-        *told.entry(*count).or_default() += 1;
+    let mut counts: BTreeMap<u8, Vec<ShardReport>> = BTreeMap::new();
+    for ((count, _), shard) in newest {
+        counts.entry(count).or_default().push(shard);
     }
-    if told.iter().any(|(count, told)| told < count) {
+    let complete = |count: u8, told: &[ShardReport]| told.len() == usize::from(count);
+    let runs = |(count, told): (&u8, &Vec<ShardReport>)| {
+        complete(*count, told) && told.iter().all(|shard| shard.fed)
+    };
+    if counts.iter().any(runs) {
+        counts.retain(|_, told| told.iter().any(|shard| shard.fed));
+    }
+    if counts.iter().any(|(count, told)| !complete(*count, told)) {
         return None;
     }
-    newest.values().map(|shard| shard.remote_consistent).min()
+    counts
+        .values()
+        .flatten()
+        .map(|shard| shard.remote_consistent)
+        .min()
 }
 
 /// The number of the segment file that a member keeps first: it keeps `keep` of them before the one that holds commit.

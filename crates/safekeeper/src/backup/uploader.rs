@@ -264,6 +264,7 @@ impl Look<'_> {
                     shard,
                     generation: progress.generation,
                     remote_consistent: progress.remote_consistent,
+                    fed: self.timeline.shards.is_fed(shard),
                 })
                 .collect(),
         };
