@@ -116,6 +116,22 @@ fn default_local_wal_bytes() -> usize {
 }
 
 impl ComputeConfig {
+    /// Whether Postgres can be started in the directory: the dynamic linker takes the list of libraries to preload apart at spaces
+    /// and colons, and would start Postgres without ours; Postgres takes its list of socket directories apart at commas.
+    ///
+    /// # Errors
+    /// It cannot; the text names the directory.
+    pub fn check_directory(&self) -> anyhow::Result<()> {
+        let text = self.dir.to_string_lossy();
+        match separator(&text) {
+            None => Ok(()),
+            Some(c) => anyhow::bail!(
+                "a compute cannot run in {text:?}: {c:?} in its path separates one path from the next in lists that Postgres and \
+                 the dynamic linker are given; choose another directory"
+            ),
+        }
+    }
+
     /// What its proposer is told.
     pub fn proposer(&self) -> ProposerConfig {
         ProposerConfig {
@@ -143,5 +159,29 @@ impl ComputeConfig {
     /// The log of Postgres.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("postgres.log")
+    }
+}
+
+/// The first character that ends a path in a list of paths.
+fn separator(path: &str) -> Option<char> {
+    let separates = |c: &char| c.is_whitespace() || matches!(c, ':' | ',' | '"');
+    path.chars().find(separates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_must_not_come_apart_in_a_list() {
+        for (path, expected) in [
+            ("/var/lib/lakebed/compute-1", None),
+            ("/home/a b/compute", Some(' ')),
+            ("/srv/c:1", Some(':')),
+            ("/srv/a,b", Some(',')),
+            ("/srv/\"c\"", Some('"')),
+        ] {
+            assert_eq!(separator(path), expected, "{path}");
+        }
     }
 }

@@ -108,6 +108,7 @@ impl Sidecar {
         placement: Placement,
         members: Members,
     ) -> anyhow::Result<Sidecar> {
+        config.check_directory()?;
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let sidecar = boot(config, branch, (placement, members), stop).await?;

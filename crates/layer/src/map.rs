@@ -245,6 +245,11 @@ impl LayerMap {
         self
     }
 
+    /// Whether it began as that of a shard that was split off.
+    pub fn is_of_split(&self) -> bool {
+        self.copied.is_some()
+    }
+
     /// Layers of pages that were copied when the shard was split, and may have pages of others.
     pub fn copies(&self) -> impl Iterator<Item = &LayerDesc> {
         self.layers()

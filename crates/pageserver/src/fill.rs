@@ -29,7 +29,7 @@ use lakebed_types::{Generation, Lsn, TimelineId};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{self, Entry};
-use crate::manifest::{FORMAT, Gone, Manifest, ManifestError, Place, Version};
+use crate::manifest::{FORMAT, Gone, Manifest, ManifestError, Parent, Place, Version};
 use crate::timeline::TimelineError;
 
 /// Copies under way at a time.
@@ -203,32 +203,45 @@ fn first_manifest(source: Manifest, have: impl Iterator<Item = LayerId>, version
     }
 }
 
-/// What a shard 0 that was retired has of files, in layers that are not `known`: of each path the newest version. And up to
-/// which LSN its manifest goes. `None`: it is not stored there.
+/// Files by path: the LSN of the newest version and its content.
+pub type NewestFiles = BTreeMap<String, (Lsn, Option<Bytes>)>;
+
+/// What a timeline's manifest says of where it is and where it hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Everything up to here is in its layers.
+    pub upto: Lsn,
+    /// Its parent.
+    pub parent: Option<Parent>,
+}
+
+/// Adds what a timeline of a shard 0 that was retired has of files up to `limit`, in layers that are not `known`: of each path
+/// the newest version. `None`: it is not stored there.
 ///
 /// # Errors
 /// See [`TimelineError`].
 pub async fn newest_files(
     store: &BlobStore,
     from: &Place,
+    limit: Lsn,
     known: impl Fn(LayerId) -> bool,
-) -> Result<Option<(Lsn, NewestFiles)>, TimelineError> {
+    files: &mut NewestFiles,
+) -> Result<Option<Stored>, TimelineError> {
     let Some(manifest) = from.latest(Generation(u64::MAX)).await? else {
         return Ok(None);
     };
-    let mut files = NewestFiles::new();
     for id in manifest.map.catalogue().iter().filter(|id| !known(**id)) {
         let bytes = store.get(&format!("{}/{id}", layers(from))).await?;
         let length = bytes.len() as u64;
         let sections = LayerReader::open(bytes, *id, length)?.sections()?;
         for (lsn, entry) in catalogue::from_sections(sections)? {
-            if let Entry::File(path, content) = entry {
+            if let (Entry::File(path, content), true) = (entry, lsn <= limit) {
                 files.insert(path, (lsn, content));
             }
         }
     }
-    Ok(Some((manifest.disk_consistent, files)))
+    Ok(Some(Stored {
+        upto: manifest.disk_consistent,
+        parent: manifest.parent,
+    }))
 }
-
-/// Files by path: the LSN of the newest version and its content.
-pub type NewestFiles = BTreeMap<String, (Lsn, Option<Bytes>)>;

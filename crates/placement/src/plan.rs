@@ -80,13 +80,16 @@ impl Planner<'_> {
         for (shard, placed) in self.tenant.shards_in_force() {
             self.attach(shard, &placed, &specs);
         }
+        // Nobody who reads there takes a lease before they are in force: until then nothing may be given up.
+        let mut to_be = specs;
+        to_be.iter_mut().for_each(|spec| spec.kept = Kept::default());
         let (mut there, mut any) = (true, false);
         for (shard, placed) in self.tenant.shards_to_be() {
             any = true;
             let of = (shard, &placed);
             there &= match self.observed.has_stepped(self.id, SplitStep::Filled, of) {
-                true => self.attach(shard, &placed, &specs),
-                false => self.fill(of, &specs),
+                true => self.attach(shard, &placed, &to_be),
+                false => self.fill(of, &to_be),
             };
         }
         if any && there {

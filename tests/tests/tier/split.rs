@@ -183,3 +183,46 @@ fn a_tenant_in_use_gets_more_shards() {
     let store = format!("file://{}", tier.home().join("objects").display());
     lakebed(&["scrub", "--deep", &store]);
 }
+
+#[test]
+fn what_is_done_while_a_split_waits_is_in_the_new_shards() {
+    let mut tier = Tier::start(&Shape::default());
+    let main = tier.compute("main", "main");
+    main.sql(&["create table kept as select n, n::text as filler from generate_series(1, 1000) as n"]);
+    tier.client(&["branch", "create", "early"]);
+    // Old shards are on one node, and new ones on that and on one which is away.
+    tier.client(&["tenant", "move-shard", "test", "1", "101"]);
+    let has = |tier: &Tier, shard: &str, timelines: usize| {
+        let status = tier.status("pageserver-1");
+        let all = status["timelines"].as_array().expect("timelines");
+        all.iter().filter(|one| one["shard"] == shard).count() == timelines
+    };
+    wait_until("both shards on one node", || has(&tier, "1of2", 2));
+    tier.kill_role("pageserver-2");
+    tier.client(&["tenant", "split", "test", "4", "--no-wait"]);
+    wait_until("the new shard 0", || has(&tier, "0of4", 2));
+    // From here on it is another shard that takes this, and a branch has it from its parent.
+    main.sql(&[
+        "alter system set work_mem = '7MB'",
+        "update kept set filler = 'later' where n = 7",
+    ]);
+    tier.client(&["branch", "create", "late"]);
+    main.sql(&["update kept set filler = 'last' where n = 7"]);
+    tier.client(&["branch", "delete", "early"]);
+    wait_until(
+        "the new branch on the new shard, and the deleted one gone",
+        || has(&tier, "0of4", 2) && has(&tier, "0of2", 2),
+    );
+    assert_eq!(tenant(&tier)["split_into"], 4);
+    main.stop();
+    tier.start_role("pageserver-2");
+    tier.client(&["tenant", "split", "test", "4"]);
+    wait_until("the former shards gone", || tenant(&tier)["former_shards"] == 0);
+    check_stored(&tier, 4);
+    for (branch, filler) in [("main", "last"), ("late", "later")] {
+        let compute = tier.compute(branch, &format!("{branch}-again"));
+        assert_eq!(compute.sql(&["select filler from kept where n = 7"]), filler);
+        assert_eq!(compute.sql(&["show work_mem"]), "7MB", "{branch}");
+        compute.stop();
+    }
+}

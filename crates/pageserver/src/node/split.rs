@@ -17,15 +17,15 @@ use std::time::{Duration, Instant};
 
 use lakebed_blobstore::paths;
 use lakebed_layer::LayerId;
-use lakebed_types::{Generation, TimelineId};
+use lakebed_types::{Generation, Lsn, TimelineId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, NodeError, Running, Shard, ShardKey, owned, wait_for};
 use crate::deletion;
-use crate::fill::{self, FillError, Progress};
-use crate::manifest::Place;
-use crate::timeline::TimelineError;
+use crate::fill::{self, FillError, NewestFiles, Progress, Stored};
+use crate::manifest::{Parent, Place};
+use crate::timeline::{Timeline, TimelineError};
 
 /// How long a new shard may take to catch up, before the controllers ask again.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -163,19 +163,14 @@ impl Node {
             return Ok(());
         }
         for timeline in timelines {
-            let place = Place::new(&self.store, from.0, from.1, timeline.identity.timeline);
-            let copied = timeline.layer_map();
-            let known = |id: LayerId| copied.get(id).is_some();
-            let files = match key.1.keeps_catalogue() {
-                true => fill::newest_files(&self.store, &place, known).await?,
-                false => {
-                    let manifest = place.latest(Generation(u64::MAX)).await;
-                    let manifest = manifest.map_err(TimelineError::from)?;
-                    manifest.map(|manifest| (manifest.disk_consistent, Default::default()))
-                }
-            };
+            let mut files = NewestFiles::new();
+            let stored = self
+                .stored_files((key, from), &timeline, Lsn::MAX, &mut files)
+                .await?;
             // A branch that was made since may not be stored there yet; it begins like its parent, on both.
-            let Some((upto, files)) = files else { continue };
+            let Some(Stored { upto, .. }) = stored else {
+                continue;
+            };
             wait_for(&timeline, upto, CATCH_UP).await?;
             let adopted = timeline
                 .adopt(files)
@@ -184,6 +179,39 @@ impl Node {
             tracing::info!(tenant = %key.0, shard = %key.1, timeline = %timeline.identity.timeline, upto = %upto, adopted, "a new shard has caught up");
         }
         self.with_shards(|shards| owned(shards, key, generation).map(|shard| shard.took_over = true))
+    }
+
+    /// What the old shard has stored of a timeline, and the files of it that the new shard does not have: those of its ancestors
+    /// too, since a branch that was made meanwhile began on each shard with what its parent had there.
+    async fn stored_files(
+        &self,
+        (key, from): (ShardKey, ShardKey),
+        timeline: &Timeline,
+        limit: Lsn,
+        files: &mut NewestFiles,
+    ) -> Result<Option<Stored>, NodeError> {
+        let place = Place::new(&self.store, from.0, from.1, timeline.identity.timeline);
+        if !key.1.keeps_catalogue() {
+            let manifest = place.latest(Generation(u64::MAX)).await;
+            let manifest = manifest.map_err(TimelineError::from)?;
+            return Ok(manifest.map(|manifest| Stored {
+                upto: manifest.disk_consistent,
+                parent: None,
+            }));
+        }
+        let copied = timeline.layer_map();
+        let known = |id: LayerId| copied.get(id).is_some();
+        let mut own = NewestFiles::new();
+        let stored = fill::newest_files(&self.store, &place, limit, known, &mut own).await?;
+        if let Some(Parent { timeline, lsn }) = stored.and_then(|stored| stored.parent)
+            && let Ok(parent) = self.timeline(key.0, key.1, timeline)
+        {
+            let ancestors = self.stored_files((key, from), &parent, lsn.min(limit), files);
+            Box::pin(ancestors).await?;
+        }
+        // What is its own is newer.
+        files.extend(own);
+        Ok(stored)
     }
 
     /// Gives a shard up for ever, with everything that object storage has of it: others have taken its place, or it was not to

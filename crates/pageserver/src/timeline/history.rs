@@ -15,6 +15,9 @@
 //! A read asks before it begins, and once more when it has collected its values: so whatever a merge gave up in between, no
 //! page is ever built of less than it needs. Leases end by this process's own monotonic clock. After a start the
 //! horizon does not rise and no lease ends before a whole lease's time is over, so that everybody who held one can renew it.
+//!
+//! A shard that is split off is not asked for leases before it is in force. Until then the controllers allow it nothing, and what
+//! is kept below its horizon stays; when they begin to, there is a lease's time once more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -124,7 +127,9 @@ impl History {
             return;
         }
         self.quiet_until = None;
-        self.leases.retain(|_, until| *until > now);
+        let (allowed, horizon) = (self.allowed.horizon, self.horizon);
+        self.leases
+            .retain(|(lsn, _), until| *until > now || is_held(*lsn, horizon, allowed));
         let there = |branch: &TimelineId| self.branches.contains_key(branch);
         if self.allowed.branches.iter().all(there) {
             // Not beyond what is stored: then a page's newest version is always in the window.
@@ -134,9 +139,11 @@ impl History {
 
     /// When [`History::advance`] may do something that it did not do before.
     fn next_change(&self) -> Option<Instant> {
+        let ends = self.leases.iter();
+        let ends = ends.filter(|((lsn, _), _)| !is_held(*lsn, self.horizon, self.allowed.horizon));
         self.quiet_until
             .into_iter()
-            .chain(self.leases.values().copied())
+            .chain(ends.map(|(_, until)| *until))
             .min()
     }
 
@@ -156,6 +163,11 @@ impl History {
         let singles = singles.chain(self.leases.keys().map(|(lsn, _)| *lsn));
         ReadPoints::new(singles.map(|lsn| (lsn, lsn)).chain([(horizon, Lsn::MAX)]))
     }
+}
+
+/// Whether a lease stays although its time is over: the controllers allow nothing yet, and what it keeps would be gone.
+fn is_held(lsn: Lsn, horizon: Lsn, allowed: Lsn) -> bool {
+    !allowed.is_valid() && lsn < horizon
 }
 
 /// What is kept, and the LSNs of databases that were copied as far as the copies are read there: a page of a copy begins as
@@ -235,8 +247,13 @@ impl Timeline {
 
     /// Tells how far the horizon may rise.
     pub fn allow(&self, kept: Kept) {
+        let comes_into_force = self.read(|state| state.layers.map.is_of_split());
+        let quiet_until = Instant::now() + self.thresholds.lease;
         let changed = self.history_mut(|history| {
             let changed = history.allowed != kept;
+            if comes_into_force && !history.allowed.horizon.is_valid() {
+                history.quiet_until = history.quiet_until.max(Some(quiet_until));
+            }
             history.allowed = kept;
             changed
         });
@@ -429,6 +446,25 @@ mod tests {
         history.grant(Lsn(60), "b", now + LEASE * 2).unwrap();
         history.advance(now + LEASE, Lsn(90));
         assert_eq!(readable(&history), [60, 80, 90]);
+    }
+
+    #[test]
+    fn what_is_leased_stays_until_something_is_allowed() {
+        let now = Instant::now();
+        let lease = |lsn| KeptLease {
+            lsn: Lsn(lsn),
+            holder: "a".to_owned(),
+        };
+        let mut history = History::restored(Lsn(50), BTreeMap::new(), vec![lease(20)], now + LEASE);
+        history.grant(Lsn(60), "b", now + LEASE).unwrap();
+        assert_eq!(history.next_change(), Some(now + LEASE));
+        history.advance(now + LEASE, Lsn(90));
+        // Nothing of the other one is given up, whether it is leased or not.
+        assert_eq!(readable(&history), [20, 50, 60, 70, 80, 90]);
+        assert_eq!((history.leases.len(), history.next_change()), (1, None));
+        history.allowed = allowed(70, &[]);
+        history.advance(now + LEASE, Lsn(90));
+        assert_eq!(readable(&history), [70, 80, 90]);
     }
 
     #[test]

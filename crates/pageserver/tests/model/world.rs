@@ -13,7 +13,7 @@ use lakebed_layer::{ImagePolicy, PlanPolicy, ValueKind};
 use lakebed_pageserver::ingest::Ingestor;
 use lakebed_pageserver::manifest::{self, Cluster, Place};
 use lakebed_pageserver::timeline::history::Kept;
-use lakebed_pageserver::timeline::{Changes, Identity, Storage, Thresholds, Timeline};
+use lakebed_pageserver::timeline::{Changes, Identity, Storage, Thresholds, Timeline, TimelineError};
 use lakebed_pageserver::{deletion, fill};
 use lakebed_types::{Generation, Lsn, PageKey, ShardCount, ShardIdentity, TenantId, TimelineId};
 use lakebed_wal::record::DecodedRecord;
@@ -282,8 +282,13 @@ impl World {
     }
 
     pub async fn compact(&mut self, at: usize) -> Result<(), Violation> {
-        let timeline = self.branches[at].timeline.clone();
-        // A merge that meets damage has it repaired and is given up; the task begins another.
+        let done = self.compacted(&self.branches[at].timeline).await;
+        self.hear_of_detachment(at);
+        self.judge("compaction", done).map(drop)
+    }
+
+    /// A merge that meets damage has it repaired and is given up; the task begins another.
+    async fn compacted(&self, timeline: &Arc<Timeline>) -> Result<(), TimelineError> {
         let mut done = timeline.compact().await;
         for _ in 0..8 {
             if done.is_ok() || self.excuse() {
@@ -291,8 +296,7 @@ impl World {
             }
             done = timeline.compact().await;
         }
-        self.hear_of_detachment(at);
-        self.judge("compaction", done).map(drop)
+        done.map(drop)
     }
 
     /// A branch is to hang on its parent no more; from now on compaction sees to it.
@@ -681,7 +685,7 @@ impl World {
             let timeline = self.branches[at].timeline.clone();
             self.ingest(at).await?;
             self.judge("flush", timeline.flush().await)?;
-            self.judge("compaction", timeline.compact().await)?;
+            self.judge("compaction", self.compacted(&timeline).await)?;
             self.judge("sweep", timeline.sweep().await)?;
             let filled = fill::fill(&self.store, (&from, &to), own, &progress, &stop).await;
             match self.judge("fill", filled)? {

@@ -160,3 +160,46 @@ fn in_a_split_both_sets_of_shards_are_told_of_what_happens_to_timelines() {
         );
     }
 }
+
+#[test]
+fn what_is_to_be_split_off_gives_nothing_up_before_it_is_in_force() {
+    let (mut state, mut observed) = (active(), Observed::default());
+    let raise = Command::RaiseHorizon {
+        tenant: tenant_id(1),
+        timeline: fixture::timeline_id(1),
+        horizon: crate::Horizon {
+            lsn: Lsn(1500),
+            unix_micros: 1,
+        },
+    };
+    apply(&mut state, raise).unwrap();
+    settle(&mut state, &mut observed, &[]);
+    apply(&mut state, split(&[11, 12, 11, 12])).unwrap();
+    let mut told = Vec::new();
+    loop {
+        let intents = plan(&state, &observed);
+        if intents.is_empty() {
+            break;
+        }
+        for intent in intents {
+            let in_force = state.tenants[&tenant_id(1)].split.is_empty();
+            match intent {
+                Intent::Call(call) => {
+                    let timelines = match &call.action {
+                        Action::AttachShard { timelines, .. } => timelines.clone(),
+                        Action::CreateOnShard { timeline, .. } => vec![timeline.clone()],
+                        _ => Vec::new(),
+                    };
+                    let kept = timelines.iter().map(|spec| (in_force, spec.kept.horizon.0));
+                    told.extend(kept);
+                    if let Some(command) = observed.done(&call) {
+                        apply(&mut state, command).unwrap();
+                    }
+                }
+                Intent::Propose(command) => drop(apply(&mut state, command)),
+            }
+        }
+    }
+    let (before, after): (Vec<_>, Vec<_>) = ([(false, 0); 4].into(), [(true, 1500); 4].into());
+    assert_eq!(told, [before, after].concat());
+}
