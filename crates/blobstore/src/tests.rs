@@ -21,7 +21,14 @@ async fn keeps_its_word(store: BlobStore) {
     let found: Vec<_> = listed.iter().map(|o| (o.path.as_str(), o.bytes)).collect();
     assert_eq!(found, [("a/b/1", 3), ("a/b/2", 3)]);
     assert!(listed.iter().all(|object| object.written_unix_s > 1_500_000_000));
+    for _ in 0..2 {
+        store.copy("a/b/1", "c/1").await.unwrap();
+    }
+    let missing = store.copy("a/b/3", "c/3").await;
+    assert!(matches!(missing, Err(BlobError::NotFound(_))), "{missing:?}");
     store.delete("a/b/1").await.unwrap();
+    // It is none of the other's business.
+    assert_eq!(store.get("c/1").await.unwrap(), "one");
     let names = ["a/b/1", "a/b/2", "never"].map(str::to_owned);
     store.delete_all(names.to_vec()).await.unwrap();
     assert!(matches!(store.get("a/b/1").await, Err(BlobError::NotFound(_))));

@@ -47,6 +47,13 @@ async fn every_operation_works() {
     // The prefix of another address sees nothing of it.
     let other = open(&server().address, "operation", LIMITS);
     assert_eq!(other.list("").await.unwrap(), [""; 0]);
+    // Twice: the second time it is there.
+    for _ in 0..2 {
+        store.copy("a/2", "b/2").await.unwrap();
+    }
+    assert_eq!(store.get("b/2").await.unwrap(), "0123456789");
+    let missing = store.copy("a/3", "b/3").await;
+    assert!(matches!(missing, Err(BlobError::NotFound(_))), "{missing:?}");
     store.delete("a/1").await.unwrap();
     store.delete("a/1").await.unwrap();
     assert_eq!(store.list("a").await.unwrap(), ["a/2"]);
