@@ -252,6 +252,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "level0_layers": sizes.level0,
                 "history_layers": sizes.history,
                 "partitions": sizes.partitions,
+                "copied_layers": sizes.copies,
                 "stopped": timeline.stopped(),
             })
         })

@@ -26,6 +26,7 @@ use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::format::LayerReader;
 use lakebed_layer::{LayerDesc, LayerId};
 use lakebed_types::{Generation, Lsn, TimelineId};
+use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalogue::{self, Entry};
@@ -40,6 +41,8 @@ const FEW: usize = 16;
 /// How far it is; counts over all timelines of the shard.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// Layers that were copied by this, for a metric.
+    pub copied: Counter,
     /// Layers that are copied.
     pub done: AtomicU64,
     /// Layers that are known to be needed.
@@ -184,6 +187,7 @@ async fn copy(
     let copied = store.copy(&object(from), &object(to)).await;
     copied.map_err(|error| (id, error))?;
     progress.done.fetch_add(1, Ordering::Relaxed);
+    progress.copied.inc();
     Ok(())
 }
 

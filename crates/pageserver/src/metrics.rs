@@ -73,6 +73,10 @@ pub struct Metrics {
     pub layer_bytes: Gauge,
     /// See above.
     pub history_bytes: Gauge,
+    /// Layers from before a split that are still to be rewritten.
+    pub copied_layers: Gauge,
+    /// Layers copied for new shards.
+    pub layers_copied: Counter,
     /// LSNs that somebody may read as long as the lease is renewed.
     pub leases: Gauge,
 }
@@ -106,6 +110,8 @@ impl Metrics {
             pages_not_kept: Counter::default(),
             layer_bytes: Gauge::default(),
             history_bytes: Gauge::default(),
+            copied_layers: Gauge::default(),
+            layers_copied: Counter::default(),
             leases: Gauge::default(),
         };
         let m = &metrics;
@@ -197,6 +203,11 @@ impl Metrics {
             ("layer_bytes", "Bytes of all layers", &m.layer_bytes),
             ("history_bytes", "Bytes of layers of history", &m.history_bytes),
             (
+                "copied_layers",
+                "Layers from before a split that are still to be rewritten without the pages of other shards",
+                &m.copied_layers,
+            ),
+            (
                 "leases",
                 "LSNs that are kept for who renews their lease",
                 &m.leases,
@@ -205,6 +216,11 @@ impl Metrics {
         for (name, help, gauge) in history {
             registry.register(format!("pageserver_{name}"), help, gauge.clone());
         }
+        registry.register(
+            "pageserver_layers_copied",
+            "Layers copied in object storage for shards that are split off",
+            m.layers_copied.clone(),
+        );
         registry.register("pageserver_records", "WAL records ingested", m.records.clone());
         registry.register(
             "pageserver_feed_errors",
@@ -241,6 +257,8 @@ impl Metrics {
             &self.history_bytes,
             sizes().map(|sizes| sizes.history_bytes).sum(),
         );
+        let copies = sizes().map(|sizes| sizes.copies as u64);
+        set(&self.copied_layers, copies.sum());
         let leases = timelines
             .iter()
             .map(|timeline| timeline.kept_history().leases.len() as u64);

@@ -268,6 +268,8 @@ pub struct Sizes {
     pub history_bytes: u64,
     /// Partitions.
     pub partitions: usize,
+    /// Layers that were copied when the shard was split off, and are still to be rewritten without what is another shard's.
+    pub copies: usize,
 }
 
 /// Changes of one or more records, to be published together.
@@ -623,6 +625,7 @@ impl Timeline {
                     .map(|desc| desc.bytes)
                     .sum(),
                 partitions: map.partitions().count(),
+                copies: map.copies().count(),
             }
         })
     }

@@ -155,6 +155,18 @@ fn a_tenant_in_use_gets_more_shards() {
     check_stored(&tier, 8);
     same(&tier, &databases, &known, "after the second split");
 
+    let copies = |name: &String| {
+        let status = tier.status(name);
+        let all = status["timelines"].as_array().expect("timelines").clone();
+        all.iter()
+            .map(|one| one["copied_layers"].as_u64().expect("a number"))
+            .sum::<u64>()
+    };
+    wait_until("nothing left that is another shard's", || {
+        tier.names("pageserver").iter().map(copies).sum::<u64>() == 0
+    });
+    same(&tier, &databases, &known, "when copies were rewritten");
+
     // All on one node.
     let owners = tenant(&tier)["pageservers"].clone();
     let owners: Vec<u64> = serde_json::from_value(owners).expect("numbers of pageservers");

@@ -84,7 +84,11 @@ impl Node {
             });
         }
         let (tell, outcome) = watch::channel(None);
-        let (progress, stop) = (Arc::new(Progress::default()), self.shutdown.child_token());
+        let progress = Arc::new(Progress {
+            copied: self.metrics.layers_copied.clone(),
+            ..Progress::default()
+        });
+        let stop = self.shutdown.child_token();
         let (node, counts, ended) = (self.clone(), progress.clone(), stop.clone());
         self.tasks.spawn(async move {
             let fill = async {

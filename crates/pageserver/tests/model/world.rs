@@ -691,18 +691,27 @@ impl World {
             match self.judge("fill", filled)? {
                 Some(true) => {}
                 Some(false) => return Err(format!("{} is not there to be copied", from.directory())),
-                None => return Ok(()),
+                // It is called off.
+                None => {
+                    self.drop_shard(new).await;
+                    return Ok(());
+                }
             }
             self.ingest(at).await?;
         }
         self.shard = new;
         drop(self.take_over(true).await?);
         self.splits += 1;
-        let left = self.faulty.inner.list(Some(&paths::shard(TENANT, old).into()));
+        self.drop_shard(old).await;
+        Ok(())
+    }
+
+    /// Nothing is left of a shard.
+    async fn drop_shard(&self, shard: ShardIdentity) {
+        let left = self.faulty.inner.list(Some(&paths::shard(TENANT, shard).into()));
         for object in futures::StreamExt::collect::<Vec<_>>(left).await {
             self.faulty.inner.delete(&object.unwrap().location).await.unwrap();
         }
-        Ok(())
     }
 
     /// Reads some pages, or all, where they must be readable.
