@@ -48,6 +48,12 @@ pub enum StreamError {
         /// Bytes left as the record's length tells.
         expected: u32,
     },
+    /// A position that was given as a record's start and is none: they are multiples of 8.
+    #[error("no record begins at {lsn}: records begin at multiples of 8")]
+    Unaligned {
+        /// The position.
+        lsn: Lsn,
+    },
     /// `xl_tot_len` is shorter than a header or longer than any record.
     #[error("record at {lsn}: a length of {length} bytes is impossible")]
     Length {
@@ -276,6 +282,10 @@ impl WalDecoder {
                 let Some(&[a, b, c, d]) = self.available().get(..4) else {
                     return Ok(None);
                 };
+                if here < 4 {
+                    let lsn = self.cursor;
+                    return Err(StreamError::Unaligned { lsn });
+                }
                 let length = u32::from_le_bytes([a, b, c, d]);
                 if length == 0 {
                     return Ok(None);

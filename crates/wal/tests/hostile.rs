@@ -239,3 +239,18 @@ fn a_record_that_fills_its_page_needs_no_byte_of_the_next() {
         }
     }
 }
+
+#[test]
+fn a_start_across_whose_page_a_length_would_lie_is_refused() {
+    for back in 1..4 {
+        let start = Lsn(START.0 + 8192 - back);
+        let mut decoder = WalDecoder::new(FORMAT, start, Lsn(0));
+        // A believable length, however little of it was before the page's end.
+        decoder.feed(&64u32.to_le_bytes().repeat(4096));
+        let found = decoder.next_raw();
+        assert!(
+            matches!(found, Err(StreamError::Unaligned { lsn }) if lsn == start),
+            "{found:?}"
+        );
+    }
+}
