@@ -92,7 +92,7 @@ pub enum Edit {
     Flush(Vec<LayerDesc>),
     /// A partition's beginning was merged; see [`Merged`].
     Merge(Box<Merged>),
-    /// Catalogue layers, the oldest ones, became one.
+    /// Catalogue layers that follow each other became one.
     Catalogue {
         /// Those.
         replaced: Vec<LayerId>,
@@ -367,11 +367,12 @@ impl LayerMap {
     }
 
     fn merge_catalogue(&mut self, replaced: &[LayerId], with: &LayerDesc) -> Result<(), MapError> {
-        if !self.catalogue.starts_with(replaced) {
+        let at = self.catalogue.iter().position(|id| Some(id) == replaced.first());
+        let Some(at) = at.filter(|at| self.catalogue[*at..].starts_with(replaced)) else {
             return Err(MapError::Misplaced(with.id));
-        }
+        };
         let id = self.insert(with, LayerKind::Catalogue)?;
-        self.catalogue.splice(..replaced.len(), [id]);
+        self.catalogue.splice(at..at + replaced.len(), [id]);
         Ok(())
     }
 

@@ -171,7 +171,14 @@ fn sections_are_kept_whatever_becomes_of_pages() {
         replaced: replaced.iter().copied().map(id).collect(),
         with,
     };
-    assert_eq!(map.apply(&edit(&[2])), Err(MapError::Misplaced(id(9))));
+    for strange in [&[1, 3][..], &[4], &[3, 4], &[]] {
+        assert_eq!(map.apply(&edit(strange)), Err(MapError::Misplaced(id(9))));
+    }
+    let (last, gone) = map.apply(&edit(&[2, 3])).unwrap();
+    assert_eq!(
+        (last.catalogue(), gone),
+        (&[id(1), id(9)][..], vec![id(2), id(3)])
+    );
     let (map, gone) = map.apply(&edit(&[1, 2])).unwrap();
     assert_eq!((map.catalogue(), gone), (&[id(9), id(3)][..], vec![id(1), id(2)]));
 }
@@ -204,8 +211,10 @@ fn random_edit(map: &LayerMap, number: &mut u64, random: &mut impl FnMut(u64) ->
     let newest = map.level0_layers().next_back().map(|desc| desc.last.0);
     let through = map.partitions().map(|(_, partition)| partition.through.0).max();
     let newest = newest.max(through).unwrap_or(0);
-    match random(4) {
-        0 | 1 => {
+    let kind = random(4);
+    match kind {
+        // There is nothing to merge in a catalogue that has no layer yet.
+        0 | 1 | 3 if kind < 3 || map.catalogue().is_empty() => {
             let low = random(50);
             let layer = level0(next(), (newest, newest + 10), (low, low + random(20)));
             let catalogue = desc(next(), LayerKind::Catalogue, (newest, newest + 10), None);
@@ -231,7 +240,8 @@ fn random_edit(map: &LayerMap, number: &mut u64, random: &mut impl FnMut(u64) ->
             Edit::Merge(of)
         }
         _ => {
-            let replaced = map.catalogue()[..map.catalogue().len().min(2)].to_vec();
+            let from = random(map.catalogue().len() as u64) as usize;
+            let replaced: Vec<_> = map.catalogue().iter().skip(from).take(2).copied().collect();
             let with = desc(next(), LayerKind::Catalogue, (0, newest), None);
             Edit::Catalogue { replaced, with }
         }

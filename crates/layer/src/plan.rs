@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::waste::Waste;
 use crate::{LayerId, LayerMap, PageRange, Partition, ReadPoints};
 
+/// A catalogue layer is written again with those after it when they have one byte for so many of its own.
+const CATALOGUE_RATIO: u64 = 4;
+
 /// When to merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +27,7 @@ pub struct PlanPolicy {
     pub history: usize,
     /// A partition is rewritten when one byte in so many is probably read by nobody any more; at least 1.
     pub waste: u64,
-    /// Catalogue layers that become one.
+    /// Catalogue layers that there may be; then the newest of them become one.
     pub catalogue: usize,
 }
 
@@ -69,7 +72,7 @@ pub struct Job {
 pub enum Plan {
     /// A merge.
     Merge(Box<Job>),
-    /// Copying the sections of these layers, the oldest ones, into one.
+    /// Making one of these catalogue layers, which follow each other.
     Catalogue(Vec<LayerId>),
 }
 
@@ -90,7 +93,7 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<
         return Some(Plan::Merge(Box::new(job(map, range, partition, reclaims))));
     }
     if map.catalogue().len() >= policy.catalogue.max(2) {
-        return Some(Plan::Catalogue(map.catalogue().to_vec()));
+        return Some(Plan::Catalogue(catalogue_run(map)));
     }
     let waste = Waste::new(map, points);
     map.partitions().find_map(|(range, partition)| {
@@ -100,6 +103,21 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<
         let reclaims = reclaims.or_else(|| reclaims_many(map, range, partition, points, policy))?;
         Some(Plan::Merge(Box::new(job(map, range, partition, Some(reclaims)))))
     })
+}
+
+/// The newest catalogue layers, from the first on that those after it are worth writing again for: so that each byte is
+/// written a few times, however large the catalogue is.
+fn catalogue_run(map: &LayerMap) -> Vec<LayerId> {
+    let layers = map.catalogue();
+    let bytes = |id: &LayerId| map.get(*id).map_or(0, |desc| desc.bytes);
+    let (mut after, mut from) = (0u64, layers.len().saturating_sub(2));
+    for (at, id) in layers.iter().enumerate().rev() {
+        if bytes(id) <= after.saturating_mul(CATALOGUE_RATIO) {
+            from = from.min(at);
+        }
+        after = after.saturating_add(bytes(id));
+    }
+    layers.get(from..).unwrap_or_default().to_vec()
 }
 
 /// What history is rewritten for, if it is in too many layers.

@@ -199,14 +199,27 @@ fn level0_that_fell_out_of_the_window_is_merged_before_there_is_much_of_it() {
 
 #[test]
 fn catalogue_layers_become_one() {
-    let mut map = LayerMap::default();
-    for number in 0..3 {
-        assert_eq!(plan(&map, &ReadPoints::since(Lsn(0)), &POLICY), None);
-        let layer = desc(number, LayerKind::Catalogue, (0, 0), None);
-        map = map.apply(&Edit::Flush(vec![layer])).unwrap().0;
+    // Sizes, oldest first, and how many of the newest become one.
+    let rows: [(&[u64], Option<usize>); 7] = [
+        (&[10, 10], None),
+        (&[10, 10, 10], Some(3)),
+        (&[80, 10, 10], Some(3)),
+        (&[81, 10, 10], Some(2)),
+        (&[400, 1000, 50, 100, 100], Some(5)),
+        // The newest alone says nothing about those before it.
+        (&[10_000, 1000, 1000, 1000, 1], Some(5)),
+        (&[100_000, 10_000, 1], Some(2)),
+    ];
+    for (sizes, expected) in rows {
+        let layers = (0..).zip(sizes).map(|(number, bytes)| LayerDesc {
+            bytes: *bytes,
+            ..desc(number, LayerKind::Catalogue, (0, 0), None)
+        });
+        let layers: Vec<LayerDesc> = layers.collect();
+        let newest = expected.map(|count| layers[layers.len() - count..].iter().map(|desc| desc.id));
+        let map = LayerMap::default().apply(&Edit::Flush(layers.clone())).unwrap().0;
+        let planned = plan(&map, &ReadPoints::since(Lsn(0)), &POLICY);
+        let expected = newest.map(|ids| Plan::Catalogue(ids.collect()));
+        assert_eq!(planned, expected, "{sizes:?}");
     }
-    let Some(Plan::Catalogue(layers)) = plan(&map, &ReadPoints::since(Lsn(0)), &POLICY) else {
-        panic!("nothing planned");
-    };
-    assert_eq!(layers.iter().map(|id| id.number).collect::<Vec<_>>(), [0, 1, 2]);
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::catalogue::Catalogue;
 use crate::config::PageserverConfig;
 use crate::hot::{Heat, Order, PageName};
 use crate::metrics::Metrics;
@@ -253,6 +254,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "history_layers": sizes.history,
                 "partitions": sizes.partitions,
                 "copied_layers": sizes.copies,
+                "catalogue_versions": timeline.catalogue(Catalogue::versions),
                 "stopped": timeline.stopped(),
             })
         })

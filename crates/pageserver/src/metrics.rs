@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::catalogue::Catalogue;
 use crate::timeline::Timeline;
 use crate::timeline::read::Cost;
 
@@ -75,6 +76,8 @@ pub struct Metrics {
     pub history_bytes: Gauge,
     /// Layers from before a split that are still to be rewritten.
     pub copied_layers: Gauge,
+    /// Versions in resident catalogues.
+    pub catalogue_versions: Gauge,
     /// Layers copied for new shards.
     pub layers_copied: Counter,
     /// LSNs that somebody may read as long as the lease is renewed.
@@ -111,6 +114,7 @@ impl Metrics {
             layer_bytes: Gauge::default(),
             history_bytes: Gauge::default(),
             copied_layers: Gauge::default(),
+            catalogue_versions: Gauge::default(),
             layers_copied: Counter::default(),
             leases: Gauge::default(),
         };
@@ -208,6 +212,11 @@ impl Metrics {
                 &m.copied_layers,
             ),
             (
+                "catalogue_versions",
+                "Versions of relation sizes, files, commit times and the like that are in memory",
+                &m.catalogue_versions,
+            ),
+            (
                 "leases",
                 "LSNs that are kept for who renews their lease",
                 &m.leases,
@@ -259,6 +268,9 @@ impl Metrics {
         );
         let copies = sizes().map(|sizes| sizes.copies as u64);
         set(&self.copied_layers, copies.sum());
+        let versions = timelines.iter();
+        let versions = versions.map(|timeline| timeline.catalogue(Catalogue::versions) as u64);
+        set(&self.catalogue_versions, versions.sum());
         let leases = timelines
             .iter()
             .map(|timeline| timeline.kept_history().leases.len() as u64);

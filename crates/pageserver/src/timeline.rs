@@ -92,6 +92,8 @@ pub struct Thresholds {
     pub rewind_seconds: u64,
     /// A lease is granted for so long.
     pub lease: Duration,
+    /// The resident catalogue is thinned when it has so many versions more than twice what was left the last time.
+    pub catalogue_versions: usize,
 }
 
 impl Thresholds {
@@ -107,6 +109,7 @@ impl Thresholds {
             index_cache_bytes: 64 << 20,
             rewind_seconds: 3600,
             lease: Duration::from_secs(900),
+            catalogue_versions: 10_000,
         }
     }
 }

@@ -15,6 +15,8 @@ use super::commit::blocking;
 use super::detach::Basing;
 use super::read::Redo;
 use super::{Timeline, TimelineError};
+use crate::catalogue::thin::Progress;
+use crate::catalogue::{self, Catalogue};
 use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
 
 /// A merge that runs.
@@ -72,6 +74,7 @@ impl Timeline {
     pub async fn plan_compaction(self: &Arc<Self>) -> Result<Next, TimelineError> {
         self.advance_history().await?;
         let points = self.read_points().await;
+        self.thin_catalogue(&points).await;
         let layers = self.read(|state| state.layers.clone());
         let job: Job = match plan(&layers.map, &points, &self.thresholds.plan) {
             None => return Ok(self.next_base().await?.map_or(Next::Nothing, Next::Base)),
@@ -153,28 +156,52 @@ impl Timeline {
         self.commit_layers(Edit::Merge(Box::new(merged)), &new).await
     }
 
-    /// Copies the sections of catalogue layers into one.
+    /// Makes one of catalogue layers, without what nobody reads any more.
     ///
     /// # Errors
     /// See [`TimelineError`]; nothing has changed then.
     pub async fn merge_catalogue(self: &Arc<Self>, replaced: Vec<LayerId>) -> Result<(), TimelineError> {
-        let (timeline, layers) = (self.clone(), self.read(|state| state.layers.clone()));
-        let inputs = replaced.clone();
-        let copy = move || {
-            let (mut sections, mut lsns) = (Vec::new(), None);
+        let points = self.read_points().await;
+        // Together: a branch that is detached gets what it had from its parent and gives up the other at once.
+        let (layers, parent) = self.read(|state| (state.layers.clone(), state.parent.clone()));
+        let is_first = layers.map.catalogue().first() == replaced.first();
+        let from_the_beginning = is_first && parent.is_none();
+        let (timeline, inputs) = (self.clone(), replaced.clone());
+        let merge = move || {
+            let whole = timeline.identity.shard.keeps_catalogue();
+            let (mut catalogue, mut lsns) = (Catalogue::default(), None);
             for id in &inputs {
-                sections.extend(timeline.obtaining_here(|| layers.sections(*id))?);
+                let sections = timeline.obtaining_here(|| layers.sections(*id))?;
+                for (lsn, entry) in catalogue::from_sections(sections)? {
+                    // One that was split off shard 0 has all of it.
+                    if whole || entry.is_of_lives() {
+                        catalogue.add(lsn, &entry);
+                    }
+                }
                 let desc = layers.map.get(*id).ok_or(MapError::Unknown(*id))?;
                 let (first, _) = lsns.unwrap_or((desc.first, desc.last));
                 lsns = Some((first, desc.last));
             }
+            catalogue.thin(&points, from_the_beginning);
+            let sections = catalogue::to_sections(&catalogue.entries());
             timeline.write_layer(LayerKind::Catalogue, lsns.unwrap_or_default(), &sections, |_| {
                 Ok(())
             })
         };
-        let with = blocking("a merge of the catalogue", copy).await?;
+        let with = blocking("a merge of the catalogue", merge).await?;
         self.commit_layers(Edit::Catalogue { replaced, with }, &[with])
             .await
+    }
+
+    /// Gives up versions of the resident catalogue, if that is worth while.
+    async fn thin_catalogue(&self, points: &ReadPoints) {
+        let more = self.thresholds.catalogue_versions;
+        let wants = self.catalogue(|catalogue| catalogue.wants_thinning(more));
+        let mut next = wants.then(Progress::default);
+        while let Some(progress) = next {
+            next = self.write(|state| state.catalogue.thin_slice(points, progress));
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn commit_layers(self: &Arc<Self>, edit: Edit, new: &[LayerDesc]) -> Result<(), TimelineError> {

@@ -115,6 +115,7 @@ fn storage(directory: &Path, store: &BlobStore, timeline: TimelineId) -> Storage
             },
             rewind_seconds: 0,
             lease: std::time::Duration::ZERO,
+            catalogue_versions: 10,
             ..Thresholds::of_size(1 << 20)
         },
         managers: managers(),
