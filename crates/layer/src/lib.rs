@@ -34,6 +34,7 @@ mod plan;
 mod read;
 mod retention;
 mod segments;
+mod superseded;
 mod value;
 mod waste;
 
@@ -48,7 +49,9 @@ pub use plan::{Job, Plan, PlanPolicy, Reclaimed, plan};
 pub use read::{read, read_watched};
 pub use retention::ReadPoints;
 pub use segments::MakeImage;
+pub use superseded::Superseded;
 pub use value::{Value, ValueKind};
+pub use waste::DeadBytes;
 
 #[cfg(test)]
 mod tests;

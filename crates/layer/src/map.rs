@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lakebed_types::{Generation, Lsn, PageKey};
 use serde::{Deserialize, Serialize};
 
-use crate::{LayerDesc, LayerId, LayerKind, Reclaimed};
+use crate::{LayerDesc, LayerId, LayerKind, Reclaimed, Superseded};
 
 mod difference;
 
@@ -42,7 +42,7 @@ pub struct Partition {
     pub history: Vec<LayerId>,
     /// Horizon of the read points when history was last rewritten as a whole.
     pub reclaimed: Lsn,
-    /// Single LSNs below that for which something was kept then.
+    /// Single LSNs for which something was kept then, or by a merge since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<Lsn>,
 }
@@ -61,6 +61,9 @@ pub struct LayerMap {
     /// See [`LayerMap::copies`]. Not written where it is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copied: Option<Generation>,
+    /// See [`Merged::superseded`]; of layers that were made before this was noted there is none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    superseded: BTreeMap<LayerId, Superseded>,
 }
 
 /// Pages next to each other.
@@ -127,6 +130,10 @@ pub struct Merged {
     pub current: Option<LayerDesc>,
     /// New layer of history.
     pub history: Option<LayerDesc>,
+    /// Until when the window needs the layer of history.
+    pub superseded: Option<Superseded>,
+    /// Single LSNs for which something may be in the layer of history.
+    pub pinned: Vec<Lsn>,
     /// What was kept, when all old history was merged: then the new layer is all there is.
     pub reclaimed: Option<Reclaimed>,
 }
@@ -167,6 +174,7 @@ impl Default for LayerMap {
             partitions: vec![all],
             catalogue: Vec::new(),
             copied: None,
+            superseded: BTreeMap::new(),
         }
     }
 }
@@ -180,6 +188,11 @@ impl LayerMap {
     /// A layer, if it is in the map.
     pub fn get(&self, id: LayerId) -> Option<&LayerDesc> {
         self.layers.get(&id)
+    }
+
+    /// Until when the window needs a layer of history, if that was noted.
+    pub fn superseded(&self, id: LayerId) -> Option<&Superseded> {
+        self.superseded.get(&id)
     }
 
     /// Partitions with their pages, ascending.
@@ -207,6 +220,16 @@ impl LayerMap {
         let through = partition.through;
         self.level0_layers()
             .filter(move |desc| desc.last > through && range.meets(desc))
+    }
+
+    /// Current layers and those of level 0 in which all that these pages have is from before `lsn`, and that may be merged
+    /// past it.
+    pub fn passed_by(&self, lsn: Lsn, pages: &PageRange) -> impl Iterator<Item = &LayerDesc> {
+        let partitions = self.partitions();
+        let current = partitions.filter(move |(_, partition)| partition.through < lsn);
+        let current = current.filter_map(|(_, partition)| self.get(partition.current?));
+        let level0 = self.level0_layers().filter(move |desc| desc.last <= lsn);
+        current.chain(level0).filter(move |desc| pages.meets(desc))
     }
 
     /// Level-0 layers, oldest first.
@@ -339,14 +362,20 @@ impl LayerMap {
         };
         if let Some(desc) = &merged.history {
             history.push(self.insert(desc, LayerKind::History)?);
+            let superseded = merged.superseded.clone();
+            self.superseded
+                .extend(superseded.map(|superseded| (desc.id, superseded)));
         }
         let current = merged.current.as_ref();
         let current = current
             .map(|desc| self.insert(desc, LayerKind::Current))
             .transpose()?;
-        let kept = merged.reclaimed.clone().unwrap_or_else(|| Reclaimed {
-            horizon: merged.of.reclaimed,
-            pinned: merged.of.pinned.clone(),
+        let kept = merged.reclaimed.clone().unwrap_or_else(|| {
+            let pinned: BTreeSet<Lsn> = merged.of.pinned.iter().chain(&merged.pinned).copied().collect();
+            Reclaimed {
+                horizon: merged.of.reclaimed,
+                pinned: pinned.into_iter().collect(),
+            }
         });
         self.partitions[at] = Partition {
             from: merged.pages.from,
@@ -493,6 +522,7 @@ impl LayerMap {
             .copied()
             .collect();
         self.layers.retain(|id, _| named.contains(id));
+        self.superseded.retain(|id, _| named.contains(id));
         unused
     }
 }

@@ -56,6 +56,8 @@ fn merged(map: &LayerMap, at: usize, to: Option<u64>, through: u64) -> Box<Merge
         through: Lsn(through),
         current: None,
         history: None,
+        superseded: None,
+        pinned: Vec::new(),
         reclaimed: None,
     })
 }

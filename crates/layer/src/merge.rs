@@ -14,7 +14,8 @@ use lakebed_types::{Lsn, PageKey, ShardIdentity};
 use crate::format::{Codec, Cursor, LayerReader, LayerWriter, Piece, ReadAt, ReadError, WriteError};
 use crate::segments::{Cut, Segments};
 use crate::{
-    ImagePolicy, Job, LayerDesc, LayerId, LayerKind, MakeImage, Merged, PageRange, ReadPoints, Value,
+    ImagePolicy, Job, LayerDesc, LayerId, LayerKind, MakeImage, Merged, PageRange, ReadPoints, Superseded,
+    Value,
 };
 
 /// Where new layers go.
@@ -126,6 +127,8 @@ struct Output<S> {
     writer: LayerWriter<S>,
     /// Lowest and highest LSN.
     lsns: (Lsn, Lsn),
+    /// See [`Merged::superseded`].
+    superseded: Superseded,
 }
 
 impl<R: ReadAt, S: Write> Merge<R, S> {
@@ -214,7 +217,10 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
         images: &mut M,
     ) -> Result<(), MergeError<M::Error>> {
         let failed = |source| MergeError::Image { key, source };
-        let mut segments = Segments::new();
+        // What ended later is of no account to the layers that come out: they say nothing of it.
+        let mut ends = images.ends(&key);
+        ends.retain(|end| *end <= self.job.through);
+        let mut segments = Segments::new(ends);
         self.count.pages += 1;
         for at in 0..self.inputs.len() {
             while let Some(piece) = self.piece_of(at, key)? {
@@ -256,6 +262,9 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
         for (lsn, value) in &cut.history {
             put(&mut self.history, layers, LayerKind::History, (key, *lsn, value))?;
         }
+        if let Some(history) = &mut self.history {
+            history.superseded.add_all(&cut.superseded);
+        }
         Ok(())
     }
 
@@ -263,12 +272,22 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
     fn finish(&mut self, to: Option<PageKey>) -> Result<Finished<S>, WriteError> {
         let mut sinks = Vec::new();
         let mut end = |output: Option<Output<S>>| {
-            let Some(Output { writer, lsns }) = output else {
+            let Some(Output { writer, lsns, .. }) = output else {
                 return Ok(None);
             };
             let (sink, desc) = writer.finish(lsns.0, lsns.1, &[])?;
             sinks.push((sink, desc));
             Ok(Some(desc))
+        };
+        let superseded = self.history.as_mut();
+        let superseded = superseded.map(|history| std::mem::take(&mut history.superseded));
+        let points = &self.rules.points;
+        let pinned = match (&self.history, &superseded) {
+            (Some(history), Some(superseded)) if superseded.has_pinned() => points
+                .below(points.horizon().unwrap_or(Lsn::MAX))
+                .filter(|lsn| *lsn >= history.lsns.0)
+                .collect(),
+            _ => Vec::new(),
         };
         let (current, history) = (end(self.current.take())?, end(self.history.take())?);
         let from = to.map_or(self.from, |to| std::mem::replace(&mut self.from, to));
@@ -278,6 +297,8 @@ impl<R: ReadAt, S: Write> Merge<R, S> {
             through: self.job.through,
             current,
             history,
+            superseded,
+            pinned,
             reclaimed: self.job.reclaims.clone(),
         };
         // What is left of the partition once this is applied.
@@ -300,6 +321,7 @@ fn put<S: Write, E>(
             output.insert(Output {
                 writer: LayerWriter::new(sink, id, kind, Codec::of(kind))?,
                 lsns: (lsn, lsn),
+                superseded: Superseded::default(),
             })
         }
     };

@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::Range;
 
 use bytes::Bytes;
 use lakebed_types::{Generation, ShardCount, ShardIdentity, SlruKind};
 
 use super::*;
 use crate::format::{Codec, IndexCache, ReadCount};
-use crate::{Chain, Edit, LayerMap, Plan, PlanPolicy, ValueKind, plan, read};
+use crate::{Chain, DeadBytes, Edit, LayerMap, Plan, PlanPolicy, ValueKind, plan, read};
 
 fn key(page: u64) -> PageKey {
     PageKey::Slru {
@@ -30,11 +31,16 @@ fn value(kind: ValueKind, page: u64, lsn: u64) -> Value {
     }
 }
 
-/// No image is made of these.
-struct NoImages;
+/// No image is made of these; lives of some pages ended.
+#[derive(Default)]
+struct NoImages(BTreeMap<PageKey, Vec<Lsn>>);
 
 impl MakeImage for NoImages {
     type Error = Infallible;
+
+    fn ends(&mut self, key: &PageKey) -> Vec<Lsn> {
+        self.0.get(key).cloned().unwrap_or_default()
+    }
 
     fn image(&mut self, _: &PageKey, _: Lsn, _: &[(Lsn, Value)]) -> Result<Option<Bytes>, Infallible> {
         Ok(None)
@@ -109,7 +115,7 @@ impl Store {
     /// What a shard merges.
     fn merge_of(&self, index: u8, count: u8) -> Option<Merge<Bytes, Vec<u8>>> {
         let points = ReadPoints::since(Lsn(0));
-        let Plan::Merge(job) = plan(&self.map, &points, &POLICY)? else {
+        let Plan::Merge(job) = plan(&self.map, &points, &POLICY, &DeadBytes::default())? else {
             panic!("no catalogue here");
         };
         let rules = MergeRules {
@@ -167,7 +173,7 @@ fn each_cut_counts_and_a_merge_that_is_given_up_goes_on_from_the_last() {
         // Given up some pages after a cut.
         let mut since_cut = None;
         loop {
-            match merge.step(&mut layers, &mut NoImages).unwrap() {
+            match merge.step(&mut layers, &mut NoImages::default()).unwrap() {
                 Step::Page => since_cut = since_cut.map(|pages| pages + 1),
                 Step::Cut(finished) => {
                     store.apply(*finished);
@@ -204,7 +210,7 @@ fn what_a_merge_does_is_counted() {
     let store = Store::new();
     let (mut merge, mut layers) = (store.merge().unwrap(), Numbered(100));
     loop {
-        if let Step::Done(_) = merge.step(&mut layers, &mut NoImages).unwrap() {
+        if let Step::Done(_) = merge.step(&mut layers, &mut NoImages::default()).unwrap() {
             break;
         }
     }
@@ -251,6 +257,8 @@ fn an_older_layer_of_history_may_have_later_values_of_other_pages() {
             through: Lsn(through),
             current,
             history: Some(history),
+            superseded: None,
+            pinned: Vec::new(),
             reclaimed: None,
         };
         store.map = store.map.apply(&Edit::Merge(Box::new(merged))).unwrap().0;
@@ -293,7 +301,7 @@ fn what_was_copied_at_a_split_is_rewritten_once_without_what_is_another_shards()
             merged += 1;
             assert!(merged < 100, "it does not end");
             loop {
-                match merge.step(&mut layers, &mut NoImages).unwrap() {
+                match merge.step(&mut layers, &mut NoImages::default()).unwrap() {
                     Step::Page => {}
                     Step::Cut(finished) => store.apply(*finished),
                     Step::Done(finished) => {
@@ -315,4 +323,34 @@ fn what_was_copied_at_a_split_is_rewritten_once_without_what_is_another_shards()
             _ => assert_eq!(store.map.layers().count(), 0),
         }
     }
+}
+
+#[test]
+fn a_page_whose_life_ended_has_no_current_version() {
+    let mut store = Store::new();
+    let ends = |lsn: u64, pages: Range<u64>| pages.map(move |page| (key(page), vec![Lsn(lsn)]));
+    // Ended before the merge's end, and after it: of the latter it is not for this merge to say.
+    let mut images = NoImages(ends(30, 0..50).chain(ends(31, 50..60)).collect());
+    let mut layers = Numbered(100);
+    let mut merge = store.merge().unwrap();
+    let mut superseded = 0;
+    loop {
+        match merge.step(&mut layers, &mut images).unwrap() {
+            Step::Page => {}
+            Step::Cut(finished) => store.apply(*finished),
+            Step::Done(finished) => {
+                superseded += u64::from(finished.merged.superseded.is_some());
+                store.apply(*finished);
+                break;
+            }
+        }
+    }
+    // All can be read; those that are gone are in history.
+    store.check_reads();
+    let pages = |kind| {
+        let layers = store.map.layers().filter(move |desc| desc.kind == kind);
+        layers.map(|desc| desc.pages).sum::<u64>()
+    };
+    assert_eq!(pages(LayerKind::Current), PAGES - 50);
+    assert!(superseded > 0);
 }

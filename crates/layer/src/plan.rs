@@ -3,13 +3,13 @@
 //! A partition is merged when it has [`PlanPolicy::level0`] layers of level 0 to take over: reads there ask so many
 //! layers more. The one with the most goes first. A partition whose history is in many layers is rewritten with it, and so is
 //! one of which a part is probably read by nobody any more (`waste` estimates it), or that has copies from before the shard was
-//! split, with the pages of others ([`LayerMap::copies`]). A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
+//! split, with the pages of others ([`LayerMap::copies`]); one with pages that are gone, without it. A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
 //! change of its own: what was merged counts from then on, whether or not the merge goes on.
 
 use lakebed_types::Lsn;
 use serde::{Deserialize, Serialize};
 
-use crate::waste::Waste;
+use crate::waste::{DeadBytes, Waste};
 use crate::{LayerId, LayerMap, PageRange, Partition, ReadPoints};
 
 /// A catalogue layer is written again with those after it when they have one byte for so many of its own.
@@ -77,7 +77,7 @@ pub enum Plan {
 }
 
 /// What to do next, if anything.
-pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<Plan> {
+pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy, dead: &DeadBytes) -> Option<Plan> {
     let ripe = map
         .partitions()
         .map(|(range, partition)| (map.level0_of(range, partition).count(), range, partition))
@@ -100,8 +100,9 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy) -> Option<
         let worth =
             waste.is_worth_a_merge(range, partition, policy.waste) || map.has_copies(range, partition);
         let reclaims = worth.then(|| reclaimed(map, range, partition, points));
-        let reclaims = reclaims.or_else(|| reclaims_many(map, range, partition, points, policy))?;
-        Some(Plan::Merge(Box::new(job(map, range, partition, Some(reclaims)))))
+        let reclaims = reclaims.or_else(|| reclaims_many(map, range, partition, points, policy));
+        let merges = reclaims.is_some() || waste.has_dead(range, partition, policy.waste, dead);
+        merges.then(|| Plan::Merge(Box::new(job(map, range, partition, reclaims))))
     })
 }
 
@@ -146,7 +147,10 @@ fn reclaimed(map: &LayerMap, range: PageRange, partition: &Partition, points: &R
 
 /// Merges a partition's level 0, and with `reclaims` its history.
 fn job(map: &LayerMap, pages: PageRange, partition: &Partition, reclaims: Option<Reclaimed>) -> Job {
+    // A flush of nothing but drops makes a layer of the catalogue only; it says that there is nothing of pages up to then.
     let newest = map.level0_layers().next_back().map(|desc| desc.last);
+    let catalogue = map.catalogue().last().and_then(|id| map.get(*id));
+    let newest = newest.max(catalogue.map(|desc| desc.last));
     let history = partition.history.iter().filter(|_| reclaims.is_some());
     let level0 = map.level0_of(pages, partition).map(|desc| desc.id);
     Job {

@@ -48,6 +48,8 @@ fn merged(map: &LayerMap, at: usize, to: Option<u64>, through: u64, made: (u64, 
         through: Lsn(through),
         current: Some(layer(made.0, LayerKind::Current)),
         history: made.1.map(|number| layer(number, LayerKind::History)),
+        superseded: None,
+        pinned: Vec::new(),
         reclaimed: None,
     };
     map.apply(&Edit::Merge(Box::new(merged))).unwrap().0
@@ -65,7 +67,12 @@ const POLICY: PlanPolicy = PlanPolicy {
 type Expected = (u64, u64, Vec<u64>, Option<u64>);
 
 fn planned(map: &LayerMap, horizon: u64) -> Option<Expected> {
-    match plan(map, &ReadPoints::since(Lsn(horizon)), &POLICY)? {
+    match plan(
+        map,
+        &ReadPoints::since(Lsn(horizon)),
+        &POLICY,
+        &DeadBytes::default(),
+    )? {
         Plan::Merge(job) => {
             let from = match job.pages.from {
                 PageKey::Slru { page, .. } => page,
@@ -153,6 +160,8 @@ fn rewritten(map: &LayerMap, made: u64, reclaimed: Reclaimed) -> LayerMap {
         through: of.through,
         current: Some(desc(made, LayerKind::Current, (1, 20), Some((0, 9)))),
         history: Some(desc(made + 1, LayerKind::History, (1, 20), Some((0, 9)))),
+        superseded: None,
+        pinned: Vec::new(),
         reclaimed: Some(reclaimed),
     };
     map.apply(&Edit::Merge(Box::new(merged))).unwrap().0
@@ -166,10 +175,11 @@ fn history_is_rewritten_once_when_a_single_lsn_is_not_read_any_more() {
         let singles = singles.iter().map(|lsn| (Lsn(*lsn), Lsn(*lsn)));
         ReadPoints::new(singles.chain([(Lsn(100), Lsn::MAX)]))
     };
-    let reclaims = |map: &LayerMap, singles: &[u64]| match plan(map, &with(singles), &POLICY) {
-        Some(Plan::Merge(job)) => job.reclaims,
-        _ => None,
-    };
+    let reclaims =
+        |map: &LayerMap, singles: &[u64]| match plan(map, &with(singles), &POLICY, &DeadBytes::default()) {
+            Some(Plan::Merge(job)) => job.reclaims,
+            _ => None,
+        };
     // An LSN below all history has nothing of it.
     let first = reclaims(&map, &[0, 5, 9, 50]).unwrap();
     assert_eq!(
@@ -218,8 +228,88 @@ fn catalogue_layers_become_one() {
         let layers: Vec<LayerDesc> = layers.collect();
         let newest = expected.map(|count| layers[layers.len() - count..].iter().map(|desc| desc.id));
         let map = LayerMap::default().apply(&Edit::Flush(layers.clone())).unwrap().0;
-        let planned = plan(&map, &ReadPoints::since(Lsn(0)), &POLICY);
+        let planned = plan(&map, &ReadPoints::since(Lsn(0)), &POLICY, &DeadBytes::default());
         let expected = newest.map(|ids| Plan::Catalogue(ids.collect()));
         assert_eq!(planned, expected, "{sizes:?}");
     }
+}
+
+#[test]
+fn pages_that_are_gone_are_merged_away_without_history() {
+    let level0 = with_level0(&LayerMap::default(), &[(1, (0, 9))]);
+    let map = merged(&level0, 0, None, 20, (10, Some(20)));
+    let planned = |map: &LayerMap, dead: &[(u64, u64)]| {
+        let mut gone = DeadBytes::default();
+        for (number, bytes) in dead {
+            gone.add(desc(*number, LayerKind::Current, (0, 0), None).id, *bytes);
+        }
+        match plan(map, &ReadPoints::since(Lsn(0)), &POLICY, &gone) {
+            Some(Plan::Merge(job)) => {
+                let inputs: Vec<u64> = job.inputs.iter().map(|id| id.number).collect();
+                Some((inputs, job.through.0, job.reclaims))
+            }
+            _ => None,
+        }
+    };
+    assert_eq!(planned(&map, &[]), None);
+    // An eighth of the current layer, of which history is no part.
+    assert_eq!(planned(&map, &[(10, 124)]), None);
+    assert_eq!(planned(&map, &[(10, 125)]), Some((vec![10], 20, None)));
+    assert_eq!(planned(&map, &[(10, 60), (10, 65)]), Some((vec![10], 20, None)));
+    assert_eq!(planned(&map, &[(99, 1000)]), None, "that is not there");
+    // Together with level 0, of which there is too little for a merge.
+    let more = with_level0(&map, &[(2, (0, 9))]);
+    assert_eq!(planned(&more, &[(10, 249)]), None);
+    assert_eq!(
+        planned(&more, &[(10, 200), (2, 50)]),
+        Some((vec![10, 2], 30, None))
+    );
+    // A flush that had nothing but drops: what is merged now has seen them.
+    let catalogue = desc(50, LayerKind::Catalogue, (30, 77), None);
+    let later = more.apply(&Edit::Flush(vec![catalogue])).unwrap().0;
+    assert_eq!(planned(&later, &[(10, 500)]), Some((vec![10, 2], 77, None)));
+}
+
+#[test]
+fn history_is_rewritten_when_what_superseded_it_leaves_the_window() {
+    let level0 = with_level0(&LayerMap::default(), &[(1, (0, 9))]);
+    let (pages, of) = level0.partitions().next().unwrap();
+    let made = |superseded: &[(u64, u64)], pinned: u64| {
+        let mut noted = crate::Superseded::default();
+        for (lsn, bytes) in superseded {
+            noted.add(Lsn(*lsn), *bytes);
+        }
+        noted.add_pinned(pinned);
+        let merged = Merged {
+            pages,
+            of: of.clone(),
+            through: Lsn(500),
+            current: Some(desc(10, LayerKind::Current, (1, 500), Some((0, 9)))),
+            history: Some(desc(20, LayerKind::History, (1, 20), Some((0, 9)))),
+            superseded: Some(noted),
+            pinned: if pinned > 0 { vec![Lsn(5)] } else { Vec::new() },
+            reclaimed: None,
+        };
+        level0.apply(&Edit::Merge(Box::new(merged))).unwrap().0
+    };
+    // Its own LSNs are long past; it is needed as long as nothing else was there.
+    let map = made(&[(400, 10), (450, 30)], 0);
+    let until = (0..600).find(|horizon| planned(&map, *horizon).is_some());
+    assert_eq!(until, Some(400));
+    let map = made(&[(400, 5), (450, 35)], 0);
+    let until = (0..600).find(|horizon| planned(&map, *horizon).is_some());
+    assert_eq!(
+        until,
+        Some(450),
+        "an eighth of the history is not an eighth of all"
+    );
+    // What is kept for a single LSN goes when that is not read any more.
+    let map = made(&[], 40);
+    let with = |singles: &[u64]| {
+        let singles = singles.iter().map(|lsn| (Lsn(*lsn), Lsn(*lsn)));
+        let points = ReadPoints::new(singles).and_since(Lsn(500));
+        plan(&map, &points, &POLICY, &DeadBytes::default())
+    };
+    assert_eq!(with(&[5]), None);
+    assert!(matches!(with(&[]), Some(Plan::Merge(job)) if job.reclaims.is_some()));
 }

@@ -4,14 +4,18 @@
 //! LSNs from its first value up to the next segment need, and nothing else is. So
 //! - the last segment of a page is its current version;
 //! - an older one is kept as far as the newest LSN that is still read among its own, and dropped if there is none;
+//! - the end of a page's life (a truncation, a drop) ends its segment, and leaves it without a current version;
 //! - when a segment's deltas pass the policy's bound, an image at the last one's LSN begins the next segment.
 //!
 //! Values go through one after the other; what is held is one segment.
 
+use std::iter::Peekable;
+use std::vec::IntoIter;
+
 use bytes::Bytes;
 use lakebed_types::{Lsn, PageKey};
 
-use crate::{ImagePolicy, ReadPoints, SinceImage, Value, ValueKind};
+use crate::{ImagePolicy, ReadPoints, SinceImage, Superseded, Value, ValueKind};
 
 /// Makes a page from its values: redo, which this crate knows nothing of.
 pub trait MakeImage {
@@ -30,6 +34,9 @@ pub trait MakeImage {
         lsn: Lsn,
         values: &[(Lsn, Value)],
     ) -> Result<Option<Bytes>, Self::Error>;
+
+    /// LSNs at which lives of the page ended, ascending: reads from there on see no value at or below.
+    fn ends(&mut self, key: &PageKey) -> Vec<Lsn>;
 }
 
 /// Versions of one page, oldest first.
@@ -40,6 +47,8 @@ type Versions = Vec<(Lsn, Value)>;
 pub(crate) struct Segments {
     open: Versions,
     since: SinceImage,
+    /// Ends of lives that are yet to come.
+    ends: Peekable<IntoIter<Lsn>>,
 }
 
 /// What was made of values.
@@ -51,13 +60,17 @@ pub(crate) struct Cut {
     pub images: u64,
     /// Values that nobody reads any more.
     pub dropped: u64,
+    /// Until when the window needs what is in history.
+    pub superseded: Superseded,
 }
 
 impl Segments {
-    pub(crate) fn new() -> Segments {
+    /// Of a page whose lives ended at these LSNs, ascending.
+    pub(crate) fn new(ends: Vec<Lsn>) -> Segments {
         Segments {
             open: Vec::new(),
             since: SinceImage::default(),
+            ends: ends.into_iter().peekable(),
         }
     }
 
@@ -69,12 +82,21 @@ impl Segments {
         images: &mut M,
     ) -> Result<Cut, M::Error> {
         let mut cut = Cut::default();
+        let mut begin = None;
+        while let Some(end) = self.ends.next_if(|end| *end < lsn) {
+            self.end_life(end, points, &mut cut);
+            begin = Some(end);
+        }
         // An image comes after every value of its LSN.
         if self.open.last().is_some_and(|(last, _)| *last < lsn) {
             self.make_image(key, (policy, points), images, &mut cut)?;
         }
         if value.kind.stands_alone() {
             self.close(lsn, points, &mut cut);
+        } else if let Some(begin) = begin {
+            // The new life begins as zeros: who has come to here need not look into older layers, which may have the former one.
+            let (kind, body) = (ValueKind::Image, Bytes::new());
+            self.open.push((begin, Value { kind, body }));
         }
         self.since.add(value.kind, value.body.len());
         self.open.push((lsn, value));
@@ -89,6 +111,9 @@ impl Segments {
         images: &mut M,
     ) -> Result<(Cut, Versions), M::Error> {
         let mut cut = Cut::default();
+        while let Some(end) = self.ends.next() {
+            self.end_life(end, rules.1, &mut cut);
+        }
         self.make_image(key, rules, images, &mut cut)?;
         Ok((cut, self.open))
     }
@@ -114,13 +139,25 @@ impl Segments {
         Ok(())
     }
 
-    /// Ends the open segment: reads from `next` on begin later.
+    /// What comes later begins anew.
+    fn end_life(&mut self, end: Lsn, points: &ReadPoints, cut: &mut Cut) {
+        self.close(end, points, cut);
+        self.since = SinceImage::default();
+    }
+
+    /// Ends the open segment: reads from `next` on see nothing of it.
     fn close(&mut self, next: Lsn, points: &ReadPoints, cut: &mut Cut) {
         let first = self.open.first().map_or(next, |(first, _)| *first);
         let newest = points.newest_in(first, next);
         let values = self.open.len();
         let kept = newest.map_or(0, |newest| self.open.partition_point(|(lsn, _)| *lsn <= newest));
         cut.dropped += (values - kept) as u64;
+        let bytes = |values: &[(Lsn, Value)]| values.iter().map(|(_, value)| value.body.len() as u64).sum();
+        match self.open.get(..kept).map_or(0, bytes) {
+            0 => {}
+            bytes if newest >= points.horizon() => cut.superseded.add(next, bytes),
+            bytes => cut.superseded.add_pinned(bytes),
+        }
         cut.history.extend(self.open.drain(..).take(kept));
     }
 }

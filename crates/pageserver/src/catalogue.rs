@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use lakebed_types::{ForkNumber, Lsn, RelTag, SlruKind};
+use lakebed_layer::PageRange;
+use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
 
 mod codec;
 pub mod thin;
@@ -59,6 +60,43 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Pages whose lives end with it.
+    fn ends(&self) -> Option<PageRange> {
+        let of_rel = |rel: &RelTag, from| PageRange {
+            from: PageKey::Rel {
+                rel: *rel,
+                block: from,
+            },
+            // There is no block of this number.
+            to: Some(PageKey::Rel {
+                rel: *rel,
+                block: u32::MAX,
+            }),
+        };
+        let of_database = |place: &DatabasePlace, relnode, fork, block| PageKey::Rel {
+            rel: RelTag {
+                spcnode: place.0,
+                dbnode: place.1,
+                relnode,
+                fork,
+            },
+            block,
+        };
+        match self {
+            Entry::Dropped(rel) => Some(of_rel(rel, 0)),
+            Entry::Reset(rel, from) => Some(of_rel(rel, *from)),
+            Entry::DatabaseGone(place) => Some(PageRange {
+                from: of_database(place, 0, ForkNumber::Main, 0),
+                to: Some(of_database(place, u32::MAX, ForkNumber::Init, u32::MAX)),
+            }),
+            // Nothing is where it is copied to.
+            Entry::DatabaseCopied { .. } => None,
+            Entry::Size(..) | Entry::File(..) | Entry::SlruPage(..) | Entry::Time(_) => None,
+        }
+    }
+}
+
 /// Stored entries that do not decode. They passed a checksum, so this is a bug or a newer format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the catalogue is damaged or of a newer format: {0}")]
@@ -94,12 +132,15 @@ pub struct Catalogue {
     versions: usize,
     /// How many were left when it was thinned.
     thinned: usize,
+    /// Of entries that were added and that [`Catalogue::forget_ends`] has not taken: whose pages' lives ended, in LSN order.
+    ends: Vec<(Lsn, PageRange)>,
 }
 
 impl Catalogue {
     /// Adds an entry. Entries come in LSN order.
     pub fn add(&mut self, lsn: Lsn, entry: &Entry) {
         self.versions += 1;
+        self.ends.extend(entry.ends().map(|pages| (lsn, pages)));
         match entry {
             Entry::Size(rel, blocks) => self.sizes.entry(*rel).or_default().push((lsn, Some(*blocks))),
             Entry::Dropped(rel) => {
@@ -125,6 +166,28 @@ impl Catalogue {
         }
     }
 
+    /// LSNs after `start` at which lives of a relation's page ended, ascending.
+    pub fn ends(&self, rel: RelTag, block: u32, start: Lsn) -> Vec<Lsn> {
+        let resets = self.resets.get(&rel).into_iter().flatten();
+        let resets = resets.filter(|(_, from)| *from <= block).map(|(lsn, _)| *lsn);
+        let databases = self.databases.get(&(rel.spcnode, rel.dbnode));
+        let databases = databases.into_iter().flatten().map(|(lsn, _)| *lsn);
+        let mut ends: Vec<Lsn> = resets.chain(databases).filter(|lsn| *lsn > start).collect();
+        ends.sort_unstable();
+        ends
+    }
+
+    /// Pages whose lives ended up to `upto`, as far as they are not forgotten. Not those of a parent.
+    pub fn pages_ended(&self, upto: Lsn) -> &[(Lsn, PageRange)] {
+        let count = self.ends.partition_point(|(lsn, _)| *lsn <= upto);
+        self.ends.get(..count).unwrap_or_default()
+    }
+
+    /// Forgets the first of [`Catalogue::pages_ended`].
+    pub fn forget_ends(&mut self, count: usize) {
+        self.ends.drain(..count.min(self.ends.len()));
+    }
+
     /// A copy that knows nothing after `lsn`: where a branch starts.
     pub fn branch(&self, lsn: Lsn) -> Catalogue {
         fn cut<T: Clone>(versions: &Versions<T>, lsn: Lsn) -> Versions<T> {
@@ -148,6 +211,7 @@ impl Catalogue {
             times: cut(&self.times, lsn),
             versions: 0,
             thinned: 0,
+            ends: Vec::new(),
         };
         branch.versions = branch.count();
         branch

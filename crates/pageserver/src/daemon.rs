@@ -254,6 +254,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "history_layers": sizes.history,
                 "partitions": sizes.partitions,
                 "copied_layers": sizes.copies,
+                "dead_bytes": sizes.dead_bytes,
                 "catalogue_versions": timeline.catalogue(Catalogue::versions),
                 "stopped": timeline.stopped(),
             })

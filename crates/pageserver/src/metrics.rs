@@ -76,6 +76,8 @@ pub struct Metrics {
     pub history_bytes: Gauge,
     /// Layers from before a split that are still to be rewritten.
     pub copied_layers: Gauge,
+    /// Bytes of pages that are gone and that are still in layers.
+    pub dead_bytes: Gauge,
     /// Versions in resident catalogues.
     pub catalogue_versions: Gauge,
     /// Layers copied for new shards.
@@ -114,6 +116,7 @@ impl Metrics {
             layer_bytes: Gauge::default(),
             history_bytes: Gauge::default(),
             copied_layers: Gauge::default(),
+            dead_bytes: Gauge::default(),
             catalogue_versions: Gauge::default(),
             layers_copied: Counter::default(),
             leases: Gauge::default(),
@@ -212,6 +215,11 @@ impl Metrics {
                 &m.copied_layers,
             ),
             (
+                "dead_bytes",
+                "Bytes in layers of pages that were dropped or truncated before the window",
+                &m.dead_bytes,
+            ),
+            (
                 "catalogue_versions",
                 "Versions of relation sizes, files, commit times and the like that are in memory",
                 &m.catalogue_versions,
@@ -268,6 +276,7 @@ impl Metrics {
         );
         let copies = sizes().map(|sizes| sizes.copies as u64);
         set(&self.copied_layers, copies.sum());
+        set(&self.dead_bytes, sizes().map(|sizes| sizes.dead_bytes).sum());
         let versions = timelines.iter();
         let versions = versions.map(|timeline| timeline.catalogue(Catalogue::versions) as u64);
         set(&self.catalogue_versions, versions.sum());

@@ -29,14 +29,15 @@ pub(crate) mod warm_up;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore};
 use lakebed_layer::format::{IndexCache, ReadError, WriteError};
 use lakebed_layer::{
-    ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy, ValueKind,
+    DeadBytes, ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy,
+    ValueKind,
 };
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
@@ -273,6 +274,8 @@ pub struct Sizes {
     pub partitions: usize,
     /// Layers that were copied when the shard was split off, and are still to be rewritten without what is another shard's.
     pub copies: usize,
+    /// Bytes of pages that are gone and that the window does not need any more, as far as they are still in layers.
+    pub dead_bytes: u64,
 }
 
 /// Changes of one or more records, to be published together.
@@ -371,6 +374,8 @@ pub struct Timeline {
     /// Held through a change of the layers, so that there is one at a time.
     commits: tokio::sync::Mutex<Commits>,
     detaching: detach::Progress,
+    /// What compaction found of pages that are gone.
+    dead: Mutex<DeadBytes>,
 }
 
 /// Where a timeline is to be kept, and how.
@@ -469,6 +474,7 @@ impl Timeline {
             history_news: Notify::new(),
             commits: tokio::sync::Mutex::new(commits),
             detaching: detach::Progress::default(),
+            dead: Mutex::default(),
         }
     }
 
@@ -629,6 +635,7 @@ impl Timeline {
                     .sum(),
                 partitions: map.partitions().count(),
                 copies: map.copies().count(),
+                dead_bytes: self.dead().total(),
             }
         })
     }

@@ -12,7 +12,7 @@ use super::footer::{FOOTER_BYTES, Footer, HEADER_BYTES, check_header};
 use super::index::{Entries, Entry};
 use super::index_cache::IndexCache;
 use super::piece::{Piece, Pieces};
-use crate::{Chain, LayerDesc, LayerId};
+use crate::{Chain, LayerDesc, LayerId, PageRange};
 
 /// Where a layer's bytes come from: a local file, an object, memory.
 pub trait ReadAt {
@@ -170,6 +170,28 @@ impl<R: ReadAt> LayerReader<R> {
             leaf -= 1;
         }
         Ok(())
+    }
+
+    /// Bytes of the blocks that have these pages; what other pages have of the first and last one counts too. Reads the index
+    /// alone.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn bytes_of(&self, pages: &PageRange, cache: &IndexCache) -> Result<u64, ReadError> {
+        let (mut bytes, mut last, mut count) = (0, None, ReadCount::default());
+        let before = |entries: &Entries| pages.to.map_or(entries.len(), |to| entries.before(&to));
+        // The block before the first one that begins at or after the page may have it.
+        let first = self.top.before(&pages.from).saturating_sub(1);
+        for leaf in (first..before(&self.top)).filter_map(|leaf| self.top.get(leaf)) {
+            let entries = self.index(&leaf, (pages.from, Lsn(0)), cache, &mut count)?;
+            let inside = entries.before(&pages.from)..before(&entries);
+            for entry in inside.filter_map(|at| entries.get(at)) {
+                if last.replace(entry.place.offset) != Some(entry.place.offset) {
+                    bytes += u64::from(entry.place.length);
+                }
+            }
+        }
+        Ok(bytes)
     }
 
     /// The index block that an entry of the top names.

@@ -2,7 +2,7 @@ use bytes::Bytes;
 use lakebed_types::{ForkNumber, Generation, Lsn, PageKey, RelTag, SlruKind};
 
 use super::*;
-use crate::{Chain, LayerId, LayerKind, Value, ValueKind};
+use crate::{Chain, LayerId, LayerKind, PageRange, Value, ValueKind};
 
 const ID: LayerId = LayerId {
     generation: Generation(3),
@@ -350,3 +350,46 @@ fn a_file_that_was_written_long_ago_is_read() {
 }
 
 const GOLDEN_PLAIN: &str = "4027033d";
+
+#[test]
+fn the_index_tells_how_many_bytes_pages_have() {
+    // Each image is a block of its own.
+    let content: Content = (0..500)
+        .map(|block| (key(2 * block), vec![(Lsn(10), image(block))]))
+        .collect();
+    let bytes = write(Codec::Plain, &content, &[]);
+    let (reader, cache) = (open(&bytes).unwrap(), IndexCache::new(1 << 20));
+    let of = |from: u32, to: Option<u32>| {
+        let pages = PageRange {
+            from: key(from),
+            to: to.map(key),
+        };
+        reader.bytes_of(&pages, &cache).unwrap()
+    };
+    let one = of(0, Some(1));
+    assert!((8192..9000).contains(&one), "{one}");
+    for (from, to, pages) in [
+        (0, Some(0), 0),
+        (1, Some(2), 0),
+        (2, Some(3), 1),
+        (3, Some(7), 2),
+        (0, Some(1000), 500),
+        (501, None, 249),
+        (998, None, 1),
+        (999, None, 0),
+    ] {
+        assert_eq!(of(from, to), pages * one, "{from}..{to:?}");
+    }
+    assert!(
+        reader
+            .bytes_of(
+                &PageRange {
+                    from: PageKey::LOWEST,
+                    to: None
+                },
+                &cache
+            )
+            .unwrap()
+            >= 500 * one
+    );
+}

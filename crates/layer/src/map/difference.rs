@@ -10,7 +10,7 @@ use lakebed_types::PageKey;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerMap, MapError, Partition};
-use crate::{LayerDesc, LayerId};
+use crate::{LayerDesc, LayerId, Superseded};
 
 /// See the module header. Two follow each other with [`MapChange::then`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,12 +33,16 @@ pub struct MapChange {
     partitions: Vec<Partition>,
     /// All of the catalogue.
     catalogue: Vec<LayerId>,
+    /// Of new layers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    superseded: BTreeMap<LayerId, Superseded>,
 }
 
 impl MapChange {
     /// What both make together.
     pub fn then(self, later: MapChange) -> MapChange {
         let (mut gone, mut new, mut joined) = (self.gone, self.new, self.joined);
+        let mut superseded = self.superseded;
         for id in later.gone {
             // What came in between was never in the map before both.
             if new.remove(&id).is_none() {
@@ -46,6 +50,8 @@ impl MapChange {
             }
         }
         new.extend(later.new);
+        superseded.extend(later.superseded);
+        superseded.retain(|id, _| new.contains_key(id));
         let changed = self.partitions.into_iter().chain(later.partitions);
         let mut partitions: BTreeMap<PageKey, Partition> =
             changed.map(|partition| (partition.from, partition)).collect();
@@ -60,6 +66,7 @@ impl MapChange {
             joined,
             partitions: partitions.into_values().collect(),
             catalogue: later.catalogue,
+            superseded,
         }
     }
 }
@@ -72,6 +79,8 @@ impl LayerMap {
             .layers
             .iter()
             .filter(|(id, desc)| self.layers.get(id) != Some(desc));
+        let superseded = next.superseded.iter();
+        let superseded = superseded.filter(|(id, of)| self.superseded.get(id) != Some(of));
         let of = |map: &LayerMap, from: &PageKey| {
             let at = map
                 .partitions
@@ -88,6 +97,7 @@ impl LayerMap {
             joined: froms.filter(|from| of(next, from).is_none()).collect(),
             partitions: changed.cloned().collect(),
             catalogue: next.catalogue.clone(),
+            superseded: superseded.map(|(id, of)| (*id, of.clone())).collect(),
         }
     }
 
@@ -98,7 +108,9 @@ impl LayerMap {
     pub fn changed(mut self, change: MapChange) -> Result<LayerMap, MapError> {
         for id in change.gone {
             self.layers.remove(&id).ok_or(MapError::Unknown(id))?;
+            self.superseded.remove(&id);
         }
+        self.superseded.extend(change.superseded);
         for (id, desc) in change.new {
             if self.layers.insert(id, desc).is_some() {
                 return Err(MapError::Twice(id));
@@ -115,6 +127,7 @@ impl LayerMap {
             partitions: partitions.into_values().collect(),
             catalogue: change.catalogue,
             copied: self.copied,
+            superseded: self.superseded,
         };
         next.check()?;
         Ok(next)

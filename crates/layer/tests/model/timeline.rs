@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lakebed_layer::format::{Codec, IndexCache, LayerReader, LayerWriter, ReadCount, ReadError};
 use lakebed_layer::{
-    Chain, Durable, Edit, Finished, ImagePolicy, LayerDesc, LayerId, LayerKind, LayerMap, MakeImage,
-    Memtable, Merge, MergeRules, NewLayers, Plan, PlanPolicy, ReadPoints, Reclaimed, Step, Value, ValueKind,
-    durable_steps, plan, read,
+    Chain, DeadBytes, Durable, Edit, Finished, ImagePolicy, LayerDesc, LayerId, LayerKind, LayerMap,
+    MakeImage, Memtable, Merge, MergeRules, NewLayers, Plan, PlanPolicy, ReadPoints, Reclaimed, Step, Value,
+    ValueKind, durable_steps, plan, read,
 };
 use lakebed_types::{Generation, Lsn, PageKey, ShardCount, ShardIdentity};
 
@@ -96,6 +96,10 @@ struct Redo<'a> {
 
 impl MakeImage for Redo<'_> {
     type Error = Violation;
+
+    fn ends(&mut self, _: &PageKey) -> Vec<Lsn> {
+        Vec::new()
+    }
 
     fn image(&mut self, key: &PageKey, _: Lsn, values: &[(Lsn, Value)]) -> Result<Option<Bytes>, Violation> {
         let left_out = usize::from(self.sabotage == Some(Sabotage::ImageTooOld));
@@ -348,7 +352,7 @@ impl Engine {
     }
 
     fn plan(&mut self, points: &ReadPoints) -> Result<(), Violation> {
-        let mut job = match plan(&self.map, points, &POLICY) {
+        let mut job = match plan(&self.map, points, &POLICY, &DeadBytes::default()) {
             None => return Ok(()),
             Some(Plan::Catalogue(layers)) => return self.merge_catalogue(layers),
             Some(Plan::Merge(job)) => *job,

@@ -3,21 +3,25 @@
 //! The read points are all LSNs from the horizon on, and below it branch points, leases, and the LSNs at which databases
 //! were copied ([`super::history`]). Before each plan the horizon rises as far as it may.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use lakebed_layer::format::IndexCache;
 use lakebed_layer::{
-    Edit, Finished, Job, LayerDesc, LayerId, LayerKind, MapError, Merge, MergeCount, MergeError, MergeRules,
-    Plan, ReadPoints, Step, plan,
+    DeadBytes, Edit, Finished, Job, LayerDesc, LayerId, LayerKind, MapError, Merge, MergeCount, MergeError,
+    MergeRules, Plan, ReadPoints, Step, plan,
 };
 
 use super::commit::blocking;
 use super::detach::Basing;
 use super::read::Redo;
-use super::{Timeline, TimelineError};
+use super::{Layers, Timeline, TimelineError};
 use crate::catalogue::thin::Progress;
 use crate::catalogue::{self, Catalogue};
 use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
+
+/// Bytes of index blocks that are kept while one looks for pages that are gone.
+const DEAD_INDEX_BYTES: usize = 4 << 20;
 
 /// A merge that runs.
 pub struct Running {
@@ -76,7 +80,8 @@ impl Timeline {
         let points = self.read_points().await;
         self.thin_catalogue(&points).await;
         let layers = self.read(|state| state.layers.clone());
-        let job: Job = match plan(&layers.map, &points, &self.thresholds.plan) {
+        let dead = self.count_dead(&layers, &points).await?;
+        let job: Job = match plan(&layers.map, &points, &self.thresholds.plan, &dead) {
             None => return Ok(self.next_base().await?.map_or(Next::Nothing, Next::Base)),
             Some(Plan::Catalogue(layers)) => return Ok(Next::Catalogue(layers)),
             Some(Plan::Merge(job)) => *job,
@@ -191,6 +196,44 @@ impl Timeline {
         let with = blocking("a merge of the catalogue", merge).await?;
         self.commit_layers(Edit::Catalogue { replaced, with }, &[with])
             .await
+    }
+
+    /// Counts what pages that are gone have in layers, once nobody in the window reads them.
+    async fn count_dead(
+        self: &Arc<Self>,
+        layers: &Arc<Layers>,
+        points: &ReadPoints,
+    ) -> Result<DeadBytes, TimelineError> {
+        let settled = self.disk_consistent().min(points.horizon().unwrap_or_default());
+        let ended = self.catalogue(|catalogue| catalogue.pages_ended(settled).to_vec());
+        let mut known = self.dead();
+        known.forget_all_but(&layers.map);
+        if !ended.is_empty() {
+            let (timeline, layers, count) = (self.clone(), layers.clone(), ended.len());
+            let look = move || {
+                let cache = IndexCache::new(DEAD_INDEX_BYTES);
+                for (lsn, pages) in &ended {
+                    for desc in layers.map.passed_by(*lsn, pages) {
+                        let bytes =
+                            || Ok::<_, TimelineError>(layers.reader(desc.id)?.bytes_of(pages, &cache)?);
+                        known.add(desc.id, timeline.obtaining_here(bytes)?);
+                    }
+                }
+                Ok(known)
+            };
+            known = blocking("looking for pages that are gone", look).await?;
+            // Entries come at the end only.
+            self.write(|state| state.catalogue.forget_ends(count));
+        }
+        let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        dead.clone_from(&known);
+        Ok(known)
+    }
+
+    /// Bytes in layers of pages that are gone, as of the last time that somebody looked.
+    pub(super) fn dead(&self) -> DeadBytes {
+        let dead = self.dead.lock();
+        dead.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives up versions of the resident catalogue, if that is worth while.

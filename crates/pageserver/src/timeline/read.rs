@@ -11,7 +11,7 @@ use lakebed_types::{Lsn, PageKey};
 
 use super::explain::Source;
 use super::{Link, Timeline, TimelineError};
-use crate::catalogue::Life;
+use crate::catalogue::{Catalogue, Life};
 use crate::page_cache::PageCache;
 use crate::reconstruct;
 
@@ -259,6 +259,18 @@ pub(super) struct Redo<'a> {
 
 impl MakeImage for Redo<'_> {
     type Error = TimelineError;
+
+    fn ends(&mut self, key: &PageKey) -> Vec<Lsn> {
+        match key {
+            PageKey::Rel { rel, block } => {
+                // Others were the parent's: what began after them is there.
+                let start = self.timeline.identity.start;
+                let ends = |catalogue: &Catalogue| catalogue.ends(*rel, *block, start);
+                self.timeline.catalogue(ends)
+            }
+            _ => Vec::new(),
+        }
+    }
 
     fn image(
         &mut self,

@@ -43,6 +43,12 @@ impl Expected {
         versions.push((lsn, page));
     }
 
+    pub fn truncate(&mut self, lsn: Lsn, from: u32) {
+        for versions in self.0.range_mut(from..).map(|(_, versions)| versions) {
+            versions.push((lsn, Box::new([0; 8192])));
+        }
+    }
+
     pub fn page(&self, block: u32, lsn: Lsn) -> Box<PageBytes> {
         let versions = self.0.get(&block).into_iter().flatten();
         let seen = versions.take_while(|(at, _)| *at <= lsn).last();
@@ -77,6 +83,14 @@ pub fn make_some(
     let mut records = Vec::new();
     for number in 0..count {
         let lsn = Lsn(start.0 + number * 64);
+        if numbers.below(90) == 0 {
+            // Mostly of the last blocks, now and then of all.
+            let from =
+                blocks - 1 - numbers.below(u64::from(blocks)) as u32 % [4, blocks][numbers.below(2) as usize];
+            expected.truncate(Lsn(lsn.0 + 64), from);
+            records.push(truncation(lsn, from));
+            continue;
+        }
         let block = match numbers.below(3) {
             0 => 7,
             _ => numbers.below(u64::from(blocks)) as u32,
@@ -110,4 +124,33 @@ pub fn make_some(
         });
     }
     records
+}
+
+/// What [`truncation`] was given.
+#[allow(dead_code)]
+pub fn truncated_to(record: &DecodedRecord) -> u32 {
+    record
+        .main_data
+        .first_chunk()
+        .map_or(0, |blocks| u32::from_le_bytes(*blocks))
+}
+
+/// The relation keeps so many blocks.
+pub fn truncation(lsn: Lsn, blocks: u32) -> DecodedRecord {
+    const TRUNCATE_HEAP: u32 = 1;
+    let words = [blocks, REL.spcnode, REL.dbnode, REL.relnode, TRUNCATE_HEAP];
+    let words: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    DecodedRecord {
+        version: PgVersion::V15,
+        start: lsn,
+        end: Lsn(lsn.0 + 64),
+        prev: Lsn(0),
+        xid: 0,
+        rmid: lakebed_ingest::rmgr::STORAGE,
+        info: 0x20,
+        origin: None,
+        toplevel_xid: None,
+        blocks: Vec::new(),
+        main_data: words.into(),
+    }
 }
