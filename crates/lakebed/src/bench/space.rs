@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use lakebed_pageserver::catalogue;
 use lakebed_pageserver::timeline::Timeline;
 use lakebed_pageserver::timeline::history::Kept;
-use lakebed_types::Lsn;
+use lakebed_types::{Lsn, PageKey};
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -176,7 +175,7 @@ fn pages_bytes(timeline: &Timeline, lsn: Lsn) -> anyhow::Result<Packed> {
     compressed(|write| {
         for (rel, blocks) in relations {
             for block in 0..blocks {
-                let (page, _) = timeline.page_and_cost(&catalogue::page_key(rel, block), lsn)?;
+                let (page, _) = timeline.page_and_cost(&PageKey::Rel { rel, block }, lsn)?;
                 write(&page[..])?;
             }
         }

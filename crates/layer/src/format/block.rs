@@ -173,13 +173,10 @@ pub(super) fn decode(kind: BlockKind, place: (LayerId, u64), block: &[u8]) -> Re
     }
     let bytes = match header[1] {
         0 => Bytes::copy_from_slice(block),
-        1 => {
-            let mut out = vec![0; decoded];
-            match lz4_flex::block::decompress_into(block, &mut out) {
-                Ok(length) if length == decoded => out.into(),
-                _ => return Err("it does not decompress"),
-            }
-        }
+        1 => match lz4_flex::block::decompress(block, decoded) {
+            Ok(out) => out.into(),
+            Err(_) => return Err("it does not decompress"),
+        },
         2 => match decompress_zstd(block, decoded) {
             Ok(out) => out.into(),
             Err(_) => return Err("it does not decompress"),
