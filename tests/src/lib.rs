@@ -11,6 +11,7 @@ pub mod comparison;
 mod compute;
 pub mod faults;
 mod http;
+pub mod page_cache;
 pub mod pages;
 mod process;
 pub mod recorder;

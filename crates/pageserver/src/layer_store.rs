@@ -6,12 +6,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use futures::StreamExt;
 use lakebed_blobstore::{BlobError, BlobStore, paths};
 use lakebed_layer::format::{LayerReader, ReadAt, ReadError};
@@ -20,19 +18,12 @@ use lakebed_types::Generation;
 
 use crate::layer_disk::LayerDisk;
 use crate::layer_handle::Fetched;
+use crate::local_file::{self, LocalFile};
 
 /// Ends the names of files that are being written.
 const UNFINISHED: &str = "new";
 /// The same, of those that are being fetched; a number comes after it.
 const FETCHED: &str = "fetched";
-
-/// Blocks up to here are read into memory that is used again.
-const SCRATCH_BYTES: usize = 128 << 10;
-
-thread_local! {
-    /// Where blocks are read to that are decoded at once into other memory.
-    static SCRATCH: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-}
 
 /// Why a layer could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,38 +88,6 @@ impl LayerStoreError {
             LayerStoreError::BeyondRepair { object, .. } => object.is_missing_object(),
             _ => false,
         }
-    }
-}
-
-/// A local file as a source of blocks.
-#[derive(Debug)]
-pub struct LocalFile(File);
-
-impl From<File> for LocalFile {
-    fn from(file: File) -> LocalFile {
-        LocalFile(file)
-    }
-}
-
-impl ReadAt for LocalFile {
-    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let mut bytes = vec![0; length];
-        self.0.read_exact_at(&mut bytes, offset)?;
-        Ok(bytes.into())
-    }
-
-    fn with_bytes<T>(&self, offset: u64, length: usize, look: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
-        if length > SCRATCH_BYTES {
-            return self.read_at(offset, length).map(|bytes| look(&bytes));
-        }
-        SCRATCH.with_borrow_mut(|scratch| {
-            if scratch.len() < length {
-                scratch.resize(length, 0);
-            }
-            let bytes = &mut scratch[..length];
-            self.0.read_exact_at(bytes, offset)?;
-            Ok(look(bytes))
-        })
     }
 }
 
@@ -265,7 +224,8 @@ impl LayerStore {
     /// # Errors
     /// See [`LayerStoreError`].
     pub fn open(&self, desc: &LayerDesc) -> Result<Arc<Layer>, LayerStoreError> {
-        open(&self.path(desc.id), desc)
+        // What an open layer has in memory is read once; a file that cannot be opened counts as damaged.
+        local_file::waiting(|| open(&self.path(desc.id), desc))
     }
 
     /// Fetches the object into a file without a name of its own, and opens it. With `completely` every byte of it is checked,

@@ -31,6 +31,7 @@ pub mod ingest;
 pub mod layer_disk;
 pub mod layer_handle;
 pub mod layer_store;
+pub mod local_file;
 pub mod manifest;
 pub mod metrics;
 pub mod node;

@@ -68,6 +68,8 @@ pub struct Metrics {
     pub pages_detached: Counter,
     /// Objects removed.
     pub objects_removed: Counter,
+    /// Pages for which a block had to be read from disk.
+    pub pages_from_disk: Counter,
     /// Pages not served because they are asked for in history that was given up.
     pub pages_not_kept: Counter,
     /// Bytes of all layers, and of those of history.
@@ -112,6 +114,7 @@ impl Metrics {
             compaction_dropped: Counter::default(),
             pages_detached: Counter::default(),
             objects_removed: Counter::default(),
+            pages_from_disk: Counter::default(),
             pages_not_kept: Counter::default(),
             layer_bytes: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -201,6 +204,11 @@ impl Metrics {
         for (name, help, counter) in compaction {
             registry.register(format!("pageserver_compaction_{name}"), help, counter.clone());
         }
+        registry.register(
+            "pageserver_pages_from_disk",
+            "Pages for which a block was not in the operating system's page cache",
+            m.pages_from_disk.clone(),
+        );
         registry.register(
             "pageserver_pages_not_kept",
             "Pages asked for in history that was given up",

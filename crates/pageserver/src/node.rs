@@ -39,6 +39,8 @@ const TELL_KEPT: Duration = Duration::from_secs(5);
 const BRANCH_WAIT: Duration = Duration::from_secs(30);
 /// A reader that sees nothing ingested for this long says so: a safekeeper that has the WAL needs no second to send it.
 const STALL: Duration = Duration::from_secs(1);
+/// See [`Node::disk_reads`].
+const DISK_READS: usize = 64;
 
 /// One shard as the controller describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +208,8 @@ pub struct Node {
     shards: RwLock<HashMap<ShardKey, Shard>>,
     /// One attach, import, create or delete at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Reads of pages that wait for the disk at the same time.
+    pub disk_reads: Semaphore,
     /// One merge of layers at a time.
     compactions: Semaphore,
     /// Shards that are being filled.
@@ -241,6 +245,7 @@ impl Node {
             managers,
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
+            disk_reads: Semaphore::new(DISK_READS),
             compactions: Semaphore::new(1),
             filling: tokio::sync::Mutex::default(),
             told_kept: Mutex::default(),

@@ -2,31 +2,28 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
-use lakebed_proto::v1::{self, PageStatus, import_message};
+use lakebed_proto::v1::{self, import_message};
 use lakebed_types::data_directory::is_inside;
-use lakebed_types::{
-    ForkNumber, Generation, Lsn, PageKey, PgVersion, ShardIdentity, TenantId, Term, TimelineId,
-};
+use lakebed_types::{ForkNumber, Generation, Lsn, PgVersion, ShardIdentity, TenantId, Term, TimelineId};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::basebackup::{BackupItem, BasebackupError, basebackup};
 use crate::fill::FillError;
-use crate::hot::PageName;
 use crate::manifest::{Cluster, Parent};
 use crate::node::{Attachment, Node, NodeError, Taken, TimelineSpec, wait_for};
 use crate::receive::{Spool, outside, receive_directory};
 use crate::timeline::history::Kept;
-use crate::timeline::read::Cost;
 use crate::timeline::{Identity, NotTaken, Timeline, TimelineError};
 
 mod explain;
 mod horizon;
+mod pages;
 
 /// How long a read waits for the WAL that it depends on.
 const READ_WAIT: Duration = Duration::from_secs(10);
@@ -255,7 +252,7 @@ impl Pageserver for PageService {
         let requests = request.into_inner();
         let answers = requests.map(move |request| {
             let node = node.clone();
-            async move { get_pages(&node, request?).await }
+            async move { pages::get(&node, request?).await }
         });
         Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
     }
@@ -501,131 +498,6 @@ fn check_consistent(timeline: &Timeline, lsn: Lsn) -> Result<(), Status> {
         )));
     }
     Ok(())
-}
-
-async fn get_pages(node: &Node, request: v1::GetPagesRequest) -> Result<v1::GetPagesResponse, Status> {
-    let request_id = request.request_id;
-    let count = request.keys.len();
-    if count > MAX_KEYS {
-        return Err(Status::invalid_argument(format!(
-            "{count} keys in one request; at most {MAX_KEYS}"
-        )));
-    }
-    // Failures that concern the whole request are told per page, so that the stream goes on.
-    let whole = |status: PageStatus, message: String| {
-        node.metrics.page_failures.inc_by(count as u64);
-        let page = v1::PageResult {
-            status: status.into(),
-            page: Bytes::new(),
-            message,
-        };
-        v1::GetPagesResponse {
-            request_id,
-            served_lsn: 0,
-            pages: vec![page; count],
-        }
-    };
-    let (tenant, shard) = convert::shard(request.shard.as_ref()).map_err(invalid)?;
-    let timeline = match node.timeline(tenant, shard, timeline_id(&request.timeline)?) {
-        Ok(timeline) => timeline,
-        Err(error @ NodeError::NotAttached { .. }) => {
-            return Ok(whole(PageStatus::WrongShard, error.to_string()));
-        }
-        Err(error) => return Ok(whole(PageStatus::Retry, error.to_string())),
-    };
-    let lsn = match read_point(&timeline, request.at).await {
-        Ok(lsn) => lsn,
-        Err(error) if error.code() == tonic::Code::OutOfRange => {
-            node.metrics.pages_not_kept.inc_by(count as u64);
-            return Ok(whole(PageStatus::Gone, error.message().to_owned()));
-        }
-        Err(error) if error.code() == tonic::Code::InvalidArgument => return Err(error),
-        Err(error) => return Ok(whole(PageStatus::Retry, error.message().to_owned())),
-    };
-    let keys = request.keys.iter().map(|key| convert::page_key(key));
-    let keys: Vec<PageKey> = keys.collect::<Result<_, _>>().map_err(invalid)?;
-    // Those that are to be had at once; what the others miss is then fetched side by side.
-    let begin = Instant::now();
-    let mut pages = Vec::with_capacity(count);
-    let mut missing = Vec::new();
-    for (at, key) in keys.iter().enumerate() {
-        let begin = Instant::now();
-        match timeline.page_with(&node.pages, key, lsn) {
-            Err(error @ TimelineError::Missing(_)) => {
-                missing.push((at, key, error));
-                pages.push(v1::PageResult::default());
-            }
-            read => pages.push(answer(node, &timeline, (key, lsn), read, begin)),
-        }
-    }
-    let (timeline, cache) = (&timeline, &node.pages);
-    let obtained = missing.into_iter().map(|(at, key, error)| async move {
-        let read = timeline.obtaining_after(error, || timeline.page_with(cache, key, lsn));
-        (at, answer(node, timeline, (key, lsn), read.await, begin))
-    });
-    for (at, page) in futures::future::join_all(obtained).await {
-        if let Some(place) = pages.get_mut(at) {
-            *place = page;
-        }
-    }
-    Ok(v1::GetPagesResponse {
-        request_id,
-        served_lsn: lsn.0,
-        pages,
-    })
-}
-
-/// What a read came to, as it is answered and counted.
-fn answer(
-    node: &Node,
-    timeline: &Timeline,
-    (key, lsn): (&PageKey, Lsn),
-    read: Result<(Bytes, Cost), TimelineError>,
-    begin: Instant,
-) -> v1::PageResult {
-    match read {
-        Ok((page, cost)) => {
-            node.metrics.served(&cost, begin.elapsed());
-            let identity = &timeline.identity;
-            let name = PageName {
-                tenant: identity.tenant,
-                timeline: identity.timeline,
-                shard: identity.shard,
-                key: *key,
-            };
-            node.hot.read(name, lsn, &cost);
-            if timeline.wants_image(&cost) && !node.images.offer(name) {
-                node.metrics.read_images_refused.inc();
-            }
-            v1::PageResult {
-                status: PageStatus::Ok.into(),
-                page,
-                message: String::new(),
-            }
-        }
-        Err(error) => {
-            node.metrics.page_failures.inc();
-            let status = match error {
-                TimelineError::WrongShard(_) => PageStatus::WrongShard,
-                TimelineError::BeforeHistory { .. } | TimelineError::NotKept { .. } => PageStatus::Gone,
-                TimelineError::Deleted(_) => PageStatus::Retry,
-                _ if error.may_pass() => PageStatus::Retry,
-                _ => PageStatus::Damaged,
-            };
-            let id = timeline.identity.timeline;
-            match status {
-                PageStatus::Retry => {
-                    tracing::warn!(timeline = %id, %key, %lsn, %error, "page not served; asked again it may be");
-                }
-                _ => tracing::error!(timeline = %id, %key, %lsn, %error, "page not served"),
-            }
-            v1::PageResult {
-                status: status.into(),
-                page: Bytes::new(),
-                message: format!("page {key} of timeline {id} at {lsn}: {error}"),
-            }
-        }
-    }
 }
 
 /// Messages that carry one entry of a basebackup.

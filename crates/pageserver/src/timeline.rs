@@ -133,6 +133,9 @@ pub enum TimelineError {
     /// A layer that the read needs is not to be had from object storage either.
     #[error("{0}")]
     Unobtainable(Arc<LayerStoreError>),
+    /// A block is not in memory, and the read was made where it must not wait ([`crate::local_file`]): to be made again where it may.
+    #[error("a block would have to be read from disk")]
+    Cold,
     /// A merge met a damaged layer, which is whole again: the merge is over, and the next one finds it so.
     #[error("a merge is given up and begins again, since a layer was damaged and is fetched anew: {0}")]
     MergeMetDamage(String),

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use lakebed_blobstore::{BlobError, BlobStore};
 use lakebed_layer::LayerId;
 use lakebed_layer::format::{LayerReader, ReadError};
-use lakebed_pageserver::layer_store::LocalFile;
+use lakebed_pageserver::local_file::LocalFile;
 
 use crate::ScrubError;
 use crate::names::Directory;

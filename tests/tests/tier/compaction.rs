@@ -7,7 +7,7 @@ use lakebed_pgtest::{Cluster, wait_until};
 use lakebed_tests::comparison::{Writer, compare};
 use lakebed_tests::pages::Pages;
 use lakebed_tests::recovery::{recover, wal_directory};
-use lakebed_tests::{Shape, Tier};
+use lakebed_tests::{Shape, Tier, page_cache};
 
 use crate::workload;
 
@@ -72,6 +72,8 @@ fn layers_are_merged_under_load_and_over_kills() {
         tier.kill_role(&name);
         tier.start_role(&name);
     }
+    // Nor in memory at all: pages are read while others wait for the disk.
+    let forgotten = page_cache::forget(tier.home());
     let main = Pages::of(&tier, "main");
     let wal = wal_directory(&tier, "safekeeper-1", &main);
     for name in ["b", "end"] {
@@ -93,5 +95,7 @@ fn layers_are_merged_under_load_and_over_kills() {
         let bucket = format!("pageserver_page_layers_bucket{{le=\"{within}.0\"}}");
         assert_eq!(counter(&metrics, &bucket), read, "{name}: {bound}\n{metrics}");
         assert!(read > 3000, "{name}: {read}");
+        let from_disk = counter(&metrics, "pageserver_pages_from_disk_total");
+        assert_eq!(from_disk > 0, forgotten, "{name}: {from_disk} pages from disk");
     }
 }

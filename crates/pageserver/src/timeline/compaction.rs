@@ -18,7 +18,8 @@ use super::read::Redo;
 use super::{Layers, Timeline, TimelineError};
 use crate::catalogue::thin::Progress;
 use crate::catalogue::{self, Catalogue};
-use crate::layer_store::{LayerSink, LayerStoreError, LocalFile};
+use crate::layer_store::{LayerSink, LayerStoreError};
+use crate::local_file::LocalFile;
 
 /// Bytes of index blocks that are kept while one looks for pages that are gone.
 const DEAD_INDEX_BYTES: usize = 4 << 20;

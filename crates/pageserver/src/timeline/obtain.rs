@@ -5,6 +5,7 @@
 //! the remedy: [`Timeline::obtaining`] in tasks, [`Timeline::obtaining_here`] in threads that may block. Layers that came are
 //! held until the read is through, so that one that needs several gets them all, however small the disk is.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +69,9 @@ impl Layers {
         };
         let id = match &error {
             ReadError::Damaged(damage) => damage.layer,
+            ReadError::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock => {
+                return TimelineError::Cold;
+            }
             ReadError::Io { layer, .. } => *layer,
         };
         match self.open.get(&id) {
