@@ -3,8 +3,9 @@
 //! A partition is merged when it has [`PlanPolicy::level0`] layers of level 0 to take over: reads there ask so many
 //! layers more. The one with the most goes first. A partition whose history is in many layers is rewritten with it, and so is
 //! one of which a part is probably read by nobody any more (`waste` estimates it), or that has copies from before the shard was
-//! split, with the pages of others ([`LayerMap::copies`]); one with pages that are gone, without it. A merge's outputs are cut at [`PlanPolicy::layer_bytes`], and each cut is a
-//! change of its own: what was merged counts from then on, whether or not the merge goes on.
+//! split, with the pages of others ([`LayerMap::copies`]); one with pages that are gone, without its history. A merge's outputs are
+//! cut at [`PlanPolicy::layer_bytes`], and each cut is a change of its own: what was merged counts from then on, whether or not the
+//! merge goes on.
 
 use lakebed_types::Lsn;
 use serde::{Deserialize, Serialize};

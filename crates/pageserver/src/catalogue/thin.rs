@@ -37,6 +37,24 @@ enum Part {
     Rest,
 }
 
+/// Commit times, thinned. There may be millions of them, so that is done with a copy and without the lock.
+#[derive(Debug)]
+pub struct ThinnedTimes {
+    left: Versions<i64>,
+    /// How many there were.
+    of: usize,
+}
+
+impl ThinnedTimes {
+    /// Of a catalogue's times those that reads at `points` see, and old ones less exactly.
+    pub fn of(mut times: Vec<(Lsn, i64)>, points: &ReadPoints) -> ThinnedTimes {
+        let of = times.len();
+        thin(&mut times, points);
+        thin_times(&mut times);
+        ThinnedTimes { left: times, of }
+    }
+}
+
 impl Catalogue {
     /// Versions that are known.
     pub fn versions(&self) -> usize {
@@ -51,17 +69,25 @@ impl Catalogue {
     /// Gives up what reads at `points` do not see. `from_the_beginning`: there is nothing older elsewhere, in a parent or in
     /// layers before these.
     pub fn thin(&mut self, points: &ReadPoints, from_the_beginning: bool) {
-        thin_sizes(&mut self.sizes, (points, from_the_beginning), None, usize::MAX);
-        thin_resets(&mut self.resets, points, None, usize::MAX);
+        let rules = (points, from_the_beginning);
+        let (sizes, _) = thin_sizes(&mut self.sizes, rules, None, usize::MAX);
+        let (resets, _) = thin_resets(&mut self.resets, points, None, usize::MAX);
+        self.versions -= sizes + resets;
         self.thin_rest(points, from_the_beginning);
+        let times = std::mem::take(&mut self.times);
+        self.versions -= times.len();
+        let times = ThinnedTimes::of(times, points);
+        self.versions += times.left.len();
+        self.times = times.left;
+        self.thinned = self.versions;
     }
 
-    /// A part of [`Catalogue::thin`] for one that knows everything. `None`: it is done.
+    /// A part of [`Catalogue::thin`] for one that knows everything, but for times. `None`: it is done.
     pub fn thin_slice(&mut self, points: &ReadPoints, at: Progress) -> Option<Progress> {
-        let (next, after) = match at.part {
+        let (next, (dropped, after)) = match at.part {
             Part::Sizes => {
-                let after = thin_sizes(&mut self.sizes, (points, true), at.after, SLICE);
-                (Part::Resets, after)
+                let thinned = thin_sizes(&mut self.sizes, (points, true), at.after, SLICE);
+                (Part::Resets, thinned)
             }
             Part::Resets => (Part::Rest, thin_resets(&mut self.resets, points, at.after, SLICE)),
             Part::Rest => {
@@ -69,26 +95,39 @@ impl Catalogue {
                 return None;
             }
         };
+        self.versions -= dropped;
         let part = if after.is_some() { at.part } else { next };
         Some(Progress { part, after })
     }
 
     fn thin_rest(&mut self, points: &ReadPoints, from_the_beginning: bool) {
+        let mut dropped = 0;
         // A database that is gone ends lives of pages, whatever was before.
-        self.databases
-            .values_mut()
-            .for_each(|versions| thin(versions, points));
+        for versions in self.databases.values_mut() {
+            dropped += thin(versions, points);
+        }
         self.files.retain(|_, versions| {
-            thin(versions, points);
-            begin_with(versions, from_the_beginning, Option::is_some)
+            dropped += thin(versions, points) + begin_with(versions, from_the_beginning, Option::is_some);
+            !versions.is_empty()
         });
         self.slru.retain(|_, versions| {
-            thin(versions, points);
-            begin_with(versions, from_the_beginning, |exists| *exists)
+            dropped += thin(versions, points) + begin_with(versions, from_the_beginning, |exists| *exists);
+            !versions.is_empty()
         });
-        thin(&mut self.times, points);
-        thin_times(&mut self.times);
-        self.versions = self.count();
+        self.versions -= dropped;
+    }
+
+    /// Commit times, ascending by LSN.
+    pub fn times(&self) -> Vec<(Lsn, i64)> {
+        self.times.clone()
+    }
+
+    /// Puts times in the place of those that they were made of; later ones stay. It is thinned then.
+    pub fn replace_times(&mut self, times: ThinnedTimes) {
+        let ThinnedTimes { mut left, of } = times;
+        self.versions -= of - left.len();
+        left.extend(self.times.iter().skip(of));
+        self.times = left;
         self.thinned = self.versions;
     }
 
@@ -136,6 +175,7 @@ impl Catalogue {
         entries
     }
 
+    /// Counts its versions.
     pub(super) fn count(&self) -> usize {
         fn of<'a, T: 'a>(lists: impl Iterator<Item = &'a Versions<T>>) -> usize {
             lists.map(Vec::len).sum()
@@ -149,44 +189,48 @@ impl Catalogue {
     }
 }
 
-/// Keeps of each span between two versions' LSNs the older one's version, if a point is in it, and the last.
-fn thin<T>(versions: &mut Versions<T>, points: &ReadPoints) {
+/// Keeps of each span between two versions' LSNs the older one's version, if a point is in it, and the last. How many went.
+fn thin<T>(versions: &mut Versions<T>, points: &ReadPoints) -> usize {
     let is_read = |pair: &[(Lsn, T)]| match pair {
         [(lsn, _), (next, _)] => points.newest_in(*lsn, *next).is_some(),
         _ => true,
     };
     let mut read: Vec<bool> = versions.windows(2).map(is_read).collect();
     read.push(true);
-    retain(versions, read);
+    retain(versions, read)
 }
 
-fn retain<T>(versions: &mut Versions<T>, kept: Vec<bool>) {
-    let mut kept = kept.into_iter();
+fn retain<T>(versions: &mut Versions<T>, kept: Vec<bool>) -> usize {
+    let (mut kept, before) = (kept.into_iter(), versions.len());
     versions.retain(|_| kept.next().unwrap_or(true));
     if versions.capacity() > 2 * versions.len() + 8 {
         versions.shrink_to_fit();
     }
+    before - versions.len()
 }
 
-/// Leaves out that it does not exist at first. Whether there is something left.
-fn begin_with<T>(versions: &mut Versions<T>, from_the_beginning: bool, exists: impl Fn(&T) -> bool) -> bool {
-    if from_the_beginning {
-        let first = versions.iter().position(|(_, value)| exists(value));
-        versions.drain(..first.unwrap_or(versions.len()));
+/// Leaves out that it does not exist at first. How many went.
+fn begin_with<T>(versions: &mut Versions<T>, from_the_beginning: bool, exists: impl Fn(&T) -> bool) -> usize {
+    if !from_the_beginning {
+        return 0;
     }
-    !versions.is_empty()
+    let first = versions.iter().position(|(_, value)| exists(value));
+    versions.drain(..first.unwrap_or(versions.len())).count()
 }
+
+/// How many versions went, and the last relation if there may be more.
+type Thinned = (usize, Option<RelTag>);
 
 fn thin_sizes(
     sizes: &mut BTreeMap<RelTag, Versions<Option<u32>>>,
     (points, from_the_beginning): (&ReadPoints, bool),
     after: Option<RelTag>,
     most: usize,
-) -> Option<RelTag> {
-    let (mut last, mut empty) = (None, Vec::new());
+) -> Thinned {
+    let (mut dropped, mut last, mut empty) = (0, None, Vec::new());
     for (rel, versions) in slice(sizes, after, most) {
-        thin(versions, points);
-        if !begin_with(versions, from_the_beginning, Option::is_some) {
+        dropped += thin(versions, points) + begin_with(versions, from_the_beginning, Option::is_some);
+        if versions.is_empty() {
             empty.push(*rel);
         }
         last = Some(*rel);
@@ -194,7 +238,7 @@ fn thin_sizes(
     for rel in empty {
         sizes.remove(&rel);
     }
-    last.filter(|_| most < usize::MAX)
+    (dropped, last.filter(|_| most < usize::MAX))
 }
 
 /// A reset that a later one repeats is given up if nobody reads in between.
@@ -203,8 +247,8 @@ fn thin_resets(
     points: &ReadPoints,
     after: Option<RelTag>,
     most: usize,
-) -> Option<RelTag> {
-    let mut last = None;
+) -> Thinned {
+    let (mut dropped, mut last) = (0, None);
     for (rel, resets) in slice(resets, after, most) {
         let is_kept = |(at, (lsn, from)): (usize, &(Lsn, u32))| {
             let mut later = resets.iter().skip(at + 1);
@@ -212,10 +256,10 @@ fn thin_resets(
             repeated.is_none_or(|(again, _)| points.newest_in(*lsn, *again).is_some())
         };
         let kept = resets.iter().enumerate().map(is_kept).collect();
-        retain(resets, kept);
+        dropped += retain(resets, kept);
         last = Some(*rel);
     }
-    last.filter(|_| most < usize::MAX)
+    (dropped, last.filter(|_| most < usize::MAX))
 }
 
 fn slice<T>(

@@ -82,6 +82,8 @@ fn what_is_read_stays() {
         while let Some(progress) = next {
             next = resident.thin_slice(&points, progress);
         }
+        let times = ThinnedTimes::of(resident.times(), &points);
+        resident.replace_times(times);
         // As layers: each run thinned by itself, the first knowing that there is nothing before it.
         let cut = random(200) as usize;
         let mut stored = Vec::new();
@@ -175,6 +177,14 @@ fn old_times_are_kept_less_exactly() {
             );
         }
     }
+    // What comes while one thins a copy stays.
+    let mut resident = exact.clone();
+    let thinned = ThinnedTimes::of(resident.times(), &ReadPoints::since(Lsn(0)));
+    resident.add(Lsn(u64::MAX - 1), &Entry::Time(2 * day + 1));
+    resident.replace_times(thinned);
+    assert_eq!(resident.lsn_at(i64::MAX), Some(Lsn(u64::MAX - 1)));
+    assert_eq!(resident.versions(), catalogue.versions() + 1);
+    assert_eq!(resident.versions(), resident.count());
     // Below the window there is the one that counts at its begin.
     catalogue.thin(&ReadPoints::since(Lsn(1_000_000)), true);
     let (first, _) = times(&catalogue)[0];

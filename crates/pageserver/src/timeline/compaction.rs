@@ -16,7 +16,7 @@ use super::commit::blocking;
 use super::detach::Basing;
 use super::read::Redo;
 use super::{Layers, Timeline, TimelineError};
-use crate::catalogue::thin::Progress;
+use crate::catalogue::thin::{Progress, ThinnedTimes};
 use crate::catalogue::{self, Catalogue};
 use crate::layer_store::{LayerSink, LayerStoreError};
 use crate::local_file::LocalFile;
@@ -81,7 +81,7 @@ impl Timeline {
         let points = self.read_points().await;
         self.thin_catalogue(&points).await;
         let layers = self.read(|state| state.layers.clone());
-        let dead = self.count_dead(&layers, &points).await?;
+        let dead = self.count_dead(&layers, &points).await;
         let job: Job = match plan(&layers.map, &points, &self.thresholds.plan, &dead) {
             None => return Ok(self.next_base().await?.map_or(Next::Nothing, Next::Base)),
             Some(Plan::Catalogue(layers)) => return Ok(Next::Catalogue(layers)),
@@ -199,36 +199,41 @@ impl Timeline {
             .await
     }
 
-    /// Counts what pages that are gone have in layers, once nobody in the window reads them.
-    async fn count_dead(
-        self: &Arc<Self>,
-        layers: &Arc<Layers>,
-        points: &ReadPoints,
-    ) -> Result<DeadBytes, TimelineError> {
+    /// Counts what pages that are gone have in layers, once nobody in the window reads them. A layer that cannot be had now is
+    /// no reason to merge nothing: it is looked at again before the next plan.
+    async fn count_dead(self: &Arc<Self>, layers: &Arc<Layers>, points: &ReadPoints) -> DeadBytes {
         let settled = self.disk_consistent().min(points.horizon().unwrap_or_default());
         let ended = self.catalogue(|catalogue| catalogue.pages_ended(settled).to_vec());
-        let mut known = self.dead();
-        known.forget_all_but(&layers.map);
+        let mut dead = self.dead();
+        dead.forget_all_but(&layers.map);
         if !ended.is_empty() {
-            let (timeline, layers, count) = (self.clone(), layers.clone(), ended.len());
+            let (timeline, layers, mut found, count) =
+                (self.clone(), layers.clone(), dead.clone(), ended.len());
             let look = move || {
                 let cache = IndexCache::new(DEAD_INDEX_BYTES);
                 for (lsn, pages) in &ended {
                     for desc in layers.map.passed_by(*lsn, pages) {
                         let bytes =
                             || Ok::<_, TimelineError>(layers.reader(desc.id)?.bytes_of(pages, &cache)?);
-                        known.add(desc.id, timeline.obtaining_here(bytes)?);
+                        found.add(desc.id, timeline.obtaining_here(bytes)?);
                     }
                 }
-                Ok(known)
+                Ok(found)
             };
-            known = blocking("looking for pages that are gone", look).await?;
-            // Entries come at the end only.
-            self.write(|state| state.catalogue.forget_ends(count));
+            match blocking("looking for pages that are gone", look).await {
+                Ok(found) => {
+                    dead = found;
+                    // Entries come at the end only.
+                    self.write(|state| state.catalogue.forget_ends(count));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "how much of the layers is dropped tables is not known yet")
+                }
+            }
         }
-        let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
-        dead.clone_from(&known);
-        Ok(known)
+        let mut known = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone_from(&dead);
+        dead
     }
 
     /// Bytes in layers of pages that are gone, as of the last time that somebody looked.
@@ -241,11 +246,16 @@ impl Timeline {
     async fn thin_catalogue(&self, points: &ReadPoints) {
         let more = self.thresholds.catalogue_versions;
         let wants = self.catalogue(|catalogue| catalogue.wants_thinning(more));
-        let mut next = wants.then(Progress::default);
+        if !wants {
+            return;
+        }
+        let mut next = Some(Progress::default());
         while let Some(progress) = next {
             next = self.write(|state| state.catalogue.thin_slice(points, progress));
             tokio::task::yield_now().await;
         }
+        let times = ThinnedTimes::of(self.catalogue(Catalogue::times), points);
+        self.write(|state| state.catalogue.replace_times(times));
     }
 
     async fn commit_layers(self: &Arc<Self>, edit: Edit, new: &[LayerDesc]) -> Result<(), TimelineError> {
