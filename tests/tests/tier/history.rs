@@ -236,3 +236,64 @@ fn a_branch_with_a_time_goes_by_itself_once_nobody_uses_it() {
     wait_until("the others to go", || names() == ["main"]);
     main.stop();
 }
+
+/// Bytes of layers, but for history: what there is now.
+fn present(tier: &Tier, timeline: &Value) -> u64 {
+    let shards = shards(tier, timeline);
+    sum(&shards, "layer_bytes") - sum(&shards, "history_bytes")
+}
+
+#[test]
+fn what_is_dropped_truncated_or_gone_with_its_database_gives_its_space_back() {
+    let shape = Shape {
+        flush_bytes: 512 << 10,
+        lease_s: 2,
+        ..Shape::default()
+    };
+    let mut tier = Tier::start(&shape);
+    let compute = tier.compute("main", "main");
+    let timeline = tier.branches()["main"]["timeline"].clone();
+    tier.client(&["tenant", "set", "test", "--window", "1s"]);
+    compute
+        .sql(&["create table kept as select g as n, md5(g::text) as filler from generate_series(1, 5000) g"]);
+    let before = present(&tier, &timeline);
+    // Does not compress.
+    let fill = "as select g, (select string_agg(md5(g::text || i), '') from generate_series(1, 40) i) as filler \
+                from generate_series(1, 12000) g";
+    let dropped = format!("create table dropped {fill}");
+    let truncated = format!("create table truncated {fill}");
+    compute.sql(&[
+        &dropped,
+        &truncated,
+        "create database copied template template0 strategy file_copy",
+    ]);
+    compute.sql(&["checkpoint"]);
+    wait_until("both tables in layers", || {
+        present(&tier, &timeline) > before + (15 << 20)
+    });
+    let full = present(&tier, &timeline);
+
+    compute.sql(&["drop table dropped", "truncate truncated", "drop database copied"]);
+    wait_until("the space of what is gone", || {
+        // The window goes on with commits; nothing else is written.
+        compute.sql(&["insert into kept values (0, 'a commit')"]);
+        present(&tier, &timeline) < before + (full - before) / 8
+    });
+    let rows = compute.sql(&["select count(*), min(filler) from kept where n > 0"]);
+    assert!(rows.starts_with("5000"), "{rows}");
+    assert_eq!(compute.sql(&["select count(*) from truncated"]), "0");
+    compute.stop();
+
+    // It stays so, and what is there can be read by who has nothing yet.
+    for name in tier.names("pageserver") {
+        tier.kill_role(&name);
+        tier.start_role(&name);
+    }
+    let again = tier.compute("main", "again");
+    assert_eq!(
+        again.sql(&["select count(*), min(filler) from kept where n > 0"]),
+        rows
+    );
+    assert_eq!(again.sql(&["select count(*) from truncated"]), "0");
+    assert!(present(&tier, &timeline) < before + (full - before) / 8);
+}
