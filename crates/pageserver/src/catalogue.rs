@@ -370,7 +370,7 @@ impl Catalogue {
 mod tests {
     use super::*;
 
-    fn rel(dbnode: u32, relnode: u32) -> RelTag {
+    pub(super) fn rel(dbnode: u32, relnode: u32) -> RelTag {
         RelTag {
             spcnode: 1663,
             dbnode,

@@ -189,15 +189,7 @@ fn get_bytes(input: &mut Bytes) -> Result<Bytes, CatalogueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rel(dbnode: u32, relnode: u32) -> RelTag {
-        RelTag {
-            spcnode: 1663,
-            dbnode,
-            relnode,
-            fork: ForkNumber::Main,
-        }
-    }
+    use crate::catalogue::tests::rel;
 
     #[test]
     fn entries_round_trip_and_cuts_are_refused() {
