@@ -201,6 +201,7 @@ impl CatalogueClient {
             lsn: self.at.0,
             last_record_start: last_record_start.0,
             term: term.0,
+            slru_on_demand: true,
         };
         let answer = self
             .ask("Basebackup", |mut client| {

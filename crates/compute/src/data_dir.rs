@@ -1,5 +1,6 @@
 //! A fresh data directory, from the basebackup.
 
+use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -72,7 +73,8 @@ pub fn make_directories(path: &Path, owner: Owner) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives a basebackup into `data`, which must not exist. Tablespaces become directories below `tablespaces`.
+/// Receives a basebackup into `data`, which must not exist. Tablespaces become directories below `tablespaces`. Returns the
+/// files that came without their pages, with their sizes in bytes; they are not made.
 ///
 /// # Errors
 /// The stream breaks, the disk is full, or a path leads elsewhere.
@@ -81,8 +83,9 @@ pub async fn receive(
     data: &Path,
     tablespaces: &Path,
     owner: Owner,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<HashMap<String, u64>> {
     make_directories(data, owner).with_context(|| format!("creating {}", data.display()))?;
+    let mut on_demand = HashMap::new();
     let mut open: Option<(PathBuf, File)> = None;
     while let Some(chunk) = chunks.message().await.context("receiving the basebackup")? {
         let relative = chunk.path.trim_end_matches('/');
@@ -98,6 +101,10 @@ pub async fn receive(
             symlink(&target, &path).with_context(failed)?;
             let from = String::from_utf8_lossy(&chunk.link_target).into_owned();
             tracing::info!(tablespace = %String::from_utf8_lossy(name.as_bytes()), from, to = %target.display(), "tablespace");
+            continue;
+        }
+        if chunk.on_demand {
+            on_demand.insert(chunk.path, chunk.file_bytes);
             continue;
         }
         if chunk.path.ends_with('/') {
@@ -125,7 +132,8 @@ pub async fn receive(
             open = None;
         }
     }
-    configure(data, owner).context("writing the configuration")
+    configure(data, owner).context("writing the configuration")?;
+    Ok(on_demand)
 }
 
 fn configure(data: &Path, owner: Owner) -> io::Result<()> {

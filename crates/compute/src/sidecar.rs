@@ -235,7 +235,7 @@ async fn boot(
     let chunks = catalogue.basebackup(won.term, previous).await;
     let chunks =
         chunks.map_err(|status| anyhow::anyhow!("the basebackup at {}: {}", won.start, status.message()))?;
-    data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
+    let on_demand = data_dir::receive(chunks, &data, &config.dir.join("tablespaces"), owner).await?;
     let config_files =
         ConfigFiles::new(&data, catalogue.clone(), won.term).context("reading the configuration")?;
     let old_wal = OldWal::new(branch.clone(), safekeepers, owner);
@@ -248,7 +248,7 @@ async fn boot(
     let pages =
         PageClient::start(&branch, won.start, &placement, &stop).context("the branch has no shards")?;
     let files = Arc::new(Files::new(
-        data.clone(),
+        (data.clone(), on_demand),
         owner,
         won.term,
         region,

@@ -3,12 +3,14 @@
 //! Postgres finds a control file in state "shut down" whose checkpoint is a record that is synthesized here, at the
 //! boot LSN, so it starts without recovery. Relation files are absent: the compute's shim asks for them page by page.
 
+mod slru;
+
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 
 use bytes::{BufMut, Bytes};
 use lakebed_ingest::ControlState;
-use lakebed_types::{Lsn, PAGE_SIZE, PageKey, PgVersion, SlruKind};
+use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::boot::{boot_segment_pieces, shutdown_checkpoint};
 use lakebed_wal::control::{Checkpoint, ControlError, ControlFile};
 use lakebed_wal::page::WalFormat;
@@ -18,7 +20,6 @@ use crate::ingest::ORIGINS;
 use crate::layer_handle::Miss;
 use crate::timeline::obtain::MayMiss;
 use crate::timeline::{OWN_FILES, Timeline, TimelineError};
-use lakebed_types::data_directory::SLRU_SEGMENT_PAGES;
 
 /// Directories that Postgres expects and does not make (`initdb.c`, `subdirs`).
 const DIRECTORIES: [&str; 24] = [
@@ -99,6 +100,13 @@ pub enum BackupItem {
         /// Content by offset.
         pieces: Vec<(u64, Bytes)>,
     },
+    /// A file whose pages a compute asks for when it reads them.
+    OnDemand {
+        /// Path relative to the data directory.
+        path: String,
+        /// Size in bytes, whole pages.
+        bytes: u64,
+    },
     /// A symbolic link (a tablespace).
     Link {
         /// Path relative to the data directory.
@@ -119,7 +127,7 @@ impl BackupItem {
 }
 
 /// Makes the basebackup at `lsn`, a record boundary that the timeline has ingested. `last_record_start` is the start of
-/// the record that ends there.
+/// the record that ends there. With `slru_on_demand` there may be [`BackupItem::OnDemand`].
 ///
 /// # Errors
 /// See [`BasebackupError`].
@@ -127,6 +135,7 @@ pub fn basebackup(
     timeline: &Timeline,
     lsn: Lsn,
     last_record_start: Lsn,
+    slru_on_demand: bool,
 ) -> Result<Vec<BackupItem>, BasebackupError> {
     let version = timeline.identity.cluster.postgres_major;
     let mut directories: Vec<String> = directories(version).collect();
@@ -162,7 +171,10 @@ pub fn basebackup(
             items.push(BackupItem::whole(path, content));
         }
     }
-    slru_segments(timeline, lsn, &mut items)?;
+    let state = ControlState::decode(&timeline.control(lsn)?);
+    let state = state.map_err(|error| BasebackupError::State(lsn, error.to_string()))?;
+    let next = state.to_checkpoint();
+    items.extend(slru::items(timeline, lsn, &next, slru_on_demand)?);
     if !origins.is_empty() {
         items.push(BackupItem::whole(
             "pg_logical/replorigin_checkpoint",
@@ -170,7 +182,13 @@ pub fn basebackup(
         ));
     }
     let control_file = control_file.ok_or(BasebackupError::NoControlFile(lsn))?;
-    boot_files(timeline, lsn, last_record_start, &control_file, &mut items)?;
+    boot_files(
+        timeline,
+        (lsn, last_record_start),
+        next,
+        &control_file,
+        &mut items,
+    )?;
     Ok(items)
 }
 
@@ -188,27 +206,6 @@ fn make_directories(items: &mut Vec<BackupItem>, known: &mut Vec<String>, direct
             items.push(BackupItem::Directory(part.to_owned()));
         }
     }
-}
-
-/// SLRU pages, put together to segment files.
-fn slru_segments(timeline: &Timeline, lsn: Lsn, items: &mut Vec<BackupItem>) -> Result<(), BasebackupError> {
-    let pages: Vec<(SlruKind, u64)> = timeline.catalogue(|catalogue| catalogue.slru_pages(lsn).collect());
-    let mut segments: BTreeMap<(SlruKind, u64), Vec<(u64, Bytes)>> = BTreeMap::new();
-    for (kind, page) in pages {
-        let bytes = timeline.page(&PageKey::Slru { kind, page }, lsn)?;
-        let offset = page % SLRU_SEGMENT_PAGES * PAGE_SIZE as u64;
-        let segment = segments.entry((kind, page / SLRU_SEGMENT_PAGES)).or_default();
-        segment.push((offset, Bytes::copy_from_slice(&bytes[..])));
-    }
-    for ((kind, segment), pieces) in segments {
-        let end = pieces.last().map_or(0, |(offset, _)| offset + PAGE_SIZE as u64);
-        items.push(BackupItem::File {
-            path: format!("{}/{segment:04X}", kind.directory()),
-            bytes: end,
-            pieces,
-        });
-    }
-    Ok(())
 }
 
 /// `pg_logical/replorigin_checkpoint` (`replication/logical/origin.c`): magic, per origin id and remote LSN in 16
@@ -229,14 +226,12 @@ fn origin_checkpoint(origins: &BTreeMap<u16, u64>) -> Bytes {
 /// The control file and the WAL segments around the boot position.
 fn boot_files(
     timeline: &Timeline,
-    lsn: Lsn,
-    last_record_start: Lsn,
+    (lsn, last_record_start): (Lsn, Lsn),
+    next: Checkpoint,
     control_file: &[u8],
     items: &mut Vec<BackupItem>,
 ) -> Result<(), BasebackupError> {
     let mut control = ControlFile::decode(control_file)?;
-    let state = ControlState::decode(&timeline.control(lsn)?);
-    let state = state.map_err(|error| BasebackupError::State(lsn, error.to_string()))?;
     let cluster = timeline.identity.cluster;
     let format = WalFormat {
         version: cluster.postgres_major,
@@ -249,7 +244,7 @@ fn boot_files(
         // does not say so before its first checkpoint: its own record of a change is not written while it recovers
         // (`UpdateFullPageWrites` of `access/transam/xlog.c`).
         full_page_writes: false,
-        ..state.to_checkpoint()
+        ..next
     };
     let wal = shutdown_checkpoint(format, lsn, last_record_start, checkpoint);
     control.shut_down_at(wal.record_start, &wal.checkpoint);

@@ -419,7 +419,8 @@ impl Pageserver for PageService {
         wait_for(&timeline, lsn, BASEBACKUP_WAIT).await.map_err(status)?;
         compute_term(&timeline, request.term)?;
         let last_record_start = Lsn(request.last_record_start);
-        let items = timeline.obtaining(|| basebackup(&timeline, lsn, last_record_start));
+        let slrus = request.slru_on_demand;
+        let items = timeline.obtaining(|| basebackup(&timeline, lsn, last_record_start, slrus));
         let items = items.await;
         // Once more: it may have been given up meanwhile.
         check_consistent(&timeline, lsn)?;
@@ -515,6 +516,15 @@ fn chunks(item: BackupItem) -> Vec<v1::FileChunk> {
             vec![v1::FileChunk {
                 path,
                 link_target,
+                last: true,
+                ..Default::default()
+            }]
+        }
+        BackupItem::OnDemand { path, bytes } => {
+            vec![v1::FileChunk {
+                path,
+                file_bytes: bytes,
+                on_demand: true,
                 last: true,
                 ..Default::default()
             }]

@@ -222,6 +222,65 @@ fn a_logical_slot_reads_wal_of_earlier_computes() {
     compute.stop();
 }
 
+/// What a cluster remembers of old transactions is there, and a start does not wait for it: pages of old segments come when
+/// they are read. Segments that Postgres gives up are gone.
+#[test]
+fn old_segments_of_slrus_come_when_they_are_read() {
+    const TIMES: &[&str] = &["--set=track_commit_timestamp=on"];
+    let tier = Tier::start(&Shape::default());
+    let compute = tier.compute_with("main", "first", TIMES);
+    compute.sql(&["create table used (n int)"]);
+    // A segment has the times of 26,208 transactions, and a subtransaction that writes is one.
+    for _ in 0..4 {
+        compute.sql(&["do $$ begin for i in 1..30000 loop \
+             begin insert into used values (i); exception when others then raise; end; \
+             end loop; end $$"]);
+    }
+    compute.sql(&[
+        "create table sample as select x::text::xid as xid, pg_xact_commit_timestamp(x::text::xid) as at \
+         from generate_series(1000, (select max(xmin::text::int) from used), 501) x",
+    ]);
+    let times = compute.sql(&["select count(distinct at), count(*) > 200, count(*) = count(at) from sample"]);
+    assert_eq!(times, "4|t|t");
+    compute.kill();
+
+    let segments = |compute: &Compute| -> Vec<String> {
+        let listed = std::fs::read_dir(compute.data_dir().join("pg_commit_ts")).expect("a directory");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name();
+        let mut names: Vec<_> = listed
+            .map(|entry| name(entry).to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let compute = tier.compute_with("main", "second", TIMES);
+    assert_eq!(segments(&compute), ["0004"], "after the start");
+    let same = "select count(*), count(*) filter (where pg_xact_commit_timestamp(xid) = at) from sample";
+    let all = compute.sql(&["select count(*) from sample"]);
+    assert_eq!(
+        compute.sql(&[same]),
+        format!("{all}|{all}"),
+        "times that were read page by page"
+    );
+    assert_eq!(segments(&compute), ["0000", "0001", "0002", "0003", "0004"]);
+    compute.kill();
+
+    // Here nobody reads them before Postgres looks for what it can remove.
+    let compute = tier.compute_with("main", "third", TIMES);
+    compute.sql(&["alter database template0 allow_connections true"]);
+    compute.run("vacuumdb", &["--all", "--freeze"]);
+    assert_eq!(segments(&compute), ["0004"], "what Postgres keeps");
+    // Takes the truncation's record along to the quorum.
+    compute.sql(&["insert into used values (0)"]);
+    compute.kill();
+    let compute = tier.compute_with("main", "fourth", TIMES);
+    assert_eq!(segments(&compute), ["0004"]);
+    let gone = "select pg_xact_commit_timestamp('900') is null";
+    assert_eq!(compute.sql(&[gone]), "t");
+    compute.sql(&["insert into used values (0)"]);
+    compute.stop();
+}
+
 /// With `wal_level = minimal` Postgres would write relations without WAL: refused, and no file can ask for it.
 #[test]
 fn settings_that_would_lose_data_are_refused() {

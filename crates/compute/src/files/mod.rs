@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lakebed_shim_abi::message::{Blocks, Outcome};
 use lakebed_shim_abi::path::{self as shim_path, PathKind, WalSegment};
 use lakebed_shim_abi::region::{Region, SlotRef};
-use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, classify};
+use lakebed_types::data_directory::{FileKind, RELATION_SEGMENT_BLOCKS, SLRU_SEGMENT_PAGES, classify};
 use lakebed_types::{ForkNumber, PAGE_SIZE, PageKey, RelTag, Term};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
@@ -33,7 +33,7 @@ use crate::catalogue::CatalogueClient;
 use crate::data_dir::{Owner, give, make_directories};
 use crate::old_wal::OldWal;
 use crate::pages::{PageClient, PageError};
-use slots::{SlotFile, Slots};
+use slots::{Pages, SlotFile, Slots};
 
 /// Pages fetched at a time when a file is made whole.
 const WHOLE_BATCH: u32 = 256;
@@ -89,6 +89,8 @@ pub struct FileCounters {
 pub struct Files {
     data: PathBuf,
     owner: Owner,
+    /// Segments of SLRUs that the basebackup only told of, with their sizes in bytes.
+    on_demand: HashMap<String, u64>,
     term: Term,
     slots: Slots,
     pages: PageClient,
@@ -101,9 +103,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// Serves the files of one data directory.
+    /// Serves the files of one data directory, `on_demand` being those that the basebackup only told of, with their sizes
+    /// in bytes.
     pub fn new(
-        data: PathBuf,
+        (data, on_demand): (PathBuf, HashMap<String, u64>),
         owner: Owner,
         term: Term,
         region: Region,
@@ -114,6 +117,7 @@ impl Files {
         Files {
             data,
             owner,
+            on_demand,
             term,
             slots: Slots::new(region),
             pages,
@@ -216,9 +220,14 @@ impl Files {
     async fn look_up(&self, path: &str) -> Result<PathState, FileError> {
         let (rel, segment) = match classify(path) {
             FileKind::Relation { rel, segment } => (rel, segment),
-            // They came with the basebackup, all of them.
+            // All of them came with the basebackup, or were named in it.
             FileKind::Slru { .. } if self.data.join(path).exists() => return Ok(PathState::Local),
-            FileKind::Slru { .. } => return Ok(PathState::Gone),
+            FileKind::Slru { .. } => {
+                return match self.on_demand.get(path) {
+                    Some(bytes) => self.attach_slru(path, *bytes).await,
+                    None => Ok(PathState::Gone),
+                };
+            }
             FileKind::Wal | FileKind::Control | FileKind::Transient | FileKind::Carried => {
                 return Err(FileError::Protocol(format!("{path} is not a managed file")));
             }
@@ -229,56 +238,43 @@ impl Files {
         if found.unlogged {
             return self.reset_unlogged(path, rel, segment).await;
         }
+        let first = segment.saturating_mul(RELATION_SEGMENT_BLOCKS);
         match segment_blocks(found.blocks, segment) {
-            Some(blocks) => self.attach(path, rel, segment, blocks).await,
+            Some(blocks) => self.attach(path, Pages::Relation { rel, first }, blocks).await,
             None => Ok(PathState::Gone),
         }
     }
 
-    async fn attach(
-        &self,
-        path: &str,
-        rel: RelTag,
-        segment: u32,
-        blocks: u32,
-    ) -> Result<PathState, FileError> {
+    /// A segment that the basebackup only told of.
+    async fn attach_slru(&self, path: &str, bytes: u64) -> Result<PathState, FileError> {
+        let blocks = u32::try_from(bytes / PAGE_SIZE as u64).ok();
+        let (FileKind::Slru { kind, segment }, Some(blocks)) = (classify(path), blocks) else {
+            return Err(FileError::Protocol(format!("{path} cannot be had page by page")));
+        };
+        let first = segment * SLRU_SEGMENT_PAGES;
+        self.attach(path, Pages::Slru { kind, first }, blocks).await
+    }
+
+    async fn attach(&self, path: &str, pages: Pages, blocks: u32) -> Result<PathState, FileError> {
         let file = self.create(path, u64::from(blocks) * PAGE_SIZE as u64)?;
         if blocks == 0 {
             return Ok(PathState::Local);
         }
-        let first_block = segment * RELATION_SEGMENT_BLOCKS;
         let copy = file.try_clone().map_err(self.io(path))?;
-        let slot_file = SlotFile {
-            rel,
-            first_block,
-            blocks,
-            file,
-        };
+        let slot_file = SlotFile { pages, blocks, file };
         match self.slots.give(slot_file) {
             Some(of) => Ok(PathState::Slotted(of)),
             None => {
-                self.fetch_whole(path, rel, first_block, blocks, &copy).await?;
+                self.fetch_whole(path, pages, blocks, &copy).await?;
                 Ok(PathState::Local)
             }
         }
     }
 
-    async fn fetch_whole(
-        &self,
-        path: &str,
-        rel: RelTag,
-        first_block: u32,
-        blocks: u32,
-        file: &File,
-    ) -> Result<(), FileError> {
+    async fn fetch_whole(&self, path: &str, pages: Pages, blocks: u32, file: &File) -> Result<(), FileError> {
         for batch in (0..blocks).step_by(WHOLE_BATCH as usize) {
             let until = blocks.min(batch + WHOLE_BATCH);
-            let keys: Vec<PageKey> = (batch..until)
-                .map(|block| PageKey::Rel {
-                    rel,
-                    block: first_block + block,
-                })
-                .collect();
+            let keys: Vec<PageKey> = (batch..until).map(|block| pages.key(block)).collect();
             for (block, page) in (batch..).zip(self.pages.get(&keys).await?) {
                 let offset = u64::from(block) * PAGE_SIZE as u64;
                 file.write_all_at(&page, offset).map_err(self.io(path))?;
@@ -303,22 +299,32 @@ impl Files {
             found.map_err(|status| FileError::Catalogue(init.to_string(), status.message().to_owned()))?;
         let blocks = found.blocks.unwrap_or(0);
         let file = self.create(path, u64::from(blocks) * PAGE_SIZE as u64)?;
-        self.fetch_whole(path, init, 0, blocks, &file).await?;
+        let pages = Pages::Relation { rel: init, first: 0 };
+        self.fetch_whole(path, pages, blocks, &file).await?;
         Ok(PathState::Local)
     }
 
-    /// Makes every relation of a database directory exist locally.
+    /// Makes every relation of a database directory, or every segment of an SLRU, exist locally.
     ///
     /// # Errors
     /// See [`FileError`].
     pub async fn list_dir(&self, path: &str) -> Result<(), FileError> {
-        let Some((tablespace, database)) = database_of(path) else {
-            return Ok(()); // An SLRU: whole since the start.
-        };
         let mut listed = self.listed.lock().await;
         if listed.contains(path) {
             return Ok(());
         }
+        let Some((tablespace, database)) = database_of(path) else {
+            let directory = format!("{}/", path.trim_end_matches('/'));
+            for named in self
+                .on_demand
+                .keys()
+                .filter(|named| named.starts_with(&directory))
+            {
+                self.open(named, false).await?;
+            }
+            listed.insert(path.to_owned());
+            return Ok(());
+        };
         let relations = self.catalogue.list(tablespace, database).await;
         let relations =
             relations.map_err(|status| FileError::Catalogue(path.to_owned(), status.message().to_owned()))?;
@@ -376,7 +382,7 @@ impl Files {
                         None => PathState::Gone,
                     }
                 }
-                _ if local.exists() => PathState::Local,
+                _ if local.exists() || self.on_demand.contains_key(path) => PathState::Local,
                 _ => PathState::Gone,
             };
         }
@@ -445,17 +451,12 @@ impl Files {
 
     async fn fetch(&self, file: &SlotFile, first: u32, count: u32) -> Result<(), FileError> {
         let end = first.saturating_add(count).min(file.blocks);
-        let keys: Vec<PageKey> = (first..end)
-            .map(|block| PageKey::Rel {
-                rel: file.rel,
-                block: file.first_block + block,
-            })
-            .collect();
+        let keys: Vec<PageKey> = (first..end).map(|block| file.pages.key(block)).collect();
         let pages = self.pages.get(&keys).await?;
         for (block, page) in (first..).zip(&pages) {
             let written = file.file.write_all_at(page, u64::from(block) * PAGE_SIZE as u64);
             written.map_err(|source| FileError::Io {
-                path: format!("{} block {block}", file.rel),
+                path: file.pages.key(block).to_string(),
                 source,
             })?;
         }

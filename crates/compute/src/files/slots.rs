@@ -9,20 +9,53 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lakebed_shim_abi::region::{Region, SlotRef};
 use lakebed_shim_abi::word::{State, Word};
-use lakebed_types::RelTag;
+use lakebed_types::{PageKey, RelTag, SlruKind};
 
 /// Generation of a slot that has its file.
 const GIVEN: u32 = 1;
 /// Generation of a slot whose file was removed.
 const REMOVED: u32 = 2;
 
-/// A relation segment with states.
+/// Which pages a file is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Blocks of a relation fork.
+    Relation {
+        /// The relation fork.
+        rel: RelTag,
+        /// First block of the segment.
+        first: u32,
+    },
+    /// Pages of an SLRU.
+    Slru {
+        /// Which one.
+        kind: SlruKind,
+        /// First page of the segment.
+        first: u64,
+    },
+}
+
+impl Pages {
+    /// The page in this place of the file.
+    pub fn key(&self, block: u32) -> PageKey {
+        match *self {
+            Pages::Relation { rel, first } => PageKey::Rel {
+                rel,
+                block: first + block,
+            },
+            Pages::Slru { kind, first } => PageKey::Slru {
+                kind,
+                page: first + u64::from(block),
+            },
+        }
+    }
+}
+
+/// A file with states.
 #[derive(Debug)]
 pub struct SlotFile {
-    /// The relation fork.
-    pub rel: RelTag,
-    /// First block of the segment.
-    pub first_block: u32,
+    /// Its pages.
+    pub pages: Pages,
     /// Blocks that the tier has; later ones are local.
     pub blocks: u32,
     /// The local file.

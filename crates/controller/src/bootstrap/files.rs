@@ -167,7 +167,7 @@ fn send_file(
             data: Bytes::from(data),
             file_bytes: if last { offset + length } else { 0 },
             last,
-            link_target: Bytes::new(),
+            ..FileChunk::default()
         };
         offset += length;
         if (last || !chunk.data.is_empty()) && send(chunk).is_err() {
