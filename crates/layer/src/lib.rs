@@ -45,7 +45,7 @@ pub use image::{ImagePolicy, SinceImage};
 pub use map::{Base, Edit, LayerMap, MapChange, MapError, Merged, PageRange, Partition};
 pub use memtable::{Memtable, MemtableError, Stored};
 pub use merge::{Finished, Merge, MergeCount, MergeError, MergeRules, NewLayers, Step};
-pub use plan::{Job, Plan, PlanPolicy, Reclaimed, plan};
+pub use plan::{Job, Plan, PlanPolicy, Reclaimed, is_late, plan};
 pub use read::{read, read_watched};
 pub use retention::ReadPoints;
 pub use segments::MakeImage;

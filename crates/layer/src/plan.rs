@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::waste::{DeadBytes, Waste};
 use crate::{LayerId, LayerMap, PageRange, Partition, ReadPoints};
 
+/// Merges are late when there is so many times what one waits for.
+const LATE: usize = 2;
 /// A catalogue layer is written again with those after it when they have one byte for so many of its own.
 const CATALOGUE_RATIO: u64 = 4;
 
@@ -105,6 +107,13 @@ pub fn plan(map: &LayerMap, points: &ReadPoints, policy: &PlanPolicy, dead: &Dea
         let merges = reclaims.is_some() || waste.has_dead(range, partition, policy.waste, dead);
         merges.then(|| Plan::Merge(Box::new(job(map, range, partition, reclaims))))
     })
+}
+
+/// Whether reads suffer for merges that were not done: of all that a merge can wait for, this is not any more.
+pub fn is_late(map: &LayerMap, policy: &PlanPolicy) -> bool {
+    let many = LATE * policy.level0.max(1);
+    map.partitions()
+        .any(|(range, partition)| map.level0_of(range, partition).take(many).count() >= many)
 }
 
 /// The newest catalogue layers, from the first on that those after it are worth writing again for: so that each byte is

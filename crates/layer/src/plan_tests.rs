@@ -118,6 +118,27 @@ fn level0_is_merged_where_reads_ask_the_most_of_it() {
 }
 
 #[test]
+fn merges_are_late_when_one_part_waits_for_twice_of_what_is_enough() {
+    let late = |layers| is_late(&with_level0(&merged_twice(), layers), &POLICY);
+    assert!(!late(&[]));
+    assert!(
+        !late(&[(10, (0, 9)), (11, (0, 3)), (12, (5, 9)), (13, (0, 3))]),
+        "three in each half"
+    );
+    assert!(
+        late(&[(10, (0, 9)), (11, (0, 3)), (12, (1, 9)), (13, (0, 3))]),
+        "four in the first"
+    );
+}
+
+/// Two partitions, parted before page 5.
+fn merged_twice() -> LayerMap {
+    let map = with_level0(&LayerMap::default(), &[(1, (0, 9))]);
+    let map = merged(&map, 0, Some(5), 20, (2, None));
+    merged(&map, 1, None, 20, (3, None))
+}
+
+#[test]
 fn history_is_rewritten_when_it_is_in_many_layers_or_old() {
     let mut map = LayerMap::default();
     for round in 0..3 {

@@ -1,7 +1,8 @@
 //! The task that compacts one timeline, beside its feed.
 //!
 //! After each flush it plans, and merges in slices. Between two slices others get their turn: one merge runs at a time on a
-//! node, and as long as pages are served it rests as long as it works. Each cut of a merge counts when its manifest is
+//! node ([`Turns`](crate::node::Turns)), below reads in priority, and as long as pages are served it rests longer than it works.
+//! Merges that are late, so that reads suffer for them, work like all others and rest as long. Each cut of a merge counts when its manifest is
 //! stored; whatever interrupts the task, it is planned again from there. Now and then it removes objects that nothing names.
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::timeline::{Timeline, TimelineError};
 
 /// Work between two looks at others.
 const SLICE: Duration = Duration::from_millis(20);
+/// As long as pages are served, and merges are not late, it rests so many times as long as it works.
+const REST: u32 = 3;
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 /// Objects are removed this often.
@@ -88,7 +91,7 @@ async fn base(node: &Node, timeline: &Arc<Timeline>, basing: Box<Basing>) -> Res
     let mut basing = basing;
     loop {
         let (served, before) = (metrics.pages.get(), timeline.detached().pages_done);
-        let turn = node.compaction_turn().await;
+        let turn = node.turns.next().await;
         let begin = Instant::now();
         let (goes_on, based) = timeline.base_for(basing, SLICE).await?;
         let worked = begin.elapsed();
@@ -99,10 +102,16 @@ async fn base(node: &Node, timeline: &Arc<Timeline>, basing: Box<Basing>) -> Res
         }
         drop(turn);
         if metrics.pages.get() > served {
-            tokio::time::sleep(worked).await;
+            rest(timeline, worked).await;
         }
         basing = goes_on;
     }
+}
+
+/// While pages are served: even below all others in priority, work takes caches and the memory's time.
+async fn rest(timeline: &Timeline, worked: Duration) {
+    let times = if timeline.merges_are_late() { 1 } else { REST };
+    tokio::time::sleep(worked.saturating_mul(times)).await;
 }
 
 async fn merge(node: &Node, timeline: &Arc<Timeline>, running: Box<Running>) -> Result<(), TimelineError> {
@@ -110,7 +119,7 @@ async fn merge(node: &Node, timeline: &Arc<Timeline>, running: Box<Running>) -> 
     let mut next = Some(running);
     while let Some(running) = next.take() {
         let (served, before) = (metrics.pages.get(), running.count());
-        let turn = node.compaction_turn().await;
+        let turn = node.turns.next().await;
         let begin = Instant::now();
         let slice = timeline.merge_for(running, SLICE).await?;
         let worked = begin.elapsed();
@@ -128,7 +137,7 @@ async fn merge(node: &Node, timeline: &Arc<Timeline>, running: Box<Running>) -> 
         if goes_on {
             next = Some(running);
             if metrics.pages.get() > served {
-                tokio::time::sleep(worked).await;
+                rest(timeline, worked).await;
             }
         }
     }

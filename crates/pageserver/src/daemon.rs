@@ -252,6 +252,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
                 "local_layers": timeline.local_layers().len(),
                 "level0_layers": sizes.level0,
                 "history_layers": sizes.history,
+                "merges_are_late": timeline.merges_are_late(),
                 "partitions": sizes.partitions,
                 "copied_layers": sizes.copies,
                 "dead_bytes": sizes.dead_bytes,
@@ -273,6 +274,7 @@ pub fn status_json(node: &Node) -> serde_json::Value {
         "node_id": node.config.node_id,
         "disk": disk,
         "images_wanted": node.images.len(),
+        "compaction_paused": node.turns.is_paused(),
         "timelines": timelines,
     })
 }

@@ -5,8 +5,8 @@
 //! * [`ingest`]: WAL records become versions of pages and entries of the [`catalogue`].
 //! * [`timeline`]: where versions live, from memory to object storage, and how a page is read.
 //! * [`basebackup`]: the files that a compute boots from.
-//! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers. [`deletion`]: what is left of a
-//!   timeline goes.
+//! * [`layer_store`], [`manifest`]: the durable parts. [`compaction`]: the task that merges layers, in the [`background`].
+//!   [`deletion`]: what is left of a timeline goes.
 //! * [`layer_handle`]: a layer, wherever it is; [`layer_disk`]: what of them is on local disk.
 //! * [`reconstruct`]: replaying a page's values.
 //! * [`page_cache`]: built pages, kept in memory.
@@ -15,7 +15,8 @@
 //! * [`node`]: the shards that this process owns; [`feed`]: WAL comes in; [`service`]: gRPC; [`daemon`]: the process.
 #![forbid(unsafe_code)]
 
-pub mod basebackup;
+mod background;
+mod basebackup;
 pub mod catalogue;
 mod compaction;
 pub mod config;

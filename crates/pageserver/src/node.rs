@@ -13,7 +13,7 @@ use lakebed_layer::ImagePolicy;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +32,9 @@ use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
 use crate::{compaction, deletion, feed};
 
 pub mod split;
+mod turns;
+
+pub use turns::Turns;
 
 /// Pause between two looks at how much is kept.
 const TELL_KEPT: Duration = Duration::from_secs(5);
@@ -210,8 +213,8 @@ pub struct Node {
     changing: tokio::sync::Mutex<()>,
     /// Reads of pages that wait for the disk at the same time.
     pub disk_reads: Semaphore,
-    /// One merge of layers at a time.
-    compactions: Semaphore,
+    /// Turns of compaction.
+    pub turns: Turns,
     /// Shards that are being filled.
     filling: tokio::sync::Mutex<HashMap<ShardKey, split::Filling>>,
     /// When the gauges of what is kept were brought up to date last.
@@ -246,7 +249,7 @@ impl Node {
             shards: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             disk_reads: Semaphore::new(DISK_READS),
-            compactions: Semaphore::new(1),
+            turns: Turns::default(),
             filling: tokio::sync::Mutex::default(),
             told_kept: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -264,12 +267,6 @@ impl Node {
     pub fn keep_disk_within_bounds(&self) {
         self.tasks
             .spawn(self.disk.clone().run(self.shutdown.child_token()));
-    }
-
-    /// Waits for the turn to merge; it is over when what is returned is dropped.
-    pub async fn compaction_turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.compactions.acquire().await.ok()
     }
 
     fn with_shards<T>(&self, look: impl FnOnce(&mut HashMap<ShardKey, Shard>) -> T) -> T {

@@ -60,20 +60,23 @@ const SHAPES: [Shape; 5] = [
     Shape::of(8, 1, 16),
     Shape::of(8, 4, 16),
 ];
+/// Requests that wait to be sent on a stream.
+const ROOM: usize = 64;
 const PINGS: usize = 20_000;
 /// How often the pages are read from Postgres until nothing changes meanwhile.
 const MAX_READINGS: u32 = 5;
 
 /// How pages are asked for.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+pub struct Shape {
     clients: usize,
     depth: usize,
     batch: usize,
 }
 
 impl Shape {
-    const fn of(clients: usize, depth: usize, batch: usize) -> Shape {
+    /// So many streams to each shard, requests under way on each, and pages in each.
+    pub const fn of(clients: usize, depth: usize, batch: usize) -> Shape {
         Shape {
             clients,
             depth,
@@ -104,13 +107,15 @@ pub struct GetpageArgs {
 /// A page and what it must be: its bytes' checksum, for that the bytes themselves be read with every answer would make the timed
 /// part a measure of this process's memory.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    key: PageKey,
+pub struct Known {
+    /// Which.
+    pub key: PageKey,
     crc: u32,
 }
 
 impl Known {
-    fn is(&self, result: &v1::PageResult) -> bool {
+    /// Whether an answer is right.
+    pub fn is(&self, result: &v1::PageResult) -> bool {
         result.status() == PageStatus::Ok
             && result.page.len() == PAGE_SIZE
             && crc32c::crc32c(&result.page) == self.crc
@@ -119,17 +124,20 @@ impl Known {
 
 /// One shard: where it is, and its pages.
 #[derive(Debug)]
-struct Target {
-    address: String,
+pub struct Target {
+    /// Of its pageserver.
+    pub address: String,
     tenant: TenantId,
     timeline: TimelineId,
     shard: lakebed_types::ShardIdentity,
     lsn: Lsn,
-    pages: Vec<Known>,
+    /// Its pages.
+    pub pages: Vec<Known>,
 }
 
 impl Target {
-    fn request(&self, request_id: u64, keys: impl Iterator<Item = PageKey>) -> v1::GetPagesRequest {
+    /// The request for some of its pages.
+    pub fn request(&self, request_id: u64, keys: impl Iterator<Item = PageKey>) -> v1::GetPagesRequest {
         v1::GetPagesRequest {
             request_id,
             shard: Some(convert::shard_ref(self.tenant, self.shard)),
@@ -147,14 +155,7 @@ pub async fn run(args: &GetpageArgs, tier: &mut PrivateTier, report: &Report) ->
     let cache = ("page_cache_bytes".to_owned(), json!(args.page_cache_bytes));
     tier.told.pageserver.extend([cache]);
     tier.start().await?;
-    let (local, lsn) = block_in_place(|| load(args, tier))?;
-    let branch = v1::ResolveBranchRequest {
-        tenant: TENANT.to_owned(),
-        branch: BRANCH.to_owned(),
-    };
-    let resolved = tier.controller().await?.resolve_branch(branch).await;
-    let branch = resolved.map_err(told)?.into_inner();
-    let (targets, unlike) = read_all(&branch, lsn, local).await?;
+    let (targets, unlike) = targets(tier, args.scale, args.transactions).await?;
     let pages: usize = targets.iter().map(|target| target.pages.len()).sum();
     let chains = chain_lengths(tier).await?;
     let pings = block_in_place(|| ping::apart(PINGS))?;
@@ -204,8 +205,28 @@ fn pageservers(tier: &PrivateTier) -> anyhow::Result<Vec<Pid>> {
     shards.map(|number| pinned::process_of(&config(number))).collect()
 }
 
+/// Makes a pgbench database of this scale, does so many transactions, and reads all of it from Postgres and from the
+/// pageservers; returns its pages, and how many of them were not alike.
+pub async fn targets(
+    tier: &PrivateTier,
+    scale: u32,
+    transactions: u64,
+) -> anyhow::Result<(Vec<Target>, u64)> {
+    let (local, lsn) = block_in_place(|| load(tier, scale, transactions))?;
+    let branch = v1::ResolveBranchRequest {
+        tenant: TENANT.to_owned(),
+        branch: BRANCH.to_owned(),
+    };
+    let resolved = tier.controller().await?.resolve_branch(branch).await;
+    read_all(&resolved.map_err(told)?.into_inner(), lsn, local).await
+}
+
 /// Makes a database with a history; returns its pages, and the LSN at which they are that.
-fn load(args: &GetpageArgs, tier: &PrivateTier) -> anyhow::Result<(BTreeMap<PageKey, Vec<u8>>, Lsn)> {
+fn load(
+    tier: &PrivateTier,
+    scale: u32,
+    transactions: u64,
+) -> anyhow::Result<(BTreeMap<PageKey, Vec<u8>>, Lsn)> {
     let mut compute = Compute::spawn(tier, BRANCH, &SETTINGS)?;
     let (mut client, _) = compute.first_answer()?;
     let pgbench = Pgbench {
@@ -214,8 +235,8 @@ fn load(args: &GetpageArgs, tier: &PrivateTier) -> anyhow::Result<(BTreeMap<Page
         scratch: tier.home().to_owned(),
     };
     eprintln!("pgbench -i and a run");
-    pgbench.initialize(args.scale)?;
-    pgbench.run_transactions(4, args.transactions)?;
+    pgbench.initialize(scale)?;
+    pgbench.run_transactions(4, transactions)?;
     client.batch_execute("create extension pageinspect")?;
     client.batch_execute("checkpoint")?;
     // Reading may write: it prunes pages of the catalogues on its way. The reading after which WAL ends where it ended
@@ -299,7 +320,7 @@ async fn read_all(
             .filter(|key| shard_of(key, count) == index)
             .copied()
             .collect();
-        let mut stream = Stream::open(&target.address).await?;
+        let mut stream = Stream::open(&target.address, ROOM).await?;
         for keys in keys.chunks(BATCH) {
             stream.ask(target.request(1, keys.iter().copied())).await?;
             let answer = stream.answer().await?;
@@ -336,16 +357,21 @@ fn alike(key: &PageKey, expected: &[u8], found: &[u8]) -> bool {
 }
 
 /// A stream to one pageserver.
-struct Stream {
-    requests: mpsc::Sender<v1::GetPagesRequest>,
+pub struct Stream {
+    /// Where requests go.
+    pub requests: mpsc::Sender<v1::GetPagesRequest>,
     answers: tonic::Streaming<v1::GetPagesResponse>,
 }
 
 impl Stream {
-    async fn open(address: &str) -> anyhow::Result<Stream> {
+    /// Opens one, on which so many requests may wait to be sent.
+    ///
+    /// # Errors
+    /// The pageserver does not answer.
+    pub async fn open(address: &str, room: usize) -> anyhow::Result<Stream> {
         let channel = connect(address).await?;
         let mut client = PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let (requests, outgoing) = mpsc::channel(64);
+        let (requests, outgoing) = mpsc::channel(room);
         let answers = client
             .get_pages(ReceiverStream::new(outgoing))
             .await?
@@ -357,14 +383,28 @@ impl Stream {
         Ok(self.requests.send(request).await?)
     }
 
-    async fn answer(&mut self) -> anyhow::Result<v1::GetPagesResponse> {
-        let answer = self.answers.message().await.map_err(told)?;
-        answer.context("the pageserver ended the stream")
+    /// The next answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn answer(&mut self) -> anyhow::Result<v1::GetPagesResponse> {
+        self.next().await?.context("the pageserver ended the stream")
+    }
+
+    /// The next answer; none when all requests were answered and no more will come.
+    ///
+    /// # Errors
+    /// The stream broke.
+    pub async fn next(&mut self) -> anyhow::Result<Option<v1::GetPagesResponse>> {
+        self.answers.message().await.map_err(told)
     }
 }
 
 /// Latencies in microseconds, wrong answers, and how long it took.
-async fn measure(
+///
+/// # Errors
+/// A pageserver does not answer.
+pub async fn measure(
     targets: &Arc<Vec<Target>>,
     shape: Shape,
     time: Duration,
@@ -375,7 +415,7 @@ async fn measure(
             if target.pages.is_empty() {
                 bail!("shard {} has no pages", target.shard);
             }
-            streams.push((index, client as u64, Stream::open(&target.address).await?));
+            streams.push((index, client as u64, Stream::open(&target.address, ROOM).await?));
         }
     }
     let began = Instant::now();

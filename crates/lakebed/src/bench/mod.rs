@@ -16,9 +16,11 @@ mod getpage;
 mod idle;
 mod images;
 mod ingest;
+mod isolation;
 mod links;
 mod machine;
 mod metrics;
+mod open_loop;
 mod order_entry;
 mod pgbench;
 mod ping;
@@ -58,6 +60,8 @@ pub enum BenchCommand {
     Links(links::LinksArgs),
     /// Pages at random from a pageserver that keeps no built ones, each compared with what it must be.
     Getpage(getpage::GetpageArgs),
+    /// Reads at half of the rate that a pageserver can serve, while it compacts and while it does not.
+    Isolation(isolation::IsolationArgs),
     /// How fast pageserver shards take in WAL without page images, from the feed to layers in object storage.
     Ingest(ingest::IngestArgs),
     /// What images of pages cost and give: a sweep of when they are made, and a table that is updated all the time.
@@ -83,6 +87,7 @@ impl BenchCommand {
             BenchCommand::Commit(args) => &args.tier,
             BenchCommand::Links(args) => &args.tier,
             BenchCommand::Getpage(args) => &args.tier,
+            BenchCommand::Isolation(args) => &args.tier,
             BenchCommand::Images(args) => &args.tier,
             BenchCommand::Ingest(args) => &args.tier,
             BenchCommand::WalVolume(args) => &args.tier,
@@ -155,6 +160,9 @@ pub async fn run(args: BenchArgs, as_json: bool) -> anyhow::Result<()> {
             BenchCommand::Links(args) => links::run(args, &mut tier, &Report::begin("links", as_json)).await,
             BenchCommand::Getpage(args) => {
                 getpage::run(args, &mut tier, &Report::begin("getpage", as_json)).await
+            }
+            BenchCommand::Isolation(args) => {
+                isolation::run(args, &mut tier, &Report::begin("isolation", as_json)).await
             }
             BenchCommand::Images(args) => {
                 images::run(args, &mut tier, &Report::begin("images", as_json)).await

@@ -1,5 +1,6 @@
 //! One daemon a process: configuration, logs, service, admin pages, registration, orderly end.
 
+mod compaction;
 pub mod compute;
 pub mod controller;
 mod page_images;

@@ -39,7 +39,8 @@ pub async fn run(args: RoleArgs, managers: Managers) -> anyhow::Result<()> {
             .route(
                 "/v1/pages/hot",
                 get(async move |Query(query): Query<HotQuery>| Json(hot_json(&hot, &query))),
-            ),
+            )
+            .merge(super::compaction::routes(server.node())),
         shutdown.clone(),
     )
     .await?;

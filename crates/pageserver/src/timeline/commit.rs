@@ -10,6 +10,7 @@ use lakebed_layer::{Durable, Edit, LayerDesc, LayerId, LayerMap, durable_steps};
 use lakebed_types::{Generation, Lsn, PageKey, TimelineId};
 
 use super::{Layers, State, Timeline, TimelineError};
+use crate::background;
 use crate::layer_handle::LayerHandle;
 use crate::manifest::log::Log;
 use crate::manifest::{self, Gone, Manifest, ManifestError, Parent, Version};
@@ -277,6 +278,16 @@ impl Timeline {
         commits.gone = kept;
         Ok(layers.len())
     }
+}
+
+/// Runs what nobody waits for, below reads in priority.
+pub(super) async fn in_background<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> Result<T, TimelineError> + Send + 'static,
+) -> Result<T, TimelineError> {
+    background::run(name, work)
+        .await
+        .map_err(TimelineError::Internal)?
 }
 
 /// Runs what reads and writes files where it may take its time.

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use lakebed_layer::format::IndexCache;
 use lakebed_layer::{
     DeadBytes, Edit, Finished, Job, LayerDesc, LayerId, LayerKind, MapError, Merge, MergeCount, MergeError,
-    MergeRules, Plan, ReadPoints, Step, plan,
+    MergeRules, Plan, ReadPoints, Step, is_late, plan,
 };
 
-use super::commit::blocking;
+use super::commit::{blocking, in_background};
 use super::detach::Basing;
 use super::read::Redo;
 use super::{Layers, Timeline, TimelineError};
@@ -103,7 +103,13 @@ impl Timeline {
         Ok(Next::Merge(Box::new(Running { merge, points })))
     }
 
-    /// Goes on with a merge for about `time`. Nothing counts before it is committed.
+    /// Whether merges have the priority of reads, because there are too many layers to read from.
+    pub fn merges_are_late(&self) -> bool {
+        self.read(|state| is_late(&state.layers.map, &self.thresholds.plan))
+    }
+
+    /// Goes on with a merge for about `time`, below reads in priority unless [merges are late](is_late). Nothing counts before it
+    /// is committed.
     ///
     /// # Errors
     /// See [`TimelineError`]; the merge is over then, and may be planned again.
@@ -129,7 +135,11 @@ impl Timeline {
                 }
             }
         };
-        match blocking("a merge", work).await {
+        let done = match self.merges_are_late() {
+            true => blocking("a merge", work).await,
+            false => in_background("a merge", work).await,
+        };
+        match done {
             // Planned again it finds the layer whole, or says that it cannot be had.
             Err(error @ TimelineError::Read(_)) => {
                 let error = self.read(|state| state.layers.clone()).blame(error);

@@ -28,7 +28,7 @@ use lakebed_layer::{Base, Chain, Edit, LayerDesc, LayerKind, ValueKind};
 use lakebed_types::{Lsn, PageKey, RelTag, ShardIdentity, TimelineId};
 use tokio::sync::OnceCell;
 
-use super::commit::blocking;
+use super::commit::{blocking, in_background};
 use super::read::Cost;
 use super::{Link, Timeline, TimelineError};
 use crate::catalogue;
@@ -267,7 +267,7 @@ impl Timeline {
             }
             Ok((basing, Some(Based { from, to, layer })))
         };
-        blocking("the base of a branch", work).await
+        in_background("the base of a branch", work).await
     }
 
     /// Writes the page as it was at the branch point.
