@@ -342,6 +342,11 @@ impl Tier {
         self.process(name).metrics()
     }
 
+    /// Status code and body of what a `PUT` to a role's admin page answers.
+    pub fn put(&self, name: &str, path: &str, body: &str) -> (u16, String) {
+        self.process(name).put(path, body)
+    }
+
     /// What a role's admin page answers at any other path.
     pub fn admin(&self, name: &str, path: &str) -> Value {
         self.process(name).admin(path)

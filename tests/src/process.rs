@@ -147,6 +147,11 @@ impl Process {
         http::answer(&self.admin, "/healthz")
     }
 
+    /// Status code and body of what a `PUT` at a path of its admin page answers.
+    pub fn put(&self, path: &str, body: &str) -> (u16, String) {
+        http::put(&self.admin, path, body)
+    }
+
     /// Its metrics.
     pub fn metrics(&self) -> String {
         http::get(&self.admin, "/metrics")

@@ -38,6 +38,24 @@ fn level0(tier: &Tier, name: &str) -> u64 {
     counts.max().expect("a timeline")
 }
 
+/// Has all pageservers pause compaction, or go on.
+fn compaction(tier: &Tier, what: &str) {
+    for name in tier.names("pageserver") {
+        let (code, body) = tier.put(&name, "/v1/compaction", what);
+        assert_eq!(code, 200, "{name}: {body}");
+        assert_eq!(tier.status(&name)["compaction_paused"], what == "pause");
+    }
+}
+
+/// Whether its merges have the priority of reads.
+fn is_late(tier: &Tier, name: &str) -> bool {
+    let status = tier.status(name);
+    let timelines = status["timelines"].as_array().expect("timelines");
+    timelines
+        .iter()
+        .any(|timeline| timeline["merges_are_late"] == true)
+}
+
 #[test]
 fn layers_are_merged_under_load_and_over_kills() {
     let base = Cluster::init();
@@ -46,7 +64,17 @@ fn layers_are_merged_under_load_and_over_kills() {
         ..Shape::default()
     };
     let mut tier = Tier::start_from(&shape, Some(&base.data_dir()));
+    compaction(&tier, "pause");
+    let (code, refused) = tier.put("pageserver-1", "/v1/compaction", "off");
+    assert!(
+        code == 400 && refused.contains("`pause` or `resume`"),
+        "{code} {refused}"
+    );
     let compute = tier.compute_with("main", "main", &workload::SETTINGS);
+    let merges = |tier: &Tier, name: &str| counter(&tier.metrics(name), "pageserver_compaction_merges_total");
+    // What was on its way, of the import, is over by now.
+    let names = tier.names("pageserver");
+    let before: Vec<u64> = names.iter().map(|name| merges(&tier, name)).collect();
     compute.run("pgbench", &["-i", "-q", "-s", "2"]);
     let mut load = compute.program("pgbench");
     load.stdout(Stdio::null()).stderr(Stdio::null());
@@ -54,6 +82,11 @@ fn layers_are_merged_under_load_and_over_kills() {
         .args(["-n", "-c", "2", "-T", "600"])
         .spawn()
         .expect("pgbench");
+    for (name, before) in names.iter().zip(before) {
+        wait_until(&format!("merges are late on {name}"), || is_late(&tier, name));
+        assert_eq!(merges(&tier, name), before, "{name} was told to pause");
+    }
+    compaction(&tier, "resume");
     wait_for_merges(&tier, 5);
     tier.client(&["branch", "create", "b"]);
     for name in tier.names("pageserver") {
