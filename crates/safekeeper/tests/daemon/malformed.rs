@@ -9,7 +9,7 @@ use lakebed_proto::v1::proposer_message::Message;
 use lakebed_types::Lsn;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::node::{Nodes, create_request, soon, timeline_ref};
+use crate::node::{Nodes, create_request, eventually, soon, timeline_ref};
 use crate::sample::sample;
 use crate::stream::{Stream, append, elected, framed, greeting, vote};
 
@@ -381,6 +381,16 @@ async fn changes_deletes_and_feeds_with_one_wrong_field_change_nothing() {
     // The shard has an owner, whose progress nobody else may change.
     let right = feed(&nodes, vec![feed_message(FeedMessage::Start(feed_start()))]);
     assert!(right.await.unwrap().end_lsn > start.0);
+    // Its end is noticed some time after it.
+    eventually("the feed to be over", async || {
+        !nodes
+            .status(1)
+            .await
+            .shard_reports
+            .iter()
+            .any(|report| report.fed)
+    })
+    .await;
     let before = nodes.status(1).await;
     assert_eq!(before.shard_reports.len(), 1);
     let (mut chance, mut client) = (Chance(0xfeed), nodes.client(1).await);
