@@ -1,21 +1,26 @@
 //! The catalogue of a timeline: everything versioned that is not a page.
 //!
 //! Each change is an [`Entry`] at the end LSN of its record. A [`Catalogue`] is the fold of all entries, resident in
-//! memory, with every version that is still read ([`thin`]). Layers carry the entries of their range; a child timeline
-//! starts with its parent's entries up to the branch point.
+//! memory, with every version that is still read ([`thin`]). Layers carry the entries of their range.
+//!
+//! A branch has its own versions and, [`below`] them, its parent's as of the branch point, which are not copied: so making
+//! one costs the same however many relations there are. A question that its own versions do not answer is asked there.
 //!
 //! Shard 0 holds all of it. The other shards hold what a page's life depends on: truncations, drops, and databases
 //! created by copying files. They answer [`Catalogue::life`] only.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use lakebed_layer::PageRange;
 use lakebed_types::{ForkNumber, Lsn, PageKey, RelTag, SlruKind};
 
+pub mod below;
 mod codec;
 pub mod thin;
 
+use below::Below;
 pub use codec::{decode, encode, from_sections, to_sections};
 
 /// Tablespace and database: where a database's files of one tablespace are.
@@ -114,21 +119,31 @@ pub struct Life {
 /// A versioned value: ascending LSNs.
 type Versions<T> = Vec<(Lsn, T)>;
 
-fn at<T>(versions: &Versions<T>, lsn: Lsn) -> Option<&T> {
+fn version_at<T>(versions: &Versions<T>, lsn: Lsn) -> Option<&(Lsn, T)> {
     let after = versions.partition_point(|(version, _)| *version <= lsn);
-    after.checked_sub(1).map(|index| &versions[index].1)
+    versions.get(after.checked_sub(1)?)
 }
+
+fn at<T>(versions: &Versions<T>, lsn: Lsn) -> Option<&T> {
+    version_at(versions, lsn).map(|(_, value)| value)
+}
+
+/// A database's template, if it was copied from one; `None` once it is gone.
+type Template = Option<DatabasePlace>;
 
 /// All entries of a timeline up to some LSN, by what they are about.
 #[derive(Clone, Debug, Default)]
 pub struct Catalogue {
+    /// What a branch has of its parent.
+    below: Option<Below>,
     sizes: BTreeMap<RelTag, Versions<Option<u32>>>,
     resets: BTreeMap<RelTag, Versions<u32>>,
-    databases: BTreeMap<DatabasePlace, Versions<Option<DatabasePlace>>>,
+    databases: BTreeMap<DatabasePlace, Versions<Template>>,
+    /// With a parent's: see [`below`].
     files: BTreeMap<String, Versions<Option<Bytes>>>,
     slru: BTreeMap<(SlruKind, u64), Versions<bool>>,
     times: Versions<i64>,
-    /// How many versions all of them have.
+    /// How many versions all of them have, without what is below.
     versions: usize,
     /// How many were left when it was thinned.
     thinned: usize,
@@ -137,6 +152,13 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
+    /// Adds entries, in LSN order.
+    pub fn add_all(&mut self, entries: &[(Lsn, Entry)]) {
+        for (lsn, entry) in entries {
+            self.add(*lsn, entry);
+        }
+    }
+
     /// Adds an entry. Entries come in LSN order.
     pub fn add(&mut self, lsn: Lsn, entry: &Entry) {
         self.versions += 1;
@@ -166,7 +188,7 @@ impl Catalogue {
         }
     }
 
-    /// LSNs after `start` at which lives of a relation's page ended, ascending.
+    /// LSNs after `start`, where the timeline's own versions begin, at which lives of a relation's page ended, ascending.
     pub fn ends(&self, rel: RelTag, block: u32, start: Lsn) -> Vec<Lsn> {
         let resets = self.resets.get(&rel).into_iter().flatten();
         let resets = resets.filter(|(_, from)| *from <= block).map(|(lsn, _)| *lsn);
@@ -188,104 +210,105 @@ impl Catalogue {
         self.ends.drain(..count.min(self.ends.len()));
     }
 
-    /// A copy that knows nothing after `lsn`: where a branch starts.
-    pub fn branch(&self, lsn: Lsn) -> Catalogue {
-        fn cut<T: Clone>(versions: &Versions<T>, lsn: Lsn) -> Versions<T> {
-            versions[..versions.partition_point(|(version, _)| *version <= lsn)].to_vec()
-        }
-        fn tree<K: Clone + Ord, T: Clone>(
-            map: &BTreeMap<K, Versions<T>>,
-            lsn: Lsn,
-        ) -> BTreeMap<K, Versions<T>> {
-            let cut = map
-                .iter()
-                .map(|(key, versions)| (key.clone(), cut(versions, lsn)));
-            cut.filter(|(_, versions)| !versions.is_empty()).collect()
-        }
-        let mut branch = Catalogue {
-            sizes: tree(&self.sizes, lsn),
-            resets: tree(&self.resets, lsn),
-            databases: tree(&self.databases, lsn),
-            files: tree(&self.files, lsn),
-            slru: tree(&self.slru, lsn),
-            times: cut(&self.times, lsn),
-            versions: 0,
-            thinned: 0,
-            ends: Vec::new(),
-        };
-        branch.versions = branch.count();
-        branch
-    }
-
     /// Blocks of a fork, `None` if it does not exist.
     pub fn size(&self, rel: RelTag, lsn: Lsn) -> Option<u32> {
-        at(self.sizes.get(&rel)?, lsn).copied().flatten()
+        let own = self.sizes.get(&rel).and_then(|versions| at(versions, lsn));
+        match own {
+            Some(size) => *size,
+            None => self.ask_below(lsn, |below, lsn| below.size(rel, lsn)).flatten(),
+        }
     }
 
     /// Forks of a database in a tablespace, with their sizes.
-    pub fn relations(&self, place: DatabasePlace, lsn: Lsn) -> impl Iterator<Item = (RelTag, u32)> {
+    pub fn relations(&self, place: DatabasePlace, lsn: Lsn) -> impl Iterator<Item = (RelTag, u32)> + use<> {
         let rel = |relnode, fork| RelTag {
             spcnode: place.0,
             dbnode: place.1,
             relnode,
             fork,
         };
-        self.sizes
-            .range(rel(0, ForkNumber::Main)..=rel(u32::MAX, ForkNumber::Init))
-            .filter_map(move |(rel, versions)| Some((*rel, at(versions, lsn).copied().flatten()?)))
+        let (first, last) = (rel(0, ForkNumber::Main), rel(u32::MAX, ForkNumber::Init));
+        self.relations_in((Bound::Included(first), Bound::Included(last)), lsn)
+            .into_iter()
     }
 
     /// All forks with their sizes.
-    pub fn all_relations(&self, lsn: Lsn) -> impl Iterator<Item = (RelTag, u32)> {
-        self.sizes
-            .iter()
-            .filter_map(move |(rel, versions)| Some((*rel, at(versions, lsn).copied().flatten()?)))
+    pub fn all_relations(&self, lsn: Lsn) -> impl Iterator<Item = (RelTag, u32)> + use<> {
+        self.relations_in((Bound::Unbounded, Bound::Unbounded), lsn)
+            .into_iter()
+    }
+
+    fn relations_in(&self, range: (Bound<RelTag>, Bound<RelTag>), lsn: Lsn) -> BTreeMap<RelTag, u32> {
+        let below = self.ask_below(lsn, |below, lsn| below.relations_in(range, lsn));
+        let own = self.sizes.range(range);
+        overlaid(
+            below,
+            own.map(|(rel, versions)| (*rel, at(versions, lsn).copied())),
+        )
     }
 
     /// Where the history of a block begins that counts at `lsn`.
     pub fn life(&self, rel: RelTag, block: u32, lsn: Lsn) -> Life {
-        let mut life = Life {
-            floor: Lsn(0),
-            copied_from: None,
-        };
-        if let Some(resets) = self.resets.get(&rel) {
-            let last = resets
-                .iter()
-                .rev()
-                .find(|(at, from)| *at <= lsn && *from <= block);
-            life.floor = last.map_or(Lsn(0), |(at, _)| *at);
-        }
-        if let Some(versions) = self.databases.get(&(rel.spcnode, rel.dbnode)) {
-            let last = versions.iter().rev().find(|(at, _)| *at <= lsn);
-            if let Some((born, template)) = last.filter(|(born, _)| *born >= life.floor) {
-                let copied_from = template.map(|(spcnode, dbnode)| RelTag {
+        let reset = self.last_reset(rel, block, lsn).unwrap_or_default();
+        let database = self.database_at((rel.spcnode, rel.dbnode), lsn);
+        match database.filter(|(born, _)| *born >= reset) {
+            Some((born, template)) => Life {
+                floor: born,
+                copied_from: template.map(|(spcnode, dbnode)| RelTag {
                     spcnode,
                     dbnode,
                     ..rel
-                });
-                life = Life {
-                    floor: *born,
-                    copied_from,
-                };
-            }
+                }),
+            },
+            None => Life {
+                floor: reset,
+                copied_from: None,
+            },
         }
-        life
+    }
+
+    /// When a block last came to begin as zeros.
+    fn last_reset(&self, rel: RelTag, block: u32, lsn: Lsn) -> Option<Lsn> {
+        let mut own = self.resets.get(&rel).into_iter().flatten().rev();
+        let own = own.find(|(at, from)| *at <= lsn && *from <= block);
+        match own {
+            Some((at, _)) => Some(*at),
+            None => self
+                .ask_below(lsn, |below, lsn| below.last_reset(rel, block, lsn))
+                .flatten(),
+        }
+    }
+
+    /// When a database was copied or given up last.
+    fn database_at(&self, place: DatabasePlace, lsn: Lsn) -> Option<(Lsn, Template)> {
+        let own = self.databases.get(&place);
+        match own.and_then(|versions| version_at(versions, lsn)) {
+            Some(version) => Some(*version),
+            None => self
+                .ask_below(lsn, |below, lsn| below.database_at(place, lsn))
+                .flatten(),
+        }
+    }
+
+    /// All versions of all databases up to `lsn`.
+    fn databases_up_to(&self, lsn: Lsn) -> BTreeMap<DatabasePlace, Versions<Template>> {
+        let below = self.ask_below(lsn, Catalogue::databases_up_to);
+        let mut all = below.unwrap_or_default();
+        for (place, versions) in &self.databases {
+            let own = versions.iter().take_while(|(version, _)| *version <= lsn);
+            all.entry(*place).or_default().extend(own.copied());
+        }
+        all
     }
 
     /// Databases that are there at `lsn` and were copied: where to and where from, in the order in which it was done.
     pub fn copied_databases(&self, lsn: Lsn) -> Vec<(DatabasePlace, DatabasePlace)> {
-        let last = |versions: &Versions<Option<DatabasePlace>>| {
-            let after = versions.partition_point(|(version, _)| *version <= lsn);
-            after.checked_sub(1).and_then(|at| versions.get(at)).copied()
-        };
-        let mut found: Vec<_> = self
-            .databases
-            .iter()
-            .filter_map(|(to, versions)| {
-                let (born, from) = last(versions)?;
-                Some((born, *to, from?))
-            })
-            .collect();
+        let all = self.databases_up_to(lsn);
+        let last = all.iter().filter_map(|(to, versions)| {
+            let (born, from) = versions.last()?;
+            Some((*born, *to, (*from)?))
+        });
+        let mut found: Vec<_> = last.collect();
         found.sort_unstable();
         found.into_iter().map(|(_, to, from)| (to, from)).collect()
     }
@@ -307,12 +330,14 @@ impl Catalogue {
     }
 
     /// Databases that were copied from a template: from when to when each is there.
-    pub fn copies(&self) -> impl Iterator<Item = (Lsn, Option<Lsn>)> {
-        self.databases.values().flat_map(|versions| {
+    pub fn copies(&self) -> Vec<(Lsn, Option<Lsn>)> {
+        let all = self.databases_up_to(Lsn::MAX);
+        let copies = all.values().flat_map(|versions| {
             let until = versions.iter().skip(1).map(|(lsn, _)| Some(*lsn)).chain([None]);
             let copies = versions.iter().zip(until);
             copies.filter_map(|((born, template), gone)| template.map(|_| (*born, gone)))
-        })
+        });
+        copies.collect()
     }
 
     /// A file's content, `None` if it does not exist.
@@ -335,39 +360,75 @@ impl Catalogue {
     }
 
     /// All SLRU pages that exist.
-    pub fn slru_pages(&self, lsn: Lsn) -> impl Iterator<Item = (SlruKind, u64)> {
-        self.slru
-            .iter()
-            .filter(move |(_, versions)| at(versions, lsn).is_some_and(|exists| *exists))
-            .map(|(page, _)| *page)
+    pub fn slru_pages(&self, lsn: Lsn) -> impl Iterator<Item = (SlruKind, u64)> + use<> {
+        self.slru_at(lsn).into_keys()
+    }
+
+    fn slru_at(&self, lsn: Lsn) -> BTreeMap<(SlruKind, u64), ()> {
+        let below = self.ask_below(lsn, Catalogue::slru_at);
+        let there = |versions: &Versions<bool>| at(versions, lsn).map(|exists| exists.then_some(()));
+        let own = self.slru.iter();
+        overlaid(below, own.map(|(page, versions)| (*page, there(versions))))
     }
 
     /// Whether an SLRU page exists.
     pub fn has_slru_page(&self, kind: SlruKind, page: u64, lsn: Lsn) -> bool {
-        self.slru
-            .get(&(kind, page))
-            .and_then(|versions| at(versions, lsn))
-            .is_some_and(|exists| *exists)
+        let own = self.slru.get(&(kind, page));
+        match own.and_then(|versions| at(versions, lsn)) {
+            Some(exists) => *exists,
+            None => self
+                .ask_below(lsn, |below, lsn| below.has_slru_page(kind, page, lsn))
+                .unwrap_or_default(),
+        }
     }
 
     /// End and time of the last transaction that ended at or before an LSN.
     pub fn commit_at(&self, lsn: Lsn) -> Option<(Lsn, i64)> {
-        let after = self.times.partition_point(|(end, _)| *end <= lsn);
-        self.times.get(after.checked_sub(1)?).copied()
+        match version_at(&self.times, lsn) {
+            Some(commit) => Some(*commit),
+            None => self.ask_below(lsn, Catalogue::commit_at).flatten(),
+        }
     }
 
     /// End of the last transaction that ended at or before a time; `None` if all known ones ended later.
     pub fn lsn_at(&self, micros: i64) -> Option<Lsn> {
-        self.times
-            .iter()
-            .rev()
-            .find(|(_, time)| *time <= micros)
-            .map(|(lsn, _)| *lsn)
+        self.lsn_up_to(micros, Lsn::MAX)
     }
+
+    fn lsn_up_to(&self, micros: i64, lsn: Lsn) -> Option<Lsn> {
+        let mut own = self.times.iter().rev();
+        match own.find(|(end, time)| *end <= lsn && *time <= micros) {
+            Some((end, _)) => Some(*end),
+            None => self
+                .ask_below(lsn, |below, lsn| below.lsn_up_to(micros, lsn))
+                .flatten(),
+        }
+    }
+}
+
+/// What is there: what was `below`, and own values that are known instead of it (`None` within: it is gone).
+fn overlaid<K: Ord, T>(
+    below: Option<BTreeMap<K, T>>,
+    own: impl Iterator<Item = (K, Option<Option<T>>)>,
+) -> BTreeMap<K, T> {
+    let mut there = below.unwrap_or_default();
+    for (key, known) in own {
+        match known {
+            Some(Some(value)) => {
+                there.insert(key, value);
+            }
+            Some(None) => {
+                there.remove(&key);
+            }
+            None => {}
+        }
+    }
+    there
 }
 
 #[cfg(test)]
 mod tests {
+    use super::below::Shared;
     use super::*;
 
     pub(super) fn rel(dbnode: u32, relnode: u32) -> RelTag {
@@ -433,7 +494,7 @@ mod tests {
             ),
             (Some(100), Some(50))
         );
-        let branch = catalogue.branch(Lsn(15));
+        let branch = Catalogue::branch(Shared::new(catalogue), Lsn(15));
         assert_eq!(
             (
                 branch.size(rel(5, 9), Lsn(99)),

@@ -150,7 +150,7 @@ pub fn layers_json(node: &Node) -> serde_json::Value {
             "tenant": identity.tenant,
             "timeline": identity.timeline,
             "shard": identity.shard.to_string(),
-            "map": timeline.layer_map(),
+            "map": *timeline.layer_map(),
             "local": timeline.local_layers(),
         })
     };

@@ -18,6 +18,7 @@
 //! Files that no WAL carries ([`newest_files`]) go to shard 0 alone, the old one until it is retired.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -202,7 +203,7 @@ fn first_manifest(source: Manifest, have: impl Iterator<Item = LayerId>, version
         format: FORMAT,
         gone: gone.collect(),
         // Below its own generation are copies only.
-        map: source.map.of_split(Generation(version.0.0.saturating_sub(1))),
+        map: Arc::new(Arc::unwrap_or_clone(source.map).of_split(Generation(version.0.0.saturating_sub(1)))),
         ..source
     }
 }

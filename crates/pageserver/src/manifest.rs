@@ -16,6 +16,7 @@
 //! ahead of it, and the one before is current again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lakebed_blobstore::{BlobError, BlobStore, Listed, paths};
@@ -83,8 +84,9 @@ pub struct Manifest {
     pub consistent: Lsn,
     /// Everything up to here is in the layers.
     pub disk_consistent: Lsn,
-    /// Its layers.
-    pub map: LayerMap,
+    /// Its layers: the timeline's own map, not a copy, since there may be many and most manifests change few.
+    #[serde(with = "shared_map")]
+    pub map: Arc<LayerMap>,
     /// Layers whose objects are still to be deleted.
     pub gone: Vec<Gone>,
     /// Branches that hang here, and where: these LSNs stay readable.
@@ -102,6 +104,22 @@ pub struct Manifest {
         skip_serializing_if = "Option::is_none"
     )]
     pub based: Option<PageKey>,
+}
+
+/// A map that is held by several, as text: as if it were one's own.
+mod shared_map {
+    use std::sync::Arc;
+
+    use lakebed_layer::LayerMap;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(map: &Arc<LayerMap>, out: S) -> Result<S::Ok, S::Error> {
+        map.as_ref().serialize(out)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Arc<LayerMap>, D::Error> {
+        LayerMap::deserialize(input).map(Arc::new)
+    }
 }
 
 /// A lease of an LSN below the horizon. Others need not be remembered: nothing they need was given up.

@@ -43,6 +43,7 @@ use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
+use crate::catalogue::below::Shared;
 use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
 use crate::fill::NewestFiles;
 use crate::layer_disk::LayerDisk;
@@ -211,24 +212,11 @@ struct State {
     layers: Arc<Layers>,
     /// Where a read goes on that the layers do not end, for a branch that is not detached.
     parent: Option<Arc<Link>>,
-    catalogue: Catalogue,
     /// Values were half taken: nothing more may be stored.
     broken: bool,
     /// Another shard is about to take over: see [`Timeline::retire`].
     retired: bool,
     stopped: Option<String>,
-}
-
-impl State {
-    fn put_file(&mut self, lsn: Lsn, path: String, content: Option<Bytes>) -> Result<(), NotTaken> {
-        if self.retired {
-            return Err(NotTaken::Retired);
-        }
-        let entry = (lsn, Entry::File(path, content));
-        self.catalogue.add(entry.0, &entry.1);
-        self.pending.push(entry);
-        Ok(())
-    }
 }
 
 /// Why something was not taken that no WAL carries.
@@ -254,7 +242,7 @@ pub struct Link {
 /// Layers as of one change, each of them wherever it is.
 #[derive(Clone, Debug, Default)]
 struct Layers {
-    map: LayerMap,
+    map: Arc<LayerMap>,
     open: BTreeMap<LayerId, Arc<LayerHandle>>,
 }
 
@@ -366,6 +354,8 @@ pub struct Timeline {
     managers: Managers,
     index_cache: IndexCache,
     state: RwLock<State>,
+    /// What the write path adds to while it holds `state`; branches look here too, and keep nobody from that.
+    catalogue: Shared,
     last_record: watch::Sender<Lsn>,
     /// Rung by readers whose WAL does not come.
     stalled: Notify,
@@ -457,7 +447,6 @@ impl Timeline {
             frozen: None,
             layers: Arc::default(),
             parent: parent.map(|(timeline, lsn)| Arc::new(Link { timeline, lsn })),
-            catalogue,
             broken: false,
             retired: false,
             stopped: None,
@@ -472,6 +461,7 @@ impl Timeline {
             managers,
             index_cache: IndexCache::new(thresholds.index_cache_bytes),
             state: RwLock::new(state),
+            catalogue: Shared::new(catalogue),
             stalled: Notify::new(),
             history: RwLock::default(),
             history_news: Notify::new(),
@@ -494,7 +484,7 @@ impl Timeline {
     ) -> Result<Arc<Timeline>, TimelineError> {
         let (manifest, sequence) = claimed;
         let log = Log::claimed((identity.generation, sequence), &manifest)?;
-        let mut catalogue = inherited(&parent);
+        let catalogue = inherited(&parent);
         let commits = Commits {
             sequence,
             log: Some(log),
@@ -523,14 +513,7 @@ impl Timeline {
         );
         // Nobody else has this sequence number, so nobody else gives these numbers to layers.
         let first_number = sequence << 24;
-        let mut timeline = Self::build(
-            identity,
-            parent,
-            storage,
-            first_number,
-            Catalogue::default(),
-            commits,
-        );
+        let mut timeline = Self::build(identity, parent, storage, first_number, catalogue, commits);
         timeline.history = RwLock::new(history);
         timeline.files.remove_strangers(&manifest.map);
         let handles = manifest.map.layers();
@@ -544,15 +527,12 @@ impl Timeline {
         let whole = timeline.identity.shard.keeps_catalogue();
         for id in layers.map.catalogue() {
             let sections = || layers.sections(*id);
-            for (lsn, entry) in catalogue::from_sections(timeline.obtaining(sections).await?)? {
-                if whole || entry.is_of_lives() {
-                    catalogue.add(lsn, &entry);
-                }
-            }
+            let mut entries = catalogue::from_sections(timeline.obtaining(sections).await?)?;
+            entries.retain(|(_, entry)| whole || entry.is_of_lives());
+            timeline.catalogue.change(|catalogue| catalogue.add_all(&entries));
         }
         let state = timeline.state.get_mut();
         let state = state.map_err(|_| TimelineError::Internal("a lock is poisoned".to_owned()))?;
-        state.catalogue = catalogue;
         state.begin = manifest.disk_consistent;
         state.layers = Arc::new(layers);
         timeline.last_record.send_replace(manifest.disk_consistent);
@@ -651,7 +631,7 @@ impl Timeline {
     }
 
     /// The layers, as the manifest has them.
-    pub fn layer_map(&self) -> LayerMap {
+    pub fn layer_map(&self) -> Arc<LayerMap> {
         self.read(|state| state.layers.map.clone())
     }
 
@@ -667,9 +647,8 @@ impl Timeline {
             if state.broken {
                 return;
             }
-            for (lsn, entry) in &changes.entries {
-                state.catalogue.add(*lsn, entry);
-            }
+            self.catalogue
+                .change(|catalogue| catalogue.add_all(&changes.entries));
             state.pending.extend(changes.entries);
             // Inside the lock, so that a flush sees values and position together.
             self.last_record.send_replace(end);
@@ -681,7 +660,24 @@ impl Timeline {
     /// # Errors
     /// [`NotTaken::Retired`].
     pub fn put_file(&self, path: String, content: Option<Bytes>) -> Result<(), NotTaken> {
-        self.write(|state| state.put_file(self.last_record(), path, content))
+        self.write(|state| self.put_file_at(state, self.last_record(), path, content))
+    }
+
+    fn put_file_at(
+        &self,
+        state: &mut State,
+        lsn: Lsn,
+        path: String,
+        content: Option<Bytes>,
+    ) -> Result<(), NotTaken> {
+        if state.retired {
+            return Err(NotTaken::Retired);
+        }
+        let entry = (lsn, Entry::File(path, content));
+        self.catalogue
+            .change(|catalogue| catalogue.add(entry.0, &entry.1));
+        state.pending.push(entry);
+        Ok(())
     }
 
     /// A compute of this term boots or writes. Refused when a later one did so before.
@@ -692,17 +688,15 @@ impl Timeline {
         let path = format!("{OWN_FILES}term/{}", self.identity.timeline);
         self.write(|state| {
             let lsn = self.last_record();
-            let known = state
-                .catalogue
-                .file(&path, lsn)
-                .and_then(|bytes| bytes[..].try_into().ok());
+            let known = self.catalogue(|catalogue| catalogue.file(&path, lsn));
+            let known = known.and_then(|bytes| bytes[..].try_into().ok());
             let known = Term(known.map_or(0, u64::from_le_bytes));
             if term < known {
                 return Err(NotTaken::Superseded(known));
             }
             if term > known {
                 let content = Bytes::copy_from_slice(&term.0.to_le_bytes());
-                return state.put_file(lsn, path, Some(content));
+                return self.put_file_at(state, lsn, path, Some(content));
             }
             Ok(())
         })
@@ -723,9 +717,11 @@ impl Timeline {
             let mut adopted = 0;
             for (path, (lsn, content)) in files {
                 let last = self.last_record();
-                let known = state.catalogue.has_version(&path, lsn, &content);
-                if !known && state.catalogue.file(&path, last) != content {
-                    state.put_file(last, path, content)?;
+                let known = self.catalogue(|catalogue| {
+                    catalogue.has_version(&path, lsn, &content) || catalogue.file(&path, last) == content
+                });
+                if !known {
+                    self.put_file_at(state, last, path, content)?;
                     adopted += 1;
                 }
             }
@@ -735,7 +731,7 @@ impl Timeline {
 
     /// Asks the catalogue.
     pub fn catalogue<T>(&self, question: impl FnOnce(&Catalogue) -> T) -> T {
-        self.read(|state| question(&state.catalogue))
+        self.catalogue.ask(question)
     }
 
     /// Size of a fork.
@@ -754,7 +750,7 @@ fn hangs_on((parent, lsn): &(Arc<Timeline>, Lsn)) -> Parent {
 /// The catalogue that a branch begins with.
 fn inherited(parent: &Option<(Arc<Timeline>, Lsn)>) -> Catalogue {
     let parent = parent.as_ref();
-    let branch = parent.map(|(parent, lsn)| parent.read(|state| state.catalogue.branch(*lsn)));
+    let branch = parent.map(|(parent, lsn)| Catalogue::branch(parent.catalogue.clone(), *lsn));
     branch.unwrap_or_default()
 }
 

@@ -6,6 +6,7 @@
 
 mod admin;
 mod branch;
+mod branch_alone;
 mod chains;
 mod cold_start;
 mod commit;
@@ -32,6 +33,7 @@ mod space;
 mod spans;
 mod stats;
 mod stock;
+mod synthetic;
 mod tier;
 mod tpcc;
 mod wal_volume;
@@ -72,7 +74,7 @@ pub enum BenchCommand {
     Tpcc(order_entry::OrderEntryArgs),
     /// Memory and open files of a safekeeper with many timelines on which nobody works.
     IdleTimelines(idle::IdleArgs),
-    /// Time to make a branch, with few and many relations.
+    /// Time to make a branch of a small and of a large one: many relations, many layers.
     Branch(branch::BranchBenchArgs),
     /// Bytes that are stored for pages and their history, as more and more of it is given up, beside the least that it takes.
     Space(space::SpaceArgs),

@@ -170,7 +170,8 @@ impl Replayed {
         let key = |index| Some((TENANT, ShardIdentity::new(index, count)?));
         let keys = (0..shards).map(|index| key(index).context("a shard"));
         let keys = keys.collect::<anyhow::Result<Vec<_>>>()?;
-        let node = node(home, settings)?;
+        let store = format!("file://{}", home.join("objects").display());
+        let node = node(home, &BlobStore::open(&store)?, settings)?;
         let base = workload.0.join("base");
         let mut taken = None;
         for &key in &keys {
@@ -283,26 +284,28 @@ impl Replayed {
     }
 }
 
-fn node(home: &Path, settings: &[(&str, Value)]) -> anyhow::Result<Arc<Node>> {
-    let store = format!("file://{}", home.join("objects").display());
+/// A node without shards, on this object storage.
+///
+/// # Errors
+/// A setting is none, or the directory cannot be made.
+pub fn node(home: &Path, store: &BlobStore, settings: &[(&str, Value)]) -> anyhow::Result<Arc<Node>> {
     let mut config = json!({
         "node_id": 1,
         "data_dir": home.join("data"),
         "listen": "127.0.0.1:0",
         "admin_listen": "127.0.0.1:0",
-        "store": store,
+        "store": "memory:",
     });
     for (name, value) in settings {
         config[*name] = value.clone();
     }
     let config: PageserverConfig = serde_json::from_value(config)?;
     std::fs::create_dir_all(&config.data_dir)?;
-    let store = BlobStore::open(&config.store)?;
     let metrics = Metrics::register(&mut Registry::default());
     Ok(Node::new(
         config,
         Managers::default(),
-        store,
+        store.clone(),
         metrics,
         CancellationToken::new(),
     ))

@@ -110,6 +110,19 @@ impl PrivateTier {
         self.daemons.stop().await;
     }
 
+    /// Stops the roles, for a while.
+    pub async fn pause(&mut self) {
+        std::mem::take(&mut self.daemons).stop().await;
+    }
+
+    /// Starts the roles with what they had.
+    ///
+    /// # Errors
+    /// A role does not start.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        start_daemons(&self.directory, &self.daemons, &self.told).await
+    }
+
     /// Parent of whatever a benchmark keeps beside the tier.
     pub fn home(&self) -> &Path {
         &self.home.0

@@ -74,6 +74,18 @@ impl MapChange {
 impl LayerMap {
     /// What `next` has other than this.
     pub fn change_to(&self, next: &LayerMap) -> MapChange {
+        // A manifest that says something else of the same layers: nothing of them needs to be looked at.
+        if std::ptr::eq(self, next) {
+            return MapChange {
+                gone: BTreeSet::new(),
+                new: BTreeMap::new(),
+                level0: next.level0.clone(),
+                joined: BTreeSet::new(),
+                partitions: Vec::new(),
+                catalogue: next.catalogue.clone(),
+                superseded: BTreeMap::new(),
+            };
+        }
         let gone = self.layers.keys().filter(|id| !next.layers.contains_key(id));
         let new = next
             .layers

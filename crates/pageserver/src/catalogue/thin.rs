@@ -6,13 +6,14 @@
 //!
 //! What is stored is thinned when catalogue layers become one. Such a run of layers may begin in the middle of history:
 //! then what was before is unknown, and "it does not exist" must stay where at the very beginning it goes without saying.
+//! So it must in a branch, for what its parent has at the branch point. The parent's versions are the parent's to give up.
 //! What is resident is thinned in slices, between which others get the lock.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use lakebed_layer::ReadPoints;
-use lakebed_types::{Lsn, RelTag};
+use lakebed_types::{Lsn, RelTag, SlruKind};
 
 use super::{Catalogue, Entry, Versions};
 
@@ -66,14 +67,14 @@ impl Catalogue {
         self.versions > self.thinned.saturating_mul(2).saturating_add(more)
     }
 
-    /// Gives up what reads at `points` do not see. `from_the_beginning`: there is nothing older elsewhere, in a parent or in
-    /// layers before these.
+    /// Gives up what reads at `points` do not see, of entries that stand alone. `from_the_beginning`: there is nothing older
+    /// elsewhere, in a parent or in layers before these.
     pub fn thin(&mut self, points: &ReadPoints, from_the_beginning: bool) {
-        let rules = (points, from_the_beginning);
-        let (sizes, _) = thin_sizes(&mut self.sizes, rules, None, usize::MAX);
+        let new = |_: &RelTag| from_the_beginning;
+        let (sizes, _) = thin_sizes(&mut self.sizes, (points, &new), None, usize::MAX);
         let (resets, _) = thin_resets(&mut self.resets, points, None, usize::MAX);
         self.versions -= sizes + resets;
-        self.thin_rest(points, from_the_beginning);
+        self.thin_rest(points, from_the_beginning, |_| from_the_beginning);
         let times = std::mem::take(&mut self.times);
         self.versions -= times.len();
         let times = ThinnedTimes::of(times, points);
@@ -82,16 +83,26 @@ impl Catalogue {
         self.thinned = self.versions;
     }
 
-    /// A part of [`Catalogue::thin`] for one that knows everything, but for times. `None`: it is done.
+    /// A part of [`Catalogue::thin`] for one that is resident, but for times. `None`: it is done.
     pub fn thin_slice(&mut self, points: &ReadPoints, at: Progress) -> Option<Progress> {
         let (next, (dropped, after)) = match at.part {
             Part::Sizes => {
-                let thinned = thin_sizes(&mut self.sizes, (points, true), at.after, SLICE);
+                let below = self.below.as_ref();
+                let known =
+                    |rel: &RelTag| below.and_then(|below| below.ask(Lsn::MAX, |c, lsn| c.size(*rel, lsn)));
+                let new = |rel: &RelTag| known(rel).is_none();
+                let thinned = thin_sizes(&mut self.sizes, (points, &new), at.after, SLICE);
                 (Part::Resets, thinned)
             }
             Part::Resets => (Part::Rest, thin_resets(&mut self.resets, points, at.after, SLICE)),
             Part::Rest => {
-                self.thin_rest(points, true);
+                let below = self.below.clone();
+                let known = |(kind, page): &(SlruKind, u64)| {
+                    let below = below.as_ref();
+                    below
+                        .is_some_and(|below| below.ask(Lsn::MAX, |c, lsn| c.has_slru_page(*kind, *page, lsn)))
+                };
+                self.thin_rest(points, true, |page| !known(page));
                 return None;
             }
         };
@@ -100,18 +111,19 @@ impl Catalogue {
         Some(Progress { part, after })
     }
 
-    fn thin_rest(&mut self, points: &ReadPoints, from_the_beginning: bool) {
+    /// `new_files` and `new` tell of files and SLRU pages whether they are not there before their first version.
+    fn thin_rest(&mut self, points: &ReadPoints, new_files: bool, new: impl Fn(&(SlruKind, u64)) -> bool) {
         let mut dropped = 0;
         // A database that is gone ends lives of pages, whatever was before.
         for versions in self.databases.values_mut() {
             dropped += thin(versions, points);
         }
         self.files.retain(|_, versions| {
-            dropped += thin(versions, points) + begin_with(versions, from_the_beginning, Option::is_some);
+            dropped += thin(versions, points) + begin_with(versions, new_files, Option::is_some);
             !versions.is_empty()
         });
-        self.slru.retain(|_, versions| {
-            dropped += thin(versions, points) + begin_with(versions, from_the_beginning, |exists| *exists);
+        self.slru.retain(|page, versions| {
+            dropped += thin(versions, points) + begin_with(versions, new(page), |exists| *exists);
             !versions.is_empty()
         });
         self.versions -= dropped;
@@ -131,7 +143,7 @@ impl Catalogue {
         self.thinned = self.versions;
     }
 
-    /// Entries that make this catalogue, in LSN order.
+    /// Entries that make this catalogue, in LSN order, without what is below it.
     pub fn entries(&self) -> Vec<(Lsn, Entry)> {
         let mut entries = Vec::with_capacity(self.versions);
         for (rel, versions) in &self.sizes {
@@ -209,9 +221,9 @@ fn retain<T>(versions: &mut Versions<T>, kept: Vec<bool>) -> usize {
     before - versions.len()
 }
 
-/// Leaves out that it does not exist at first. How many went.
-fn begin_with<T>(versions: &mut Versions<T>, from_the_beginning: bool, exists: impl Fn(&T) -> bool) -> usize {
-    if !from_the_beginning {
+/// Leaves out that it does not exist at first, of what is new. How many went.
+fn begin_with<T>(versions: &mut Versions<T>, is_new: bool, exists: impl Fn(&T) -> bool) -> usize {
+    if !is_new {
         return 0;
     }
     let first = versions.iter().position(|(_, value)| exists(value));
@@ -223,13 +235,13 @@ type Thinned = (usize, Option<RelTag>);
 
 fn thin_sizes(
     sizes: &mut BTreeMap<RelTag, Versions<Option<u32>>>,
-    (points, from_the_beginning): (&ReadPoints, bool),
+    (points, is_new): (&ReadPoints, &dyn Fn(&RelTag) -> bool),
     after: Option<RelTag>,
     most: usize,
 ) -> Thinned {
     let (mut dropped, mut last, mut empty) = (0, None, Vec::new());
     for (rel, versions) in slice(sizes, after, most) {
-        dropped += thin(versions, points) + begin_with(versions, from_the_beginning, Option::is_some);
+        dropped += thin(versions, points) + begin_with(versions, is_new(rel), Option::is_some);
         if versions.is_empty() {
             empty.push(*rel);
         }
@@ -293,4 +305,4 @@ fn thin_times(times: &mut Versions<i64>) {
 
 #[cfg(test)]
 #[path = "thin_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -13,10 +13,60 @@ fn rel(relnode: u32) -> RelTag {
     }
 }
 
-fn of(entries: &[(Lsn, Entry)]) -> Catalogue {
+pub(in crate::catalogue) fn of(entries: &[(Lsn, Entry)]) -> Catalogue {
     let mut catalogue = Catalogue::default();
-    entries.iter().for_each(|(lsn, entry)| catalogue.add(*lsn, entry));
+    catalogue.add_all(entries);
     catalogue
+}
+
+/// Thins it as the resident one of a timeline.
+pub(in crate::catalogue) fn thin_resident(catalogue: &mut Catalogue, points: &ReadPoints) {
+    let mut next = Some(Progress::default());
+    while let Some(progress) = next {
+        next = catalogue.thin_slice(points, progress);
+    }
+    let times = ThinnedTimes::of(catalogue.times(), points);
+    catalogue.replace_times(times);
+}
+
+/// Numbers at random below some bound.
+pub(in crate::catalogue) fn random(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    }
+}
+
+/// 200 entries of few things after `start`, so many at an LSN.
+pub(in crate::catalogue) fn some_entries(
+    random: &mut impl FnMut(u64) -> u64,
+    start: Lsn,
+    each: u64,
+) -> Vec<(Lsn, Entry)> {
+    let mut entry = |step: u64| {
+        let relation = rel(random(6) as u32);
+        let blocks = random(6) as u32;
+        let place = (1663, 5 + random(2) as u32);
+        let path = format!("f{}", random(3));
+        match random(9) {
+            0..=2 => Entry::Size(relation, blocks),
+            3 => Entry::Dropped(relation),
+            4 => Entry::Reset(relation, blocks),
+            5 => Entry::File(path, (random(2) > 0).then(|| Bytes::from(vec![step as u8]))),
+            6 => Entry::SlruPage(SlruKind::Clog, random(3), random(2) > 0),
+            7 => Entry::DatabaseGone(place),
+            _ => Entry::DatabaseCopied {
+                to: place,
+                from: (1663, 1),
+            },
+        }
+    };
+    let steps = 0..200;
+    steps
+        .map(|step| (Lsn(start.0 + 1 + step / each), entry(step)))
+        .collect()
 }
 
 fn times(catalogue: &Catalogue) -> Vec<(u64, i64)> {
@@ -28,7 +78,7 @@ fn times(catalogue: &Catalogue) -> Vec<(u64, i64)> {
 }
 
 /// Everything that can be asked at an LSN, but times.
-fn seen(catalogue: &Catalogue, lsn: Lsn) -> String {
+pub(in crate::catalogue) fn seen(catalogue: &Catalogue, lsn: Lsn) -> String {
     let lives = (0..6).flat_map(|relnode| (0..6).map(move |block| (rel(relnode), block)));
     let lives: Vec<_> = lives
         .map(|(rel, block)| catalogue.life(rel, block, lsn))
@@ -42,48 +92,15 @@ fn seen(catalogue: &Catalogue, lsn: Lsn) -> String {
 
 #[test]
 fn what_is_read_stays() {
-    let mut seed = 1u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut random = random(1);
     let mut given_up = 0;
     for round in 0..300 {
-        let mut entries = Vec::new();
-        for step in 0..200u64 {
-            let lsn = Lsn(1 + step / (1 + round % 3));
-            let relation = rel(random(6) as u32);
-            let blocks = random(6) as u32;
-            let place = (1663, 5 + random(2) as u32);
-            let path = format!("f{}", random(3));
-            entries.push((
-                lsn,
-                match random(9) {
-                    0..=2 => Entry::Size(relation, blocks),
-                    3 => Entry::Dropped(relation),
-                    4 => Entry::Reset(relation, blocks),
-                    5 => Entry::File(path, (random(2) > 0).then(|| Bytes::from(vec![step as u8]))),
-                    6 => Entry::SlruPage(SlruKind::Clog, random(3), random(2) > 0),
-                    7 => Entry::DatabaseGone(place),
-                    _ => Entry::DatabaseCopied {
-                        to: place,
-                        from: (1663, 1),
-                    },
-                },
-            ));
-        }
+        let entries = some_entries(&mut random, Lsn(0), 1 + round % 3);
         let singles = [random(100), random(150)].map(|lsn| (Lsn(lsn), Lsn(lsn)));
         let points = ReadPoints::new(singles).and_since(Lsn(100 + random(110)));
         let all = of(&entries);
         let mut resident = all.clone();
-        let mut next = Some(Progress::default());
-        while let Some(progress) = next {
-            next = resident.thin_slice(&points, progress);
-        }
-        let times = ThinnedTimes::of(resident.times(), &points);
-        resident.replace_times(times);
+        thin_resident(&mut resident, &points);
         // As layers: each run thinned by itself, the first knowing that there is nothing before it.
         let cut = random(200) as usize;
         let mut stored = Vec::new();

@@ -1,6 +1,7 @@
 //! What one manifest has other than an earlier one of the same owner.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use lakebed_layer::{LayerId, MapChange};
 use lakebed_types::{Lsn, TimelineId};
@@ -82,10 +83,8 @@ impl Change {
     /// # Errors
     /// It is of another manifest: what does not fit.
     pub fn apply(self, mut manifest: Manifest) -> Result<Manifest, String> {
-        manifest.map = manifest
-            .map
-            .changed(self.map)
-            .map_err(|error| error.to_string())?;
+        let changed = Arc::unwrap_or_clone(manifest.map).changed(self.map);
+        manifest.map = Arc::new(changed.map_err(|error| error.to_string())?);
         let before = manifest.gone.len();
         manifest.gone.retain(|gone| !self.deleted.contains(&gone.layer));
         if before - manifest.gone.len() != self.deleted.len() {

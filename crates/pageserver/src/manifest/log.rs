@@ -115,8 +115,9 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
-    use lakebed_layer::{Edit, LayerDesc, LayerId, LayerKind, LayerMap};
+    use lakebed_layer::{Edit, LayerDesc, LayerId, LayerKind};
     use lakebed_types::{Generation, Lsn, PageKey, PgVersion, SlruKind, TimelineId};
 
     use super::super::{Cluster, FORMAT, Gone, Object, resolve};
@@ -152,7 +153,7 @@ mod tests {
     fn flushed(manifest: &Manifest, number: u64) -> Manifest {
         let (map, _) = manifest.map.apply(&Edit::Flush(vec![layer(number)])).unwrap();
         Manifest {
-            map,
+            map: Arc::new(map),
             disk_consistent: Lsn(number * 100 + 100),
             ..manifest.clone()
         }
@@ -171,7 +172,7 @@ mod tests {
             start: Lsn(100),
             consistent: Lsn(100),
             disk_consistent: Lsn(100),
-            map: LayerMap::default(),
+            map: Arc::default(),
             gone: Vec::new(),
             branches: BTreeMap::new(),
             horizon: Lsn(100),

@@ -80,10 +80,14 @@ impl Timeline {
             return Err(TimelineError::Deleted(self.identity.timeline));
         }
         let layers = self.read(|state| state.layers.clone());
-        let steps = match &edit {
-            Some(edit) => durable_steps(&layers.map, edit, new)?,
-            None => vec![Durable::Commit(Box::new(layers.map.clone()))],
+        let Some(edit) = edit else {
+            // Costs the same however many layers there are.
+            self.store_manifest(commits, &layers.map, &[], (flushed, said))
+                .await?;
+            self.write(and);
+            return Ok(());
         };
+        let steps = durable_steps(&layers.map, &edit, new)?;
         let removed = steps.iter().filter_map(|step| match step {
             Durable::Remove(id) => Some(*id),
             _ => None,
@@ -100,6 +104,7 @@ impl Timeline {
                     }
                 }
                 Durable::Commit(map) => {
+                    let map = Arc::from(map);
                     self.store_manifest(commits, &map, &removed, (flushed, said.clone()))
                         .await?;
                     // Nothing may fail from here on: what the manifest calls gone must not be named again.
@@ -108,7 +113,7 @@ impl Timeline {
                     }
                     open.retain(|id, _| map.get(*id).is_some());
                     let layers = Layers {
-                        map: *map,
+                        map,
                         open: std::mem::take(&mut open),
                     };
                     self.write(|state| {
@@ -131,7 +136,7 @@ impl Timeline {
     async fn store_manifest(
         &self,
         commits: &mut Commits,
-        map: &LayerMap,
+        map: &Arc<LayerMap>,
         removed: &[LayerId],
         (flushed, said): (Lsn, Said),
     ) -> Result<(), TimelineError> {

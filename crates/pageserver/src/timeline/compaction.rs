@@ -234,7 +234,7 @@ impl Timeline {
                 Ok(found) => {
                     dead = found;
                     // Entries come at the end only.
-                    self.write(|state| state.catalogue.forget_ends(count));
+                    self.catalogue.change(|catalogue| catalogue.forget_ends(count));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "how much of the layers is dropped tables is not known yet")
@@ -261,11 +261,13 @@ impl Timeline {
         }
         let mut next = Some(Progress::default());
         while let Some(progress) = next {
-            next = self.write(|state| state.catalogue.thin_slice(points, progress));
+            next = self
+                .catalogue
+                .change(|catalogue| catalogue.thin_slice(points, progress));
             tokio::task::yield_now().await;
         }
         let times = ThinnedTimes::of(self.catalogue(Catalogue::times), points);
-        self.write(|state| state.catalogue.replace_times(times));
+        self.catalogue.change(|catalogue| catalogue.replace_times(times));
     }
 
     async fn commit_layers(self: &Arc<Self>, edit: Edit, new: &[LayerDesc]) -> Result<(), TimelineError> {

@@ -31,7 +31,8 @@ use tokio::sync::OnceCell;
 use super::commit::{blocking, in_background};
 use super::read::Cost;
 use super::{Link, Timeline, TimelineError};
-use crate::catalogue;
+use crate::catalogue::below::Shared;
+use crate::catalogue::{self, Catalogue};
 use crate::layer_store::{LayerSink, LayerStoreError};
 
 /// How long reads of the parent are waited for at a time; a read takes no longer.
@@ -322,14 +323,14 @@ impl Timeline {
         let mut catalogue = None;
         if last {
             let timeline = self.clone();
-            let written = blocking("the base of a catalogue", move || timeline.base_of_catalogue()).await?;
-            new.push(written);
-            catalogue = Some(written);
+            let base = blocking("the base of a catalogue", move || timeline.base_of_catalogue()).await?;
+            new.push(base.0);
+            catalogue = Some(base);
         }
         let edit = Edit::Base(Base {
             from,
             pages: layer,
-            catalogue,
+            catalogue: catalogue.as_ref().map(|(layer, _)| *layer),
         });
         let mut commits = self.commits.lock().await;
         let mut said = commits.said.clone();
@@ -339,7 +340,9 @@ impl Timeline {
         }
         let flushed = self.disk_consistent();
         let give_up = |state: &mut super::State| {
-            if last {
+            if let Some((_, base)) = catalogue {
+                let start = self.identity.start;
+                self.catalogue.change(|catalogue| catalogue.rest_on(base, start));
                 let former = self.detaching.former.lock();
                 *former.unwrap_or_else(PoisonError::into_inner) = state.parent.take();
             }
@@ -356,13 +359,16 @@ impl Timeline {
         Ok(())
     }
 
-    /// A catalogue layer with everything as of the branch point.
-    fn base_of_catalogue(&self) -> Result<LayerDesc, TimelineError> {
+    /// Everything as of the branch point: a catalogue layer, and what stays resident in the parent's place.
+    fn base_of_catalogue(&self) -> Result<(LayerDesc, Shared), TimelineError> {
         let start = self.identity.start;
         let entries = self.catalogue(|catalogue| catalogue.as_of(start));
         let entries: Vec<_> = entries.into_iter().map(|entry| (start, entry)).collect();
         let sections = catalogue::to_sections(&entries);
-        self.write_layer(LayerKind::Catalogue, (start, start), &sections, |_| Ok(()))
+        let layer = self.write_layer(LayerKind::Catalogue, (start, start), &sections, |_| Ok(()))?;
+        let mut base = Catalogue::default();
+        base.add_all(&entries);
+        Ok((layer, Shared::new(base)))
     }
 
     /// Once the branch is detached and nobody reads its former parent for it any more: has that forget it.

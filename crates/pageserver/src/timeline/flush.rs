@@ -111,6 +111,7 @@ impl Timeline {
             self.files.upload(desc).await?;
             open.insert(desc.id, LayerHandle::of_new(desc, &self.files)?);
         }
+        let map = Arc::new(map);
         self.write(|state| state.layers = Arc::new(Layers { map, open }));
         Ok(())
     }

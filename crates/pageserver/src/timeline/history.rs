@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commit::Said;
 use super::{Timeline, TimelineError};
+use crate::catalogue::Catalogue;
 use crate::manifest::KeptLease;
 
 /// Leases of one timeline: computes of one branch are one, but for those that are being superseded.
@@ -334,7 +335,7 @@ impl Timeline {
     pub(super) async fn read_points(&self) -> ReadPoints {
         let commits = self.commits.lock().await;
         let kept = self.history(|history| history.points(commits.said.horizon));
-        with_copies(kept, self.catalogue(|catalogue| catalogue.copies().collect()))
+        with_copies(kept, self.catalogue(Catalogue::copies))
     }
 
     /// For status.
