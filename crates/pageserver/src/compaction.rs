@@ -1,9 +1,10 @@
 //! The task that compacts one timeline, beside its feed.
 //!
 //! After each flush it plans, and merges in slices. Between two slices others get their turn: one merge runs at a time on a
-//! node ([`Turns`](crate::node::Turns)), below reads in priority, and as long as pages are served it rests longer than it works.
-//! Merges that are late, so that reads suffer for them, work like all others and rest as long. Each cut of a merge counts when its manifest is
-//! stored; whatever interrupts the task, it is planned again from there. Now and then it removes objects that nothing names.
+//! node ([`Turns`](crate::node::Turns)), below reads in priority, and as long as pages are served it rests longer than it
+//! works. Merges that are late, so that reads suffer for them, have the priority of reads and rest as long as they work. Each
+//! cut of a merge counts when its manifest is stored; whatever interrupts the task, it is planned again from there. Now and
+//! then it removes objects that nothing names.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
-mod basebackup;
+pub mod basebackup;
 pub mod catalogue;
 mod compaction;
 pub mod config;

@@ -125,7 +125,7 @@ mod tests {
             (Clog, 0),
             (Clog, 1),
             (MultiXactOffsets, 0xFFFF),
-            // Its last page was not made yet when the cluster began to keep times elsewhere: no hole.
+            // It ends early, which is no hole.
             (CommitTs, 3),
         ];
         assert_eq!(later(&there, &next), BTreeSet::from(expected));
