@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lakebed_proto::stream::pages::PageStream;
 use lakebed_proto::v1::controller_client::ControllerClient;
 use lakebed_proto::v1::pageserver_client::PageserverClient;
 use lakebed_proto::v1::{self, PageStatus};
@@ -10,15 +11,12 @@ use lakebed_redo::PageBytes;
 use lakebed_types::shard::shard_of;
 use lakebed_types::{Lsn, PageKey, RelTag, ShardCount, ShardIdentity, TenantId, TimelineId};
 use tokio::runtime::Runtime;
-use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
 use crate::Tier;
 
 /// Pages in one question.
 const KEYS: usize = 256;
-/// Largest answer.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// A page, or why it was not served.
 pub type Served = Result<Box<PageBytes>, String>;
@@ -31,7 +29,8 @@ pub struct Pages {
     timeline: TimelineId,
     start: Lsn,
     count: ShardCount,
-    shards: Vec<PageserverClient<Channel>>,
+    /// Where each is, and for calls.
+    shards: Vec<(String, PageserverClient<Channel>)>,
 }
 
 impl Pages {
@@ -54,7 +53,7 @@ impl Pages {
             for shard in &info.shards {
                 let node = shard.node.as_ref().expect("a shard that is somewhere");
                 let channel = connect(&node.address).await.expect("a pageserver");
-                shards.push(PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES));
+                shards.push((node.address.clone(), PageserverClient::new(channel)));
             }
             (info, shards)
         });
@@ -104,7 +103,7 @@ impl Pages {
     /// Pages at exactly this LSN, in the order of the keys.
     pub fn get(&self, lsn: Lsn, keys: &[PageKey]) -> Vec<Served> {
         let mut all: Vec<Served> = keys.iter().map(|key| Err(format!("{key}: no answer"))).collect();
-        for (index, client) in (0..).zip(&self.shards) {
+        for (index, (address, _)) in (0..).zip(&self.shards) {
             let shard = ShardIdentity::new(index, self.count).expect("a shard");
             let places: Vec<usize> = (0..keys.len())
                 .filter(|&place| shard_of(&keys[place], self.count) == index)
@@ -122,11 +121,16 @@ impl Pages {
             let requests: Vec<_> = (0..).zip(places.chunks(KEYS)).map(request).collect();
             // In any order: one that has to wait does not hold up the others.
             let mut answers = self.runtime.block_on(async {
-                let mut client = client.clone();
-                let stream = client.get_pages(tokio_stream::iter(requests)).await;
-                let stream = stream.expect("a stream of pages").into_inner();
-                let answers: Result<Vec<_>, _> = stream.collect().await;
-                answers.expect("answers")
+                let mut stream = PageStream::connect(address).await.expect("a stream of pages");
+                for request in &requests {
+                    stream.ask(request).expect("a request");
+                }
+                let mut answers = Vec::new();
+                while answers.len() < requests.len() {
+                    let answer = stream.answer().await.expect("answers");
+                    answers.push(answer.expect("all answers"));
+                }
+                answers
             });
             answers.sort_by_key(|answer| answer.request_id);
             assert_eq!(
@@ -152,7 +156,7 @@ impl Pages {
             tablespace,
             database,
         };
-        let mut client = self.shards[0].clone();
+        let mut client = self.shards[0].1.clone();
         let list = self
             .runtime
             .block_on(client.list_relations(request))

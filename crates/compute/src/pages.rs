@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lakebed_proto::v1::pageserver_client::PageserverClient;
-use lakebed_proto::{connect, convert, v1};
+use lakebed_proto::stream::pages::PageStream;
+use lakebed_proto::{convert, v1};
 use lakebed_types::shard::shard_of;
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, ShardCount, ShardIdentity};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::branch::{Branch, ShardAddress};
@@ -26,8 +25,6 @@ const PENDING: usize = 1024;
 const MAX_KEYS: usize = 256;
 /// Pause before a question is asked again, or a stream opened again.
 const RETRY: Duration = Duration::from_millis(20);
-/// Largest answer.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Why a page will never come.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -327,17 +324,10 @@ impl ShardStream {
 
     /// One stream. True when nobody will ask any more, false when it ended after it had worked.
     async fn follow(&mut self, address: &str) -> anyhow::Result<bool> {
-        let channel = connect(address).await?;
-        let mut client = PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        // Room for everything that may be pending: sending never waits, so answers are always read.
-        let (requests, outgoing) = mpsc::channel(PENDING + 1);
-        let mut answers = client
-            .get_pages(ReceiverStream::new(outgoing))
-            .await?
-            .into_inner();
+        let mut stream = PageStream::connect(address).await?;
         self.pending.retain(|_, ask| !ask.reply.is_closed());
         for (id, ask) in &self.pending {
-            requests.send(self.message(*id, &ask.keys)).await?;
+            stream.ask(&self.message(*id, &ask.keys))?;
         }
         let mut worked = false;
         loop {
@@ -354,23 +344,31 @@ impl ShardStream {
                 }
                 ask = self.asks.recv(), if self.pending.len() < PENDING => {
                     let Some(ask) = ask else { return Ok(true) };
-                    let id = self.next;
-                    self.next += 1;
-                    let message = self.message(id, &ask.keys);
-                    self.pending.insert(id, ask);
-                    requests.try_send(message)?;
+                    self.take_up(&mut stream, ask)?;
+                    // What is asked at the same time goes out in the same write.
+                    while self.pending.len() < PENDING && let Ok(ask) = self.asks.try_recv() {
+                        self.take_up(&mut stream, ask)?;
+                    }
                 }
-                answer = answers.message() => match answer {
+                answer = stream.answer() => match answer {
                     Ok(Some(answer)) => {
                         worked = true;
                         self.answered(answer);
                     }
                     Ok(None) => return Ok(false),
                     Err(_) if worked => return Ok(false),
-                    Err(status) => return Err(status.into()),
+                    Err(error) => return Err(error.into()),
                 },
             }
         }
+    }
+
+    fn take_up(&mut self, stream: &mut PageStream, ask: Ask) -> anyhow::Result<()> {
+        let id = self.next;
+        self.next += 1;
+        let message = self.message(id, &ask.keys);
+        self.pending.insert(id, ask);
+        Ok(stream.ask(&message)?)
     }
 
     fn answered(&mut self, answer: v1::GetPagesResponse) {

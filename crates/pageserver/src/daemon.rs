@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lakebed_blobstore::BlobStore;
+use lakebed_proto::stream::{self, door::Door};
 use lakebed_proto::v1::pageserver_server::PageserverServer;
 pub use lakebed_redo::Managers;
 use lakebed_types::{ForkNumber, Lsn, PageKey, TimelineId};
@@ -14,8 +16,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::catalogue::Catalogue;
 use crate::config::PageserverConfig;
@@ -23,13 +25,15 @@ use crate::hot::{Heat, Order, PageName};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::receive::remove_spools;
-use crate::service::PageService;
+use crate::service::{PageService, page_stream};
 use crate::timeline::history::Lease;
 
 /// Format of the data directory.
 const FORMAT: &str = "lakebed pageserver 2\n";
 const OLD_FORMAT: &str = "lakebed pageserver 1\n";
-/// Largest message: a batch of pages or a chunk of a file.
+/// How long streams of pages may take to end after they were told to.
+const END_GRACE: Duration = Duration::from_secs(5);
+/// Largest message: a chunk of a file.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// A pageserver that is ready to serve.
@@ -94,19 +98,32 @@ impl Pageserver {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let stop = self.shutdown.clone();
-        // The builder's own switch for this does not reach connections that are accepted elsewhere.
-        let connections = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let streams = TaskTracker::new();
+        let door = Door {
+            stream: stream::PAGES,
+            ending: stop.clone(),
+            tasks: streams.clone(),
+        };
+        let (node, ending) = (self.node.clone(), stop.clone());
+        let connections = door.open(self.listener, move |socket| {
+            page_stream::serve(node.clone(), socket, ending.clone())
+        });
         let served = Server::builder()
-            .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .initial_connection_window_size(16 << 20)
             .initial_stream_window_size(16 << 20)
             .max_frame_size(1 << 20)
             .add_service(service)
             .serve_with_incoming(connections);
-        // Streams of computes never end by themselves, so there is nothing to wait for.
+        // Calls of others may have no end, so there is nothing to wait for.
         tokio::select! {
             served = served => served.context("serving gRPC")?,
             () = stop.cancelled() => {}
+        }
+        streams.close();
+        // They have been told, and say why they end to readers who listen.
+        if tokio::time::timeout(END_GRACE, streams.wait()).await.is_err() {
+            tracing::warn!("streams of pages do not end, and are cut");
         }
         self.node.close().await;
         Ok(())

@@ -26,6 +26,8 @@ const LAYERS: [f64; 12] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 3
 pub struct Metrics {
     /// Pages served.
     pub pages: Counter,
+    /// Streams of pages that readers have open.
+    pub page_streams: Gauge,
     /// Pages not served, whatever the status.
     pub page_failures: Counter,
     /// Time to build each page.
@@ -93,6 +95,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics {
             pages: Counter::default(),
+            page_streams: Gauge::default(),
             page_failures: Counter::default(),
             page_seconds: Histogram::new(exponential_buckets(0.000_005, 2.0, 18)),
             page_chain_length: Histogram::new(CHAIN_LENGTHS),
@@ -126,6 +129,11 @@ impl Metrics {
         };
         let m = &metrics;
         registry.register("pageserver_pages", "Pages served", m.pages.clone());
+        registry.register(
+            "pageserver_page_streams",
+            "Streams of pages that readers have open",
+            m.page_streams.clone(),
+        );
         registry.register(
             "pageserver_page_failures",
             "Pages asked for and not served",

@@ -99,6 +99,16 @@ fn apply(
     Ok(())
 }
 
+/// What a page begins as whose oldest value is this, and whether the value is done with that.
+pub fn begin(oldest: Option<&(Lsn, Value)>) -> (Box<PageBytes>, bool) {
+    let image = oldest.filter(|(_, value)| value.kind == ValueKind::Image);
+    let image = image.and_then(|(_, value)| Box::<[u8]>::from(&value.body[..]).try_into().ok());
+    match image {
+        Some(page) => (page, true),
+        None => (zeros(), false),
+    }
+}
+
 /// A page of zeros.
 pub fn zeros() -> Box<PageBytes> {
     Box::new([0; PAGE_SIZE])

@@ -1,11 +1,11 @@
-//! The gRPC service: checks what comes in, asks the node, answers per page.
+//! The services: check what comes in, ask the node, answer. Pages have a [stream](page_stream) of their own, all else is gRPC.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use lakebed_proto::convert::{self, InvalidMessage};
 use lakebed_proto::v1::pageserver_server::Pageserver;
 use lakebed_proto::v1::{self, import_message};
@@ -23,16 +23,13 @@ use crate::timeline::{Identity, NotTaken, Timeline, TimelineError};
 
 mod explain;
 mod horizon;
+pub(crate) mod page_stream;
 mod pages;
 
 /// How long a read waits for the WAL that it depends on.
 const READ_WAIT: Duration = Duration::from_secs(10);
 /// How long a basebackup waits.
 const BASEBACKUP_WAIT: Duration = Duration::from_secs(60);
-/// Requests of one stream that are worked on at a time.
-const PIPELINE: usize = 16;
-/// Most keys in one request.
-const MAX_KEYS: usize = 1024;
 /// Bytes of a file in one message.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -240,21 +237,6 @@ impl Pageserver for PageService {
             .await
             .map_err(status)?;
         Ok(Response::new(v1::DeletePageserverTimelineResponse {}))
-    }
-
-    type GetPagesStream = Answers<v1::GetPagesResponse>;
-
-    async fn get_pages(
-        &self,
-        request: Request<Streaming<v1::GetPagesRequest>>,
-    ) -> Result<Response<Self::GetPagesStream>, Status> {
-        let node = self.node.clone();
-        let requests = request.into_inner();
-        let answers = requests.map(move |request| {
-            let node = node.clone();
-            async move { pages::get(&node, request?).await }
-        });
-        Ok(Response::new(Box::pin(answers.buffer_unordered(PIPELINE))))
     }
 
     async fn detach_timeline(

@@ -7,7 +7,10 @@ use std::{fs, thread};
 
 use tempfile::TempDir;
 
-use crate::{Installation, run, temp_dir, wait_until};
+use crate::{Installation, run, temp_dir, wait_long, wait_until};
+
+/// How long recovery of the longest WAL of a test may take.
+const RECOVERY: Duration = Duration::from_secs(600);
 
 /// How a server is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +126,7 @@ impl Cluster {
         let mut all = vec!["autovacuum=off", "max_logical_replication_workers=0", "fsync=off"];
         all.extend(settings);
         self.server = Some(self.spawn(&all));
-        wait_until("the end of recovery", || {
+        wait_long("the end of recovery", RECOVERY, || {
             let server = self.server.as_mut().expect("the server");
             if let Ok(Some(status)) = server.try_wait() {
                 panic!("the server ended in recovery: {status}\n{}", self.log());

@@ -77,10 +77,18 @@ pub fn temp_dir() -> TempDir {
 ///
 /// # Panics
 /// After [`DEADLINE`], naming what was waited for.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_long(what, DEADLINE, condition);
+}
+
+/// As [`wait_until`], for what takes its time: minutes where others have the processors.
+///
+/// # Panics
+/// After the deadline, naming what was waited for.
+pub fn wait_long(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain: {what}");
+        assert!(begin.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

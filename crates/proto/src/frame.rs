@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 use crate::v1;
 
-/// Longest body: an append of 4 MiB and what is not WAL in it.
+/// Longest body: an append of 4 MiB, or 512 pages, and what else is in the message.
 pub const MAX_BODY_BYTES: usize = 5 << 20;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 8;
@@ -43,8 +43,13 @@ pub enum Frame<M> {
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// Longer than may be.
-    #[error("a frame of {0} bytes, at most {MAX_BODY_BYTES} are possible")]
-    TooLong(usize),
+    #[error("a frame of {bytes} bytes, at most {most} are possible here")]
+    TooLong {
+        /// Of its body.
+        bytes: usize,
+        /// What there may be.
+        most: usize,
+    },
     /// Its checksum says that these are not the bytes that were sent.
     #[error("a frame of {0} bytes whose checksum is wrong")]
     Checksum(usize),
@@ -59,7 +64,7 @@ pub enum FrameError {
 impl From<FrameError> for Status {
     fn from(error: FrameError) -> Status {
         match error {
-            FrameError::TooLong(_) => Status::out_of_range(error.to_string()),
+            FrameError::TooLong { .. } => Status::out_of_range(error.to_string()),
             _ => Status::invalid_argument(error.to_string()),
         }
     }
@@ -94,7 +99,10 @@ pub fn status(end: v1::StreamEnd) -> Status {
 fn put_kind(kind: u8, message: &impl Message, out: &mut BytesMut) -> Result<(), FrameError> {
     let length = message.encoded_len();
     if length > MAX_BODY_BYTES {
-        return Err(FrameError::TooLong(length));
+        return Err(FrameError::TooLong {
+            bytes: length,
+            most: MAX_BODY_BYTES,
+        });
     }
     let at = out.len();
     let head = (length as u32 | u32::from(kind) << 24).to_le_bytes();
@@ -114,23 +122,44 @@ fn put_kind(kind: u8, message: &impl Message, out: &mut BytesMut) -> Result<(), 
 }
 
 /// What has arrived and was not taken yet.
-#[derive(Debug, Default)]
-pub struct Inbound(BytesMut);
+#[derive(Debug)]
+pub struct Inbound {
+    bytes: BytesMut,
+    most: usize,
+    /// Of the frame before, with its header: the next one is likely to be as long.
+    last: usize,
+}
+
+impl Default for Inbound {
+    fn default() -> Inbound {
+        Inbound::at_most(MAX_BODY_BYTES)
+    }
+}
 
 impl Inbound {
+    /// For frames with bodies of at most so many bytes.
+    pub fn at_most(most: usize) -> Inbound {
+        Inbound {
+            bytes: BytesMut::new(),
+            most: most.min(MAX_BODY_BYTES),
+            last: 0,
+        }
+    }
+
     /// Where the next bytes are to be read to: room for the rest of a frame that has begun, and some more.
     pub fn room(&mut self) -> &mut BytesMut {
         let whole = self
-            .0
+            .bytes
             .first_chunk::<4>()
             .map_or(0, |head| HEADER_BYTES + split(*head).0);
         // No more than one frame at a time, and no frame that will be refused.
-        let whole = whole.min(HEADER_BYTES + MAX_BODY_BYTES);
-        let least = whole.saturating_sub(self.0.len()).max(LEAST_READ_BYTES);
-        if self.0.capacity() - self.0.len() < least {
-            self.0.reserve(least.max(READ_BYTES));
+        let whole = whole.min(HEADER_BYTES + self.most);
+        let least = whole.saturating_sub(self.bytes.len()).max(LEAST_READ_BYTES);
+        if self.bytes.capacity() - self.bytes.len() < least {
+            // What has arrived of a frame is copied when room is made, so that is done for more than one.
+            self.bytes.reserve(least.max(READ_BYTES).max(2 * self.last));
         }
-        &mut self.0
+        &mut self.bytes
     }
 
     /// The next frame, when all of it is here. What it holds is not copied.
@@ -142,20 +171,24 @@ impl Inbound {
         reason = "it needs the type, and bytes come between two calls"
     )]
     pub fn next<M: Message + Default>(&mut self) -> Result<Option<Frame<M>>, FrameError> {
-        let Some(header) = self.0.first_chunk::<HEADER_BYTES>() else {
+        let Some(header) = self.bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let [a, b, c, d, crc @ ..] = *header;
         let head = [a, b, c, d];
         let (length, kind) = split(head);
-        if length > MAX_BODY_BYTES {
-            return Err(FrameError::TooLong(length));
+        if length > self.most {
+            return Err(FrameError::TooLong {
+                bytes: length,
+                most: self.most,
+            });
         }
-        if self.0.len() < HEADER_BYTES + length {
+        if self.bytes.len() < HEADER_BYTES + length {
             return Ok(None);
         }
-        self.0.advance(HEADER_BYTES);
-        let body: Bytes = self.0.split_to(length).freeze();
+        self.last = HEADER_BYTES + length;
+        self.bytes.advance(HEADER_BYTES);
+        let body: Bytes = self.bytes.split_to(length).freeze();
         if crc32c::crc32c_append(crc32c::crc32c(&head), &body) != u32::from_le_bytes(crc) {
             return Err(FrameError::Checksum(length));
         }
@@ -218,7 +251,7 @@ mod tests {
         );
         let before = bytes.len();
         let long = put(&chunk(MAX_BODY_BYTES), &mut bytes);
-        assert!(matches!(long, Err(FrameError::TooLong(_))));
+        assert!(matches!(long, Err(FrameError::TooLong { .. })));
         assert_eq!(bytes.len(), before);
     }
 
@@ -232,7 +265,7 @@ mod tests {
             match frames(&bad) {
                 // A length that is too great: more is waited for, or refused.
                 Ok(none) => assert!(none.is_empty() && bit < 24, "bit {bit}"),
-                Err(FrameError::TooLong(_)) => assert!(bit < 24),
+                Err(FrameError::TooLong { .. }) => assert!(bit < 24),
                 Err(error) => assert!(matches!(error, FrameError::Checksum(_)), "bit {bit}: {error}"),
             }
         }
@@ -245,7 +278,7 @@ mod tests {
         assert!(inbound.room().capacity() <= HEADER_BYTES + MAX_BODY_BYTES + READ_BYTES);
         assert!(matches!(
             inbound.next::<v1::WalChunk>(),
-            Err(FrameError::TooLong(_))
+            Err(FrameError::TooLong { .. })
         ));
     }
 }

@@ -9,8 +9,8 @@ mod connect;
 pub mod convert;
 pub mod differences;
 pub mod frame;
-pub mod propose;
 pub mod quorum;
+pub mod stream;
 
 pub use connect::{connect, connect_lazy};
 

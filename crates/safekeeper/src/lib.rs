@@ -30,7 +30,6 @@ pub mod control_file;
 pub mod data_dir;
 pub mod decoded;
 pub mod disk;
-mod door;
 pub mod durable_file;
 pub mod feed;
 pub mod flush_mark;

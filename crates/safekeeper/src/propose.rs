@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use lakebed_proto::frame::{self, Frame, Inbound};
-use lakebed_proto::{propose as stream, v1};
+use lakebed_proto::stream::{door, end, part};
+use lakebed_proto::v1;
 use lakebed_quorum::message::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,7 +23,6 @@ use tonic::Status;
 use tracing::Instrument;
 
 use crate::data_dir::Name;
-use crate::door;
 use crate::metrics::Live;
 use crate::owner::{Mail, Outgoing};
 use crate::pack::Pack;
@@ -50,7 +50,7 @@ pub(crate) struct Newcomer {
     span: tracing::Span,
 }
 
-/// Takes the greeting of a proposer and brings the stream to its timeline.
+/// Takes the greeting of a proposer, the first message behind the stream's preamble, and brings the stream to its timeline.
 pub(crate) async fn greet(safekeeper: Arc<Safekeeper>, mut socket: TcpStream) {
     let live = Live::new(&safekeeper.metrics().proposers);
     let shorten = Arc::new(AtomicBool::new(false));
@@ -68,10 +68,10 @@ pub(crate) async fn greet(safekeeper: Arc<Safekeeper>, mut socket: TcpStream) {
     let (timeline, greeting) = match found {
         Ok(Some(found)) => found,
         Ok(None) => return,
-        Err(status) => return end(&mut socket, &status).await,
+        Err(status) => return refuse(&mut socket, &status).await,
     };
     let Some(working) = &timeline.working else {
-        return end(&mut socket, &stopped_status(&timeline)).await;
+        return refuse(&mut socket, &stopped_status(&timeline)).await;
     };
     let (tenant, of) = timeline.name;
     let span = tracing::info_span!("propose", %tenant, timeline = %of);
@@ -96,7 +96,7 @@ pub(crate) async fn greet(safekeeper: Arc<Safekeeper>, mut socket: TcpStream) {
             if let Err(mpsc::error::SendError(newcomer)) = sent
                 && let Ok(mut socket) = TcpStream::from_std(newcomer.socket)
             {
-                end(&mut socket, &stopped_status(&timeline)).await;
+                refuse(&mut socket, &stopped_status(&timeline)).await;
             }
         }
         () = safekeeper.ending().cancelled() => {}
@@ -109,11 +109,6 @@ async fn first(
     inbound: &mut Inbound,
     unpack: &mut Unpack,
 ) -> Result<Option<(Name, Request)>, Status> {
-    let mut preamble = [0; stream::PREAMBLE.len()];
-    if socket.read_exact(&mut preamble).await.is_err() {
-        return Ok(None);
-    }
-    stream::check(preamble)?;
     let first = loop {
         match inbound.next()? {
             Some(frame) => break message(frame)?,
@@ -136,22 +131,9 @@ fn message(frame: Frame<v1::ProposerMessage>) -> Result<v1::ProposerMessage, Sta
 }
 
 /// Tells a proposer whose stream nobody serves why.
-async fn end(socket: &mut TcpStream, status: &Status) {
+async fn refuse(socket: &mut TcpStream, status: &Status) {
     tracing::info!(%status, "a proposer's stream ends");
-    let mut out = BytesMut::new();
-    frame::put_end(status, &mut out);
-    // Whether it hears that makes no difference here.
-    let _ = tokio::time::timeout(END_PATIENCE, part(socket, &out)).await;
-}
-
-/// Sends the last bytes of a stream, and reads what is on its way from there: closing a socket with unread bytes in it
-/// takes back what was sent.
-async fn part(socket: &mut TcpStream, last: &[u8]) -> std::io::Result<()> {
-    socket.write_all(last).await?;
-    socket.shutdown().await?;
-    let mut rest = vec![0; 1 << 14];
-    while socket.read(&mut rest).await? > 0 {}
-    Ok(())
+    end(socket, status).await;
 }
 
 /// Serves a stream until it ends; the reason goes out last. Runs on the thread of the timeline.
@@ -201,7 +183,7 @@ pub(crate) async fn serve(newcomer: Newcomer) {
         if let Some(write) = write
             && let Ok(mut socket) = reading.read.reunite(write)
         {
-            let _ = tokio::time::timeout(END_PATIENCE, part(&mut socket, &[])).await;
+            part(&mut socket, &[]).await;
         }
     };
     served.instrument(span).await;

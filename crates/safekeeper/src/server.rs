@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use lakebed_proto::stream::{self, door::Door};
 use lakebed_proto::v1;
 use lakebed_proto::v1::safekeeper_server::SafekeeperServer;
 use lakebed_quorum::acceptor::Durable;
@@ -30,9 +31,9 @@ use crate::backup::peers::Peers;
 use crate::backup::uploader::{self, Backup};
 use crate::config::SafekeeperConfig;
 use crate::data_dir::{DataDir, Name};
-use crate::door;
 use crate::metrics::Metrics;
 use crate::owner::Order;
+use crate::propose;
 use crate::scrub;
 use crate::service::Service;
 use crate::timeline::{self, LoadError, Loaded, Timeline};
@@ -137,6 +138,13 @@ impl Safekeeper {
         self.serve_stream(scrub::mending::run(self.clone()));
         let service = SafekeeperServer::new(Service::new(self.clone()))
             .max_decoding_message_size(wire::MAX_APPEND_BYTES + MESSAGE_OVERHEAD_BYTES);
+        let door = Door {
+            stream: stream::PROPOSE,
+            ending: self.ending.clone(),
+            tasks: self.streams.clone(),
+        };
+        let safekeeper = self.clone();
+        let connections = door.open(listener, move |socket| propose::greet(safekeeper.clone(), socket));
         let ending = self.ending.clone();
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -144,7 +152,7 @@ impl Safekeeper {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .add_service(service)
-            .serve_with_incoming_shutdown(door::open(&self, listener), async move {
+            .serve_with_incoming_shutdown(connections, async move {
                 shutdown.cancelled().await;
                 // Streams have no end of their own, and the server waits for them.
                 ending.cancel();
@@ -329,7 +337,7 @@ impl Safekeeper {
         membership: Membership,
     ) -> Result<(), Status> {
         self.check_member(&membership)?;
-        let stopped = || crate::propose::stopped_status(timeline);
+        let stopped = || propose::stopped_status(timeline);
         let working = timeline.working.as_ref().ok_or_else(stopped)?;
         let (answer, said) = oneshot::channel();
         let order = Order { membership, answer };
@@ -427,7 +435,7 @@ fn new_state(request: &v1::CreateSafekeeperTimelineRequest) -> Result<Durable, S
 fn check_equal(timeline: &Timeline, asked: &Durable) -> Result<Generation, Status> {
     let there = timeline.view().borrow().state.clone();
     let Some(there) = there else {
-        return Err(crate::propose::stopped_status(timeline));
+        return Err(propose::stopped_status(timeline));
     };
     let different = if there.timeline_start != asked.timeline_start {
         format!("start {}", there.timeline_start)

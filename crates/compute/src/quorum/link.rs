@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lakebed_proto::differences::Answers;
 use lakebed_proto::frame::{self, Frame, Inbound};
-use lakebed_proto::propose;
+use lakebed_proto::stream;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{connect_lazy, v1};
 use lakebed_quorum::message::Response;
@@ -117,7 +117,7 @@ async fn follow(
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<bool, Broken> {
     let mut worked = false;
-    let socket = propose::connect(address).await;
+    let socket = stream::connect(address).await;
     let socket = Arc::new(socket.map_err(|error| Broken::here(format!("{address}: {error}"), worked))?);
     let channel = connect_lazy(address).map_err(|error| Broken::here(format!("{error:?}"), worked))?;
     let outbox = Outbox::new(socket.clone());

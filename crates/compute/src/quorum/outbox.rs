@@ -7,7 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BytesMut};
-use lakebed_proto::{frame, propose, v1};
+use lakebed_proto::{frame, stream, v1};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -64,7 +64,7 @@ impl Outbox {
     /// For a new connection.
     pub(super) fn new(socket: Arc<TcpStream>) -> Outbox {
         let waiting = Waiting {
-            bytes: BytesMut::from(propose::PREAMBLE.as_slice()),
+            bytes: BytesMut::from(stream::PROPOSE.bytes().as_slice()),
             over: false,
         };
         Outbox(Arc::new(Shared {

@@ -5,7 +5,7 @@ use std::path::Path;
 use bytes::BytesMut;
 use lakebed_proto::frame::{self, Frame, Inbound};
 use lakebed_proto::v1::proposer_message::Message;
-use lakebed_proto::{propose, v1};
+use lakebed_proto::{stream, v1};
 use lakebed_types::{Lsn, PgVersion};
 use lakebed_wal::page::WalFormat;
 use lakebed_wal::stream::WalDecoder;
@@ -71,9 +71,9 @@ impl Wal {
     ) {
         let takes_over = term > 1;
         let address = tier.address(&format!("safekeeper-{safekeeper}"));
-        let connected = soon("a proposer's stream", propose::connect(&address)).await;
+        let connected = soon("a proposer's stream", stream::connect(&address)).await;
         let (mut read, mut write) = connected.unwrap().into_split();
-        write.write_all(&propose::PREAMBLE).await.unwrap();
+        write.write_all(stream::PROPOSE.bytes()).await.unwrap();
         let mut send = async |message| {
             let message = v1::ProposerMessage {
                 message: Some(message),

@@ -1,13 +1,13 @@
-//! Pages over the GetPages stream, built anew for each read.
+//! Pages over the stream of pages, built anew for each read.
 //!
 //! A pgbench database is loaded and worked on. All pages of main forks of one database are then read twice: from
 //! Postgres (`get_raw_page` of the extension pageinspect, after a checkpoint) and from the pageservers at the same
 //! LSN. They must agree, but for what Postgres itself lets differ between a page and its replayed copy: hint bits and
 //! the like, which no WAL carries, masked as `wal_consistency_checking` does. What the pageservers gave then is the
 //! yardstick of the timed part: the version of a page at an LSN never changes, so every answer must have the same CRC32C. That
-//! comparison, and the client's half of gRPC, run on the machine that is measured.
+//! comparison, and the client's half of the stream, run on the machine that is measured.
 //!
-//! A client is a gRPC connection with one stream to each shard; its depth is the number of requests, each for `batch`
+//! A client is one stream to each shard; its depth is the number of requests, each for `batch`
 //! pages, that it keeps under way on each. Pages are drawn uniformly. Pageservers keep no built pages unless
 //! `--page-cache-bytes` says so: every read collects the page's chain and replays it. Where one client asks for one page at
 //! a time, the pageserver and this process are bound to different processors, and the raw exchange beside it is too: it
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use lakebed_proto::v1::pageserver_client::PageserverClient;
+use lakebed_proto::convert;
+use lakebed_proto::stream::pages::PageStream;
 use lakebed_proto::v1::{self, PageStatus};
-use lakebed_proto::{connect, convert};
 use lakebed_redo::mask;
 use lakebed_types::shard::shard_of;
 use lakebed_types::{ForkNumber, Lsn, PAGE_SIZE, PageKey, RelTag, ShardCount, TenantId, TimelineId};
@@ -29,9 +29,7 @@ use postgres::Client;
 use rand::{Rng, SeedableRng};
 use rustix::process::Pid;
 use serde_json::json;
-use tokio::sync::mpsc;
 use tokio::task::{JoinSet, block_in_place};
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::Report;
 use super::compute::Compute;
@@ -46,8 +44,6 @@ use crate::up::tenant::{BRANCH, TENANT};
 
 /// Pages read at a time before the timed part.
 const BATCH: usize = 256;
-/// Largest message of a pageserver.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 const SETTINGS: [&str; 3] = [
     "autovacuum=off",
     "shared_buffers=512MB",
@@ -60,8 +56,8 @@ const SHAPES: [Shape; 5] = [
     Shape::of(8, 1, 16),
     Shape::of(8, 4, 16),
 ];
-/// Requests that wait to be sent on a stream.
-const ROOM: usize = 64;
+/// A stream that ends before all was answered.
+pub const ENDED: &str = "the pageserver ended the stream";
 const PINGS: usize = 20_000;
 /// How often the pages are read from Postgres until nothing changes meanwhile.
 const MAX_READINGS: u32 = 5;
@@ -320,10 +316,10 @@ async fn read_all(
             .filter(|key| shard_of(key, count) == index)
             .copied()
             .collect();
-        let mut stream = Stream::open(&target.address, ROOM).await?;
+        let mut stream = PageStream::connect(&target.address).await?;
         for keys in keys.chunks(BATCH) {
-            stream.ask(target.request(1, keys.iter().copied())).await?;
-            let answer = stream.answer().await?;
+            stream.ask(&target.request(1, keys.iter().copied()))?;
+            let answer = stream.answer().await?.context(ENDED)?;
             for (&key, result) in keys.iter().zip(answer.pages) {
                 ensure!(result.status() == PageStatus::Ok, "{key}: {}", result.message);
                 let expected = local.remove(&key).unwrap_or_default();
@@ -356,50 +352,6 @@ fn alike(key: &PageKey, expected: &[u8], found: &[u8]) -> bool {
     expected.is_some() && expected == found
 }
 
-/// A stream to one pageserver.
-pub struct Stream {
-    /// Where requests go.
-    pub requests: mpsc::Sender<v1::GetPagesRequest>,
-    answers: tonic::Streaming<v1::GetPagesResponse>,
-}
-
-impl Stream {
-    /// Opens one, on which so many requests may wait to be sent.
-    ///
-    /// # Errors
-    /// The pageserver does not answer.
-    pub async fn open(address: &str, room: usize) -> anyhow::Result<Stream> {
-        let channel = connect(address).await?;
-        let mut client = PageserverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let (requests, outgoing) = mpsc::channel(room);
-        let answers = client
-            .get_pages(ReceiverStream::new(outgoing))
-            .await?
-            .into_inner();
-        Ok(Stream { requests, answers })
-    }
-
-    async fn ask(&self, request: v1::GetPagesRequest) -> anyhow::Result<()> {
-        Ok(self.requests.send(request).await?)
-    }
-
-    /// The next answer.
-    ///
-    /// # Errors
-    /// There is none.
-    pub async fn answer(&mut self) -> anyhow::Result<v1::GetPagesResponse> {
-        self.next().await?.context("the pageserver ended the stream")
-    }
-
-    /// The next answer; none when all requests were answered and no more will come.
-    ///
-    /// # Errors
-    /// The stream broke.
-    pub async fn next(&mut self) -> anyhow::Result<Option<v1::GetPagesResponse>> {
-        self.answers.message().await.map_err(told)
-    }
-}
-
 /// Latencies in microseconds, wrong answers, and how long it took.
 ///
 /// # Errors
@@ -415,7 +367,7 @@ pub async fn measure(
             if target.pages.is_empty() {
                 bail!("shard {} has no pages", target.shard);
             }
-            streams.push((index, client as u64, Stream::open(&target.address, ROOM).await?));
+            streams.push((index, client as u64, PageStream::connect(&target.address).await?));
         }
     }
     let began = Instant::now();
@@ -441,7 +393,7 @@ pub async fn measure(
 async fn ask_randomly(
     target: &Target,
     seed: u64,
-    mut stream: Stream,
+    mut stream: PageStream,
     shape: Shape,
     until: Instant,
 ) -> anyhow::Result<(Samples, u64)> {
@@ -454,13 +406,13 @@ async fn ask_randomly(
             let known: Vec<&Known> = places.filter_map(|place| target.pages.get(place)).collect();
             let request = target.request(next, known.iter().map(|known| known.key));
             under_way.insert(next, (known, Instant::now()));
-            stream.ask(request).await?;
+            stream.ask(&request)?;
             next += 1;
         }
         if under_way.is_empty() {
             return Ok((samples, wrong));
         }
-        let answer = stream.answer().await?;
+        let answer = stream.answer().await?.context(ENDED)?;
         let asked = under_way.remove(&answer.request_id);
         let (known, asked) = asked.context("an answer to no question")?;
         samples.push(asked.elapsed().as_secs_f64() * 1e6);

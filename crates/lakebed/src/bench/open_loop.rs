@@ -14,8 +14,9 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::getpage::{Known, Stream, Target};
+use super::getpage::{ENDED, Known, Target};
 use super::stats::Samples;
+use lakebed_proto::stream::pages::PageStream;
 use lakebed_proto::v1;
 
 /// Requests that wait to be sent on a stream.
@@ -55,19 +56,20 @@ pub async fn run(
     let (mut sending, mut receiving) = (Vec::new(), JoinSet::new());
     for _ in 0..streams {
         for (target, of) in targets.iter().enumerate() {
-            let stream = Stream::open(&of.address, ROOM).await?;
+            let stream = PageStream::connect(&of.address).await?;
+            let (requests, due) = mpsc::channel(ROOM);
             let under_way = UnderWay::default();
             sending.push(Sending {
-                requests: stream.requests.clone(),
+                requests,
                 under_way: under_way.clone(),
                 target,
             });
-            receiving.spawn(receive(stream, under_way));
+            receiving.spawn(on_stream(stream, due, under_way));
         }
     }
     let targets = targets.clone();
     let thread = std::thread::Builder::new().name("open_loop".to_owned());
-    let sender = thread.spawn(move || send(&targets, &sending, per_second, time, seed))?;
+    let sender = thread.spawn(move || send(&targets, sending, per_second, time, seed))?;
     let mut all = Measured::default();
     while let Some(measured) = receiving.join_next().await {
         let measured = measured.context("receiving")??;
@@ -80,7 +82,7 @@ pub async fn run(
     Ok(all)
 }
 
-fn send(targets: &[Target], sending: &[Sending], per_second: f64, time: Duration, seed: u64) {
+fn send(targets: &[Target], sending: Vec<Sending>, per_second: f64, time: Duration, seed: u64) {
     // Late wake-ups would only make the measurement coarser.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(TIMER_SLACK_NS));
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
@@ -113,34 +115,36 @@ fn send(targets: &[Target], sending: &[Sending], per_second: f64, time: Duration
             break;
         }
     }
-    // A stream ends when its sender does: wait for what is under way.
-    for on in sending {
-        let empty = || {
-            on.under_way
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_empty()
-        };
-        let patience = Instant::now() + Duration::from_secs(30);
-        while !empty() && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
 }
 
-async fn receive(mut stream: Stream, under_way: UnderWay) -> anyhow::Result<Measured> {
+/// Sends what is due, and takes the answers, until nothing more is due and all was answered.
+async fn on_stream(
+    mut stream: PageStream,
+    mut due: mpsc::Receiver<v1::GetPagesRequest>,
+    under_way: UnderWay,
+) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
-    // The other sender of requests is the thread's.
-    stream.requests = mpsc::channel(1).0;
-    while let Some(answer) = stream.next().await? {
-        let asked = under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&answer.request_id);
-        let (known, due) = asked.context("an answer to no question")?;
-        measured.latencies.push(due.elapsed().as_secs_f64() * 1e6);
-        let right = answer.pages.first().is_some_and(|page| known.is(page));
-        measured.wrong += u64::from(!right);
+    let (mut asked, mut answered) = (0, 0);
+    loop {
+        tokio::select! {
+            Some(request) = due.recv() => {
+                stream.ask(&request)?;
+                asked += 1;
+            }
+            answer = stream.answer(), if answered < asked => {
+                let answer = answer?.context(ENDED)?;
+                answered += 1;
+                let asked = under_way
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&answer.request_id);
+                let (known, due) = asked.context("an answer to no question")?;
+                measured.latencies.push(due.elapsed().as_secs_f64() * 1e6);
+                let right = answer.pages.first().is_some_and(|page| known.is(page));
+                measured.wrong += u64::from(!right);
+            }
+            // Nothing is due any more, and all was answered.
+            else => return Ok(measured),
+        }
     }
-    Ok(measured)
 }

@@ -37,6 +37,18 @@ fn order(key: &PageKey, lsn: Lsn) -> [u8; ORDER_BYTES] {
     out
 }
 
+/// Those bytes as numbers, which compare as the bytes do, and faster.
+type Order = (u128, u64, u16);
+
+fn as_numbers(order: &[u8; ORDER_BYTES]) -> Order {
+    let [high @ .., a, b, c, d, e, f, g, h, i, j] = *order;
+    (
+        u128::from_be_bytes(high),
+        u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        u16::from_be_bytes([i, j]),
+    )
+}
+
 /// The entries of an index block or of the top, kept as they are in the file.
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
@@ -70,8 +82,9 @@ impl Entries {
         self.bytes.len()
     }
 
-    fn order(&self, at: usize) -> Option<&[u8]> {
-        self.bytes.get(at * ENTRY_BYTES..)?.get(..ORDER_BYTES)
+    fn order(&self, at: usize) -> Option<Order> {
+        let order = self.bytes.get(at * ENTRY_BYTES..)?.first_chunk()?;
+        Some(as_numbers(order))
     }
 
     pub(super) fn get(&self, at: usize) -> Option<Entry> {
@@ -93,11 +106,11 @@ impl Entries {
 
     /// Number of entries at or below (page, LSN): the one before is the piece to read, or the block to look in.
     pub(super) fn upto(&self, key: &PageKey, lsn: Lsn) -> usize {
-        let wanted = order(key, lsn);
+        let wanted = as_numbers(&order(key, lsn));
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = (low + high) / 2;
-            if self.order(middle).is_some_and(|order| order <= &wanted[..]) {
+            if self.order(middle).is_some_and(|order| order <= wanted) {
                 low = middle + 1;
             } else {
                 high = middle;

@@ -15,10 +15,20 @@ use crate::{LayerDesc, LayerId, LayerKind, Value, ValueKind};
 /// A data block that has so many bytes ends where the next page or the next value that stands alone begins: a page's
 /// image with its deltas is a block of its own, small chains share one.
 pub const BLOCK_BYTES: usize = 8 << 10;
+/// The same in level 0, where nearly every page has a few deltas and no image: a read wants one of those chains, and decodes
+/// all that is in the block.
+const LEVEL0_BLOCK_BYTES: usize = 2 << 10;
 /// A data block that has so many ends in any case.
 const LONG_BLOCK_BYTES: usize = 64 << 10;
 /// Entries of an index block.
 const INDEX_ENTRIES: usize = 256;
+
+fn block_bytes(kind: LayerKind) -> usize {
+    match kind {
+        LayerKind::Level0 => LEVEL0_BLOCK_BYTES,
+        LayerKind::Current | LayerKind::History | LayerKind::Catalogue => BLOCK_BYTES,
+    }
+}
 
 /// Why a layer could not be written. What was written so far is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +168,7 @@ impl<W: Write> LayerWriter<W> {
         }
         let new_page = self.newest.is_none_or(|(newest, _)| newest != *key);
         let stands_alone = kind.stands_alone();
-        let full = self.data.len() >= BLOCK_BYTES && (new_page || stands_alone);
+        let full = self.data.len() >= block_bytes(self.kind) && (new_page || stands_alone);
         if full || self.data.len() >= LONG_BLOCK_BYTES {
             self.end_block()?;
         }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use lakebed_proto::convert;
+use lakebed_proto::stream::pages::MAX_KEYS;
 use lakebed_proto::v1::{self, PageStatus};
 use lakebed_types::{Lsn, PageKey};
 use tonic::Status;
 
-use super::{MAX_KEYS, invalid, read_point, timeline_id};
+use super::{invalid, read_point, timeline_id};
 use crate::hot::PageName;
 use crate::local_file::without_waiting;
 use crate::node::{Node, NodeError};

@@ -154,11 +154,14 @@ impl Timeline {
         if chain.is_empty() {
             return Ok(known);
         }
-        let mut page = reconstruct::zeros();
-        if !chain.has_base() {
+        let begin = if chain.has_base() {
+            reconstruct::begin(chain.values().next())
+        } else {
+            let mut page = reconstruct::zeros();
             page.copy_from_slice(&known);
-        }
-        self.replay(key, chain, &mut page, cost)?;
+            (page, false)
+        };
+        let page = self.replay(key, chain, begin, cost)?;
         Ok(self.sealed(key, page))
     }
 
@@ -209,29 +212,33 @@ impl Timeline {
         chain: Chain,
         cost: &mut Cost,
     ) -> Result<Box<PageBytes>, TimelineError> {
-        let mut page = match self.copied(key, &life).filter(|_| !chain.has_base()) {
+        let begin = match self.copied(key, &life).filter(|_| !chain.has_base()) {
             // The copy was made of the template's files as of this record, which is after everything before it.
-            Some(source) => self.page_of_life(&source, life.floor, cost)?,
-            None => reconstruct::zeros(),
+            Some(source) => (self.page_of_life(&source, life.floor, cost)?, false),
+            None => reconstruct::begin(chain.values().next()),
         };
-        self.replay(key, chain, &mut page, cost)?;
-        Ok(page)
+        self.replay(key, chain, begin, cost)
     }
 
+    /// Replays a chain on what its page begins as; that may be the chain's oldest value already.
     fn replay(
         &self,
         key: &PageKey,
         chain: Chain,
-        page: &mut PageBytes,
+        (mut page, has_oldest): (Box<PageBytes>, bool),
         cost: &mut Cost,
-    ) -> Result<(), TimelineError> {
+    ) -> Result<Box<PageBytes>, TimelineError> {
         let begin = Instant::now();
         let cluster = &self.identity.cluster;
-        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
+        let values = chain.values().skip(usize::from(has_oldest));
+        let replayed = reconstruct::replay(cluster, &self.managers, key, &mut page, values);
         cost.values += chain.len();
         cost.since = chain.since_image();
         cost.redo += begin.elapsed();
-        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })
+        match replayed {
+            Ok(()) => Ok(page),
+            Err(source) => Err(TimelineError::Reconstruct { key: *key, source }),
+        }
     }
 
     /// The control state's bytes at an LSN.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lakebed_proto::frame::{Frame, Inbound};
 use lakebed_proto::quorum::{request_to_wire, response};
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_proto::{connect, propose, v1};
+use lakebed_proto::{connect, stream, v1};
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::Response;
 use lakebed_quorum::proposer::{Command, Config, Input, Proposer, Source};
@@ -128,12 +128,12 @@ async fn link(id: NodeId, addresses: Addresses, events: mpsc::Sender<Event>) {
     loop {
         let address = addresses.lock().unwrap().get(&id.0).cloned();
         if let Some(address) = address
-            && let Ok(socket) = propose::connect(&address).await
+            && let Ok(socket) = stream::connect(&address).await
         {
             let (mut read, mut write) = socket.into_split();
             let (messages, mut outbound) = mpsc::channel(1024);
             let send = async move {
-                write.write_all(&propose::PREAMBLE).await?;
+                write.write_all(stream::PROPOSE.bytes()).await?;
                 while let Some(message) = outbound.recv().await {
                     write.write_all(&framed(&message)).await?;
                 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use lakebed_proto::propose::PREAMBLE;
+use lakebed_proto::stream::PROPOSE;
 use lakebed_proto::v1::acceptor_message::Message as Answer;
 use lakebed_proto::v1::proposer_message::Message;
 use lakebed_proto::v1::{self, RefusalKind, feed_shard_request};
@@ -91,7 +91,7 @@ async fn a_stream_that_makes_no_sense_ends_and_the_next_one_works() {
     let status = stream.answer().await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
     let mut stream = Stream::connect(&nodes.address(1)).await;
-    let [magic @ .., version] = PREAMBLE;
+    let [magic @ .., version] = *PROPOSE.bytes();
     stream
         .send_bytes(&[magic.as_slice(), &[version + 1]].concat())
         .await;

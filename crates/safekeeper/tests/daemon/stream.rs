@@ -2,9 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 use lakebed_proto::frame::{self, Frame, Inbound};
+use lakebed_proto::stream::{PROPOSE, connect};
 use lakebed_proto::v1::acceptor_message::Message as Answer;
 use lakebed_proto::v1::proposer_message::Message;
-use lakebed_proto::{propose, quorum, v1};
+use lakebed_proto::{quorum, v1};
 use lakebed_quorum::acceptor::Durable;
 use lakebed_quorum::history::TermHistory;
 use lakebed_types::{Lsn, PgVersion, Term};
@@ -25,13 +26,13 @@ impl Stream {
     /// Opens a stream.
     pub async fn open(nodes: &Nodes, id: u64) -> Stream {
         let mut stream = Stream::connect(&nodes.address(id)).await;
-        stream.send_bytes(&propose::PREAMBLE).await;
+        stream.send_bytes(PROPOSE.bytes()).await;
         stream
     }
 
     /// Connects. Nothing is sent yet.
     pub async fn connect(address: &str) -> Stream {
-        let socket = soon("a connection", propose::connect(address)).await;
+        let socket = soon("a connection", connect(address)).await;
         Stream {
             socket: socket.unwrap(),
             inbound: Inbound::default(),

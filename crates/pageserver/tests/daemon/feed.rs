@@ -5,20 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lakebed_blobstore::BlobStore;
-use lakebed_pageserver::config::PageserverConfig;
-use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::metrics::Metrics;
-use lakebed_pageserver::node::{Attachment, Node, TimelineSpec, wait_for};
-use lakebed_pageserver::timeline::history::Kept;
+use lakebed_pageserver::node::{Node, wait_for};
 use lakebed_redo::Managers;
-use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::Lsn;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-const TENANT: TenantId = TenantId([1; 16]);
-const TIMELINE: TimelineId = TimelineId([2; 16]);
+use crate::node::{TENANT, TIMELINE, attach_to, config, import, shard};
+
 /// Less than the silence after which any feed looks elsewhere.
 const SOON: Duration = Duration::from_secs(7);
 
@@ -41,28 +38,9 @@ impl Silent {
     }
 }
 
-fn shard() -> ShardIdentity {
-    ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap()
-}
-
 async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
     let cluster = lakebed_pgtest::Cluster::init();
-    let config = PageserverConfig {
-        node_id: 1,
-        data_dir: directory.to_owned(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin_listen: ([127, 0, 0, 1], 0).into(),
-        store: "memory:".to_owned(),
-        flush_bytes: 1 << 20,
-        image_deltas: 24,
-        image_bytes: 16 << 10,
-        index_cache_bytes: 1 << 20,
-        rewind_s: 3600,
-        lease_s: 900,
-        page_cache_bytes: 1 << 20,
-        disk_budget_bytes: None,
-        disk_reserve_bytes: 0,
-    };
+    let config = config(directory);
     let store = BlobStore::open(&config.store).unwrap();
     let metrics = Metrics::register(&mut Registry::default());
     let node = Node::new(
@@ -72,34 +50,13 @@ async fn node_with_timeline(directory: &Path) -> (Arc<Node>, Cluster) {
         metrics,
         CancellationToken::new(),
     );
-    let files = cluster.data_dir();
-    let imported = node.import(
-        (TENANT, shard()),
-        Generation(1),
-        TIMELINE,
-        &files,
-        Circumstances::default(),
-    );
-    let cluster = imported.await.unwrap().cluster;
+    let cluster = import(&node, &cluster.data_dir()).await.cluster;
     (node, cluster)
 }
 
 async fn attach(node: &Arc<Node>, cluster: Cluster, safekeepers: &[&Silent]) {
-    let spec = TimelineSpec {
-        timeline: TIMELINE,
-        parent: None,
-        cluster,
-        safekeepers: safekeepers.iter().map(|one| one.address.clone()).collect(),
-        kept: Kept::default(),
-    };
-    let attachment = Attachment {
-        tenant: TENANT,
-        shard: shard(),
-        generation: Generation(1),
-        timelines: vec![spec],
-        retired: false,
-    };
-    node.attach(attachment).await.unwrap();
+    let safekeepers = safekeepers.iter().map(|one| one.address.clone());
+    attach_to(node, cluster, safekeepers.collect()).await;
 }
 
 #[tokio::test]
