@@ -67,7 +67,8 @@ impl PageStream {
         tokio::pin!(ended);
         loop {
             self.answer_what_is_here()?;
-            let room = self.has_room();
+            // Requests that nobody takes up would only pile up here.
+            let room = self.out.is_empty() && self.has_room();
             tokio::select! {
                 biased;
                 written = write.write_buf(&mut self.out), if !self.out.is_empty() => {

@@ -244,6 +244,21 @@ async fn what_makes_no_sense_ends_its_own_stream_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_who_takes_no_answers_is_not_read() {
+    let server = Server::start().await;
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    let mut requests = framed(&server.request(1, 1, server.start));
+    let request = requests.split_off(PAGES.bytes().len());
+    socket.write_all(&requests).await.unwrap();
+    // Far more than the buffers of the sockets take: those of one connection hold some ten megabytes.
+    let many = request.repeat((64 << 20) / request.len());
+    let written = tokio::time::timeout(Duration::from_secs(3), socket.write_all(&many)).await;
+    assert!(written.is_err(), "{written:?}");
+    let mut other = server.stream().await;
+    server.reads(&mut other, 1, MAX_KEYS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_hear_that_the_pageserver_ends() {
     let server = Server::start().await;
     let mut stream = server.stream().await;
