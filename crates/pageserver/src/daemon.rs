@@ -24,15 +24,14 @@ use crate::config::PageserverConfig;
 use crate::hot::{Heat, Order, PageName};
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::readers::Readers;
 use crate::receive::remove_spools;
-use crate::service::{PageService, page_stream};
+use crate::service::PageService;
 use crate::timeline::history::Lease;
 
 /// Format of the data directory.
 const FORMAT: &str = "lakebed pageserver 2\n";
 const OLD_FORMAT: &str = "lakebed pageserver 1\n";
-/// How long streams of pages may take to end after they were told to.
-const END_GRACE: Duration = Duration::from_secs(5);
 /// Largest message: a chunk of a file.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -98,16 +97,13 @@ impl Pageserver {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let stop = self.shutdown.clone();
-        let streams = TaskTracker::new();
+        let (readers, readers_ended) = Readers::start(&self.node, &stop)?;
         let door = Door {
             stream: stream::PAGES,
             ending: stop.clone(),
-            tasks: streams.clone(),
+            tasks: TaskTracker::new(),
         };
-        let (node, ending) = (self.node.clone(), stop.clone());
-        let connections = door.open(self.listener, move |socket| {
-            page_stream::serve(node.clone(), socket, ending.clone())
-        });
+        let connections = door.open(self.listener, move |socket| readers.clone().take(socket));
         let served = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .initial_connection_window_size(16 << 20)
@@ -120,11 +116,8 @@ impl Pageserver {
             served = served => served.context("serving gRPC")?,
             () = stop.cancelled() => {}
         }
-        streams.close();
-        // They have been told, and say why they end to readers who listen.
-        if tokio::time::timeout(END_GRACE, streams.wait()).await.is_err() {
-            tracing::warn!("streams of pages do not end, and are cut");
-        }
+        // Streams have been told, and say why they end to readers who listen.
+        readers_ended.wait().await;
         self.node.close().await;
         Ok(())
     }

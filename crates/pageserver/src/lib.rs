@@ -37,6 +37,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod node;
 pub mod page_cache;
+mod readers;
 mod receive;
 pub mod reconstruct;
 pub mod service;

@@ -17,6 +17,9 @@ use crate::node::{Node, NodeError};
 use crate::timeline::read::Cost;
 use crate::timeline::{Timeline, TimelineError};
 
+/// Pages that are built before others of the same thread have a turn: some hundred microseconds.
+const PAGES_A_TURN: usize = 32;
+
 /// Answers one request.
 pub(super) async fn get(
     node: &Arc<Node>,
@@ -67,6 +70,9 @@ pub(super) async fn get(
     let mut pages = Vec::with_capacity(count);
     let mut missing = Vec::new();
     for (at, key) in keys.iter().enumerate() {
+        if at % PAGES_A_TURN == PAGES_A_TURN - 1 {
+            tokio::task::yield_now().await;
+        }
         let begin = Instant::now();
         match without_waiting(|| timeline.page_with(&node.pages, key, lsn)) {
             Err(error @ (TimelineError::Missing(_) | TimelineError::Cold)) => {
