@@ -13,7 +13,7 @@ mod error;
 
 use std::time::Duration;
 
-use lakebed_placement::branch_point::{Head, history_start, holder};
+use lakebed_placement::branch_point::{Awaited, Head, history_start, holder};
 use lakebed_placement::{State, Tenant, Timeline};
 use lakebed_types::{Lsn, TenantId, TimelineId};
 
@@ -94,33 +94,27 @@ fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointEr
         .ok_or(BranchPointError::NoTimeline(timeline))
 }
 
-/// The head with the reports that tell it, once everything up to `needed` (or up to all that is proven when it is asked for) is
-/// known as committed.
+/// The head with the reports that tell it, once everything up to `needed` is known as committed, or everything that is proven
+/// now.
 async fn told_head(
     ask: &Ask<'_>,
     timeline: TimelineId,
     needed: Option<Lsn>,
 ) -> Result<(Head, Reports), BranchPointError> {
     let deadline = tokio::time::Instant::now() + COMMIT_PATIENCE;
-    let mut wanted = needed.unwrap_or(Lsn::MAX);
+    let mut awaited = needed.map_or_else(Awaited::all, Awaited::upto);
     let (mut pause, longest) = LOOK_AGAIN;
     loop {
         let (head, reports) = ask.head(timeline).await?;
-        let proven = head.proven;
-        if needed.is_some_and(|needed| needed > proven) {
-            // Beyond the end: waiting would not help.
-            return Ok((head, reports));
-        }
-        // What is proven later came after the question. While there is much to commit there is always more of it.
-        wanted = wanted.min(proven);
-        if head.known >= wanted {
+        // Beyond the end waiting would not help.
+        if needed.is_some_and(|needed| needed > head.proven) || awaited.is_known(&head) {
             return Ok((head, reports));
         }
         if tokio::time::Instant::now() >= deadline {
             return Err(BranchPointError::CommitNotTold {
                 timeline,
                 known: head.known,
-                proven,
+                proven: head.proven,
             });
         }
         tokio::time::sleep(pause).await;
