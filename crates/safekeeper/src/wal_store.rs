@@ -166,8 +166,8 @@ impl WalStore {
             return Ok(store);
         }
         let path = store.segment_path(first);
-        // Under its own name: the directory is no timeline's yet.
-        let file = File::create(&path).map_err(WalStoreError::writing(&path))?;
+        // Under its own name: the directory is no timeline's yet. Never over WAL that is there.
+        let file = File::create_new(&path).map_err(WalStoreError::writing(&path))?;
         let written = file.set_len(segment_bytes).and_then(|()| {
             for (at, header) in headers {
                 file.write_all_at(header, at.segment_offset(segment_bytes))?;

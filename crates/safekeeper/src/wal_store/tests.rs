@@ -125,7 +125,7 @@ fn what_was_created_is_as_if_it_had_been_opened() {
 }
 
 #[test]
-fn nothing_is_placed_beside_the_first_segment_or_in_the_wal() {
+fn nothing_is_placed_beside_the_first_segment_or_over_wal() {
     let dir = tempfile::tempdir().unwrap();
     let start = Lsn(SEGMENT + 100);
     for at in [SEGMENT + 80, SEGMENT - 80] {
@@ -135,6 +135,11 @@ fn nothing_is_placed_beside_the_first_segment_or_in_the_wal() {
             Err(WalStoreError::OutOfRange { .. })
         ));
     }
+    let mut store = WalStore::create(dir.path(), SEGMENT, start, &[]).unwrap();
+    store.append(start, &pattern(start, 100)).unwrap();
+    store.flush().unwrap();
+    assert!(WalStore::create(dir.path(), SEGMENT, start, &[]).is_err());
+    assert!(read_all(&store) == pattern(start, 100));
 }
 
 #[test]
