@@ -134,14 +134,14 @@ fn zeros_are_the_end_where_nothing_that_follows_them_counts() {
     for end in (0..bytes.len()).step_by(8) {
         let mut decoder = WalDecoder::new(FORMAT, START, Lsn::INVALID);
         decoder.feed(&bytes[..end]);
-        let found = |decoder: &mut WalDecoder| {
+        let more = |decoder: &mut WalDecoder| {
             let records = std::iter::from_fn(|| decoder.next_raw().ok().flatten());
             records.count()
         };
-        let before = found(&mut decoder);
+        more(&mut decoder);
         assert!(!decoder.is_at_zeros(), "what is not there yet, at {end}");
         decoder.feed(&[0; 64]);
-        assert_eq!(found(&mut decoder), before);
+        assert_eq!(more(&mut decoder), 0, "at {end}");
         let at = Lsn(START.0 + end as u64);
         if at.0.is_multiple_of(8192) || starts.contains(&at) {
             assert!(decoder.is_at_zeros(), "at {end}");
@@ -149,7 +149,7 @@ fn zeros_are_the_end_where_nothing_that_follows_them_counts() {
         // Elsewhere zeros may be part of a record, whose checksum tells, or reach the header of the next page.
         if decoder.is_at_zeros() {
             decoder.feed(&bytes[end..]);
-            assert_eq!(found(&mut decoder), 0, "at {end}");
+            assert_eq!(more(&mut decoder), 0, "at {end}");
             assert!(decoder.is_at_zeros());
         }
     }
