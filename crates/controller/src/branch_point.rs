@@ -13,18 +13,18 @@ mod error;
 
 use std::time::Duration;
 
-use lakebed_placement::branch_point::{Head, history_start, holder};
+use lakebed_placement::branch_point::{Awaited, Head, history_start, holder};
 use lakebed_placement::{State, Tenant, Timeline};
 use lakebed_types::{Lsn, TenantId, TimelineId};
 
 use crate::nodes::Nodes;
-use ask::Ask;
+use ask::{Ask, Reports};
 pub(crate) use error::BranchPointError;
 
 /// How long it is waited for what is committed to be known as such: the proposer's next message says it.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
-/// The pause between two looks at the safekeepers.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The pauses between two looks at the safekeepers: the first, and the longest that they grow to.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// How far a time may lie in the future of this controller's clock.
 const CLOCK_TOLERANCE_MICROS: i64 = 60_000_000;
 
@@ -65,8 +65,13 @@ pub(crate) async fn find(
         tenant_id,
         tenant,
     };
+    let mut seen = None;
     let lsn = match at {
-        At::Head => told_head(&ask, timeline, None).await?.known,
+        At::Head => {
+            let (head, reports) = told_head(&ask, timeline, None).await?;
+            seen = Some((timeline, (head, reports)));
+            head.known
+        }
         At::Lsn(lsn) => lsn,
         At::Time(micros) if micros > now_unix_micros.saturating_add(CLOCK_TOLERANCE_MICROS) => {
             return Err(BranchPointError::Future);
@@ -77,7 +82,9 @@ pub(crate) async fn find(
         lsn,
         start: history_start(tenant, timeline),
     })?;
-    boundary(&ask, parent, lsn).await
+    // Who told the head need not be asked for it again.
+    let seen = seen.and_then(|(of, seen)| (of == parent).then_some(seen));
+    boundary(&ask, parent, lsn, seen).await
 }
 
 fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointError> {
@@ -87,36 +94,41 @@ fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointEr
         .ok_or(BranchPointError::NoTimeline(timeline))
 }
 
-/// The head, once everything up to `needed` (or up to all that is proven) is known as committed.
+/// The head with the reports that tell it, once everything up to `needed` is known as committed, or everything that is proven
+/// now.
 async fn told_head(
     ask: &Ask<'_>,
     timeline: TimelineId,
     needed: Option<Lsn>,
-) -> Result<Head, BranchPointError> {
+) -> Result<(Head, Reports), BranchPointError> {
     let deadline = tokio::time::Instant::now() + COMMIT_PATIENCE;
+    let mut awaited = needed.map_or_else(Awaited::all, Awaited::upto);
+    let (mut pause, longest) = LOOK_AGAIN;
     loop {
-        let (head, _) = ask.head(timeline).await?;
-        let proven = head.proven;
-        if needed.is_some_and(|needed| needed > proven) {
-            // Beyond the end: waiting would not help.
-            return Ok(head);
-        }
-        if head.known >= needed.unwrap_or(proven) {
-            return Ok(head);
+        let (head, reports) = ask.head(timeline).await?;
+        // Beyond the end waiting would not help.
+        if needed.is_some_and(|needed| needed > head.proven) || awaited.is_known(&head) {
+            return Ok((head, reports));
         }
         if tokio::time::Instant::now() >= deadline {
             return Err(BranchPointError::CommitNotTold {
                 timeline,
                 known: head.known,
-                proven,
+                proven: head.proven,
             });
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(longest);
     }
 }
 
 /// The last boundary at or below `lsn`, which lies at or after the timeline's start.
-async fn boundary(ask: &Ask<'_>, id: TimelineId, lsn: Lsn) -> Result<BranchPoint, BranchPointError> {
+async fn boundary(
+    ask: &Ask<'_>,
+    id: TimelineId,
+    lsn: Lsn,
+    seen: Option<(Head, Reports)>,
+) -> Result<BranchPoint, BranchPointError> {
     let timeline = get(ask.tenant, id)?;
     // Before safekeepers are asked, which may not have the WAL any more either.
     let horizon = timeline.horizon;
@@ -135,11 +147,14 @@ async fn boundary(ask: &Ask<'_>, id: TimelineId, lsn: Lsn) -> Result<BranchPoint
     if lsn == timeline.start_lsn {
         return Ok(start);
     }
-    let head = told_head(ask, id, Some(lsn)).await?;
+    let (head, reports) = match seen {
+        Some(seen) => seen,
+        None => told_head(ask, id, Some(lsn)).await?,
+    };
     if lsn > head.known {
         return Err(BranchPointError::BeyondEnd { lsn, end: head.known });
     }
-    let (boundary, last_record) = ask.boundary(id, lsn).await?;
+    let (boundary, last_record) = ask.boundary(id, lsn, reports).await?;
     if boundary == timeline.start_lsn {
         return Ok(start);
     }
@@ -159,7 +174,7 @@ async fn boundary(ask: &Ask<'_>, id: TimelineId, lsn: Lsn) -> Result<BranchPoint
 
 /// End of the last commit at or before a time, in this timeline's history.
 async fn by_time(ask: &Ask<'_>, timeline: TimelineId, micros: i64) -> Result<Lsn, BranchPointError> {
-    let head = told_head(ask, timeline, None).await?;
+    let (head, _) = told_head(ask, timeline, None).await?;
     ask.ingested(timeline, head.known).await?;
     // What counts of an ancestor ends where the branch toward us begins.
     let (mut id, mut end) = (timeline, head.known);

@@ -27,6 +27,28 @@ pub struct Head {
     pub proven: Lsn,
 }
 
+/// What must be known as committed before a branch is made: everything up to a position, or [all](Awaited::all).
+#[derive(Clone, Copy, Debug)]
+pub struct Awaited(Option<Lsn>);
+
+impl Awaited {
+    /// Everything that is proven when it is looked at first. What is proven later came after the question, and while there
+    /// is much to commit there is always more of it.
+    pub fn all() -> Awaited {
+        Awaited(None)
+    }
+
+    /// Everything up to a position.
+    pub fn upto(lsn: Lsn) -> Awaited {
+        Awaited(Some(lsn))
+    }
+
+    /// Whether the wait is over, by one more look: it is known.
+    pub fn is_known(&mut self, head: &Head) -> bool {
+        head.known >= *self.0.get_or_insert(head.proven)
+    }
+}
+
 /// The head of a timeline, or `None` while the reports are no quorum of every set.
 ///
 /// A position that a quorum flushed in the same last term, at or above that term's start, is committed: a proposer of
@@ -173,6 +195,23 @@ mod tests {
             });
             assert_eq!(got, expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_wait_for_the_head_ends_although_more_is_committed_meanwhile() {
+        let looks = |mut awaited: Awaited, heads: &[(u64, u64)]| {
+            let heads = heads.iter().map(|&(known, proven)| Head {
+                known: Lsn(known),
+                proven: Lsn(proven),
+            });
+            heads.map(|head| awaited.is_known(&head)).collect::<Vec<_>>()
+        };
+        let busy = [(40, 60), (50, 80), (60, 90)];
+        assert_eq!(looks(Awaited::all(), &busy), [false, false, true]);
+        assert_eq!(looks(Awaited::upto(Lsn(50)), &busy), [false, true, true]);
+        assert_eq!(looks(Awaited::all(), &[(40, 40)]), [true]);
+        // Another quorum may answer the next time, and prove less; what was proven stays committed.
+        assert_eq!(looks(Awaited::all(), &[(40, 60), (50, 50)]), [false, false]);
     }
 
     #[test]

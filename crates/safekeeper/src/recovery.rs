@@ -27,7 +27,7 @@ use crate::wal_files::WalFiles;
 use crate::wal_store::{WalStore, WalStoreError, segment_path};
 
 /// Bytes that are read and decoded at a time.
-const SCAN_BYTES: usize = 1 << 20;
+const SCAN_BYTES: usize = 256 << 10;
 
 /// A position between two records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,10 @@ pub fn find_end(directory: &Path, format: WalFormat, known: Boundary) -> Result<
                     Err(_) => break 'segments,
                 }
             }
+            // Most of a segment may be zeros, which would all be kept in memory.
+            if decoder.is_at_zeros() {
+                break 'segments;
+            }
             if length == 0 {
                 break;
             }
@@ -150,13 +154,10 @@ pub fn find_end(directory: &Path, format: WalFormat, known: Boundary) -> Result<
     })
 }
 
-/// Creates the WAL of a timeline that starts at `start`, a record boundary, with what makes its first segment
-/// readable for Postgres's tools: the segment's long page header, and the header of the page that holds `start`.
+/// Creates the WAL of a timeline that starts at `start`, a record boundary, in a directory that has none, with what makes its
+/// first segment readable for Postgres's tools: the segment's long page header, and the header of the page that holds
+/// `start`. The name of the segment is durable with the control file, which is what makes this a timeline.
 pub fn create(directory: &Path, format: WalFormat, start: Lsn) -> Result<WalStore, WalStoreError> {
-    let segment_bytes = u64::from(format.segment_bytes);
-    let mut store = WalStore::open(directory, segment_bytes, start, start)?;
-    for (at, header) in preamble(format, start) {
-        store.write_preamble(at, &header)?;
-    }
-    Ok(store)
+    let headers = preamble(format, start);
+    WalStore::create(directory, u64::from(format.segment_bytes), start, &headers)
 }

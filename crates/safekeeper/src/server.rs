@@ -320,12 +320,15 @@ impl Safekeeper {
         }
         let data_dir = self.data_dir.clone();
         let made = tokio::task::spawn_blocking(move || {
-            data_dir.create::<LoadError>(name, |directory| timeline::create(directory, &state))
+            let loaded = Loaded::just_created(&data_dir.path(name), &state)?;
+            data_dir.create::<LoadError>(name, |directory| timeline::create(directory, &state))?;
+            Ok::<_, LoadError>(loaded)
         });
-        made.await
+        let loaded = made
+            .await
             .map_err(|error| Status::internal(error.to_string()))?
             .map_err(|error| Status::internal(format!("the timeline could not be created: {error}")))?;
-        let timeline = Timeline::open(name, self.data_dir.path(name), &self.metrics).await;
+        let timeline = Timeline::start(name, loaded, &self.metrics);
         self.write().insert(name, timeline.clone());
         Ok(timeline)
     }

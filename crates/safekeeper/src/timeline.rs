@@ -32,7 +32,7 @@ use crate::owner::{
     Order, Owner, Question, Repair,
 };
 use crate::propose::Newcomer;
-use crate::recovery::{self, Damage};
+use crate::recovery::{self, Boundary, Damage};
 use crate::scrub::ScrubStatus;
 use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
@@ -93,9 +93,10 @@ pub fn wal_format(state: &Durable) -> WalFormat {
     }
 }
 
-/// Puts the files of a new timeline into a directory. It has no WAL below `truncate`.
+/// Puts the files of a new timeline into a directory, durably. It has no WAL below `truncate`.
 pub fn create(directory: &Path, state: &Durable) -> Result<(), LoadError> {
     recovery::create(directory, wal_format(state), state.truncate)?;
+    // Last, and with it the names in the directory.
     ControlFile::create(directory, state)?;
     Ok(())
 }
@@ -108,16 +109,47 @@ pub struct Loaded {
     pub(crate) disk: Disk,
 }
 
+impl Loaded {
+    /// The files that [`create`] makes or made for this process, which it need not read and make durable once more:
+    /// `directory` is where they are to be used.
+    ///
+    /// # Errors
+    /// The state is none of a new timeline.
+    pub(crate) fn just_created(directory: &Path, state: &Durable) -> Result<Loaded, LoadError> {
+        check_segments(state)?;
+        let (format, start) = (wal_format(state), state.truncate);
+        let known = Boundary {
+            lsn: start,
+            record_start: Lsn::INVALID,
+        };
+        let positions = || LoadError::Positions(start);
+        if state.commit != start {
+            return Err(positions());
+        }
+        let store = WalStore::just_created(directory, state.segment_bytes, start);
+        Ok(Loaded {
+            acceptor: Acceptor::new(state.clone(), start).ok_or_else(positions)?,
+            intake: Intake::new(format, known),
+            files: WalFiles::new(directory, format, start),
+            disk: Disk::new(ControlFile::just_created(directory, state), store),
+        })
+    }
+}
+
+fn check_segments(state: &Durable) -> Result<(), ControlFileError> {
+    let valid =
+        state.segment_bytes.is_power_of_two() && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
+    valid
+        .then_some(())
+        .ok_or(ControlFileError::Damaged("segment size"))
+}
+
 /// Reads a timeline from disk, whose WAL is known to have been durable up to `at_least`. Blocks.
 pub fn load(directory: &Path, at_least: Lsn) -> Result<Loaded, LoadError> {
     // A process that ended may have left what it wrote in the kernel's hands alone: what is acted on must be on disk.
     let control = ControlFile::open(directory)?;
     let state = control.state().clone();
-    let valid =
-        state.segment_bytes.is_power_of_two() && (WAL_PAGE_BYTES..=1 << 30).contains(&state.segment_bytes);
-    if !valid {
-        return Err(ControlFileError::Damaged("segment size").into());
-    }
+    check_segments(&state)?;
     // A crash may have come before the removal of what lies below; it is removed with the next control write.
     let (format, start, commit) = (wal_format(&state), state.truncate, state.commit);
     let files = WalFiles::new(directory, format, start);
@@ -410,5 +442,58 @@ impl Timeline {
             json["backup_lsn"] = state.backup.to_string().into();
         }
         json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lakebed_quorum::history::TermHistory;
+    use lakebed_quorum::membership::Membership;
+    use lakebed_types::{Generation, NodeId, PgVersion, Term};
+
+    use super::*;
+
+    #[test]
+    fn what_was_just_created_is_what_a_restart_would_read() {
+        const SEGMENT: u64 = 1 << 20;
+        // The beginning of a segment, of a page, and the middle of a page.
+        for start in [3 * SEGMENT, 3 * SEGMENT + 8192, 3 * SEGMENT + 20_000] {
+            let home = tempfile::tempdir().unwrap();
+            let (made, used) = (home.path().join("t.creating"), home.path().join("t"));
+            let begin = Lsn(start);
+            let state = Durable {
+                term: Term(0),
+                term_history: TermHistory::new(vec![(Term(0), begin)]).unwrap(),
+                membership: Membership {
+                    generation: Generation(1),
+                    old: BTreeSet::from([NodeId(1)]),
+                    new: None,
+                },
+                commit: begin,
+                truncate: begin,
+                backup: begin,
+                timeline_start: begin,
+                system_id: 7,
+                pg_version: PgVersion::V16,
+                segment_bytes: SEGMENT,
+            };
+            let created = Loaded::just_created(&used, &state).unwrap();
+            std::fs::create_dir(&made).unwrap();
+            create(&made, &state).unwrap();
+            std::fs::rename(&made, &used).unwrap();
+            let read = load(&used, Lsn::INVALID).unwrap();
+            let text = |loaded: &Loaded| {
+                let Loaded {
+                    acceptor,
+                    intake,
+                    files,
+                    disk,
+                } = loaded;
+                format!("{acceptor:?} {intake:?} {files:?} {disk:?}")
+            };
+            assert_eq!(text(&created), text(&read), "start {begin}");
+        }
     }
 }

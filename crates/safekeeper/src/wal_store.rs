@@ -139,6 +139,69 @@ pub struct WalStore {
 }
 
 impl WalStore {
+    /// Makes the WAL that begins at `start`, in a directory that has none. `headers` are placed below `start` in the first
+    /// segment: they make it readable for Postgres's own tools although its WAL begins in the middle. The segment is durable
+    /// when this returns; its name is not, nor is there a segment when the first append is to make it.
+    pub fn create(
+        directory: &Path,
+        segment_bytes: u64,
+        start: Lsn,
+        headers: &[(Lsn, Vec<u8>)],
+    ) -> Result<WalStore, WalStoreError> {
+        fs::create_dir_all(directory).map_err(WalStoreError::io(directory))?;
+        let store = WalStore::just_created(directory, segment_bytes, start);
+        let first = start.segment_number(segment_bytes);
+        let out_of_range = |at: &Lsn, header: &[u8]| {
+            let end = at.checked_add(header.len() as u64).unwrap_or(Lsn::MAX);
+            end > start || at.segment_number(segment_bytes) != first
+        };
+        if let Some((lsn, _)) = headers.iter().find(|(at, header)| out_of_range(at, header)) {
+            return Err(WalStoreError::OutOfRange {
+                lsn: *lsn,
+                start,
+                write: start,
+            });
+        }
+        if start.segment_offset(segment_bytes) == 0 {
+            return Ok(store);
+        }
+        let path = store.segment_path(first);
+        // Under its own name: the directory is no timeline's yet. Never over WAL that is there.
+        let file = File::create_new(&path).map_err(WalStoreError::writing(&path))?;
+        let written = file.set_len(segment_bytes).and_then(|()| {
+            for (at, header) in headers {
+                file.write_all_at(header, at.segment_offset(segment_bytes))?;
+            }
+            write_mark(&file, segment_bytes, start, start)
+        });
+        written.map_err(WalStoreError::writing(&path))?;
+        file.sync_all().map_err(WalStoreError::io(&path))?;
+        Ok(store)
+    }
+
+    /// What [`WalStore::create`] made, where it is now.
+    ///
+    /// # Panics
+    /// When `segment_bytes` is not a power of two.
+    pub(crate) fn just_created(directory: &Path, segment_bytes: u64, start: Lsn) -> WalStore {
+        assert!(
+            segment_bytes.is_power_of_two(),
+            "segments of {segment_bytes} bytes"
+        );
+        WalStore {
+            directory: directory.to_owned(),
+            segment_bytes,
+            start,
+            flush: start,
+            write: start,
+            dirty: BTreeMap::new(),
+            allocated: start,
+            marked: (start.segment_offset(segment_bytes) != 0).then_some((start, start)),
+            removed_below: None,
+            stopped: false,
+        }
+    }
+
     /// Opens the WAL that begins at `start` and is known to be valid up to `end`, creating what is missing of the
     /// first segment; it is durable up to there. Whatever lies beyond `end` (a torn tail) is zeroed, durably, before this
     /// returns.
@@ -264,27 +327,6 @@ impl WalStore {
             }
         }
         Ok(found)
-    }
-
-    /// Places bytes below `start` in the first segment, durably: the page headers that make the segment readable for
-    /// Postgres's own tools although its WAL begins in the middle.
-    pub fn write_preamble(&mut self, at: Lsn, bytes: &[u8]) -> Result<(), WalStoreError> {
-        self.check_running()?;
-        let end = at.checked_add(bytes.len() as u64).unwrap_or(Lsn::MAX);
-        let same_segment =
-            at.segment_number(self.segment_bytes) == self.start.segment_number(self.segment_bytes);
-        if end > self.start || !same_segment {
-            return Err(WalStoreError::OutOfRange {
-                lsn: at,
-                start: self.start,
-                write: self.write,
-            });
-        }
-        self.stopped = true;
-        self.write_split(at, bytes)?;
-        self.sync_dirty()?;
-        self.stopped = false;
-        Ok(())
     }
 
     /// Makes everything written durable and returns the new flush position. One call serves all appends before it.

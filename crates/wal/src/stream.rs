@@ -24,6 +24,9 @@ pub const MAX_RECORD_BYTES: u32 = 0x3fff_ffff;
 /// Most bytes that a record's length alone makes the decoder reserve; nothing has checked the length yet.
 const RESERVED_AT_ONCE: usize = 64 << 10;
 
+/// A record begins with its length, which is never zero.
+const RECORD_LENGTH_BYTES: usize = 4;
+
 const RMGR_XLOG: u8 = 0;
 const XLOG_SWITCH: u8 = 0x40;
 
@@ -233,6 +236,23 @@ impl WalDecoder {
         self.failed = None;
     }
 
+    /// Whether zeros stand where the next record or page header should begin. What is fed after them changes nothing: a
+    /// reader of files need not read on, and one of a stream [rewinds](WalDecoder::rewind).
+    pub fn is_at_zeros(&self) -> bool {
+        if self.failed.is_some() || self.before_switch.is_some() {
+            return false;
+        }
+        let length = if self.cursor.0.is_multiple_of(WAL_PAGE_BYTES) && !self.is_complete() {
+            header_bytes(self.cursor, self.format.segment_bytes)
+        } else if self.record.is_empty() {
+            RECORD_LENGTH_BYTES
+        } else {
+            return false;
+        };
+        let beginning = self.available().get(..length);
+        beginning.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0))
+    }
+
     /// The next complete record taken apart, or `None` when more bytes are needed.
     pub fn next_record(&mut self) -> Result<Option<DecodedRecord>, StreamError> {
         match self.next_raw()? {
@@ -279,10 +299,10 @@ impl WalDecoder {
                 .min(usize::try_from(page_left).unwrap_or(usize::MAX));
             if self.record.is_empty() {
                 // Records are aligned to 8 bytes, so a length never crosses a page.
-                let Some(&[a, b, c, d]) = self.available().get(..4) else {
+                let Some(&[a, b, c, d]) = self.available().get(..RECORD_LENGTH_BYTES) else {
                     return Ok(None);
                 };
-                if here < 4 {
+                if here < RECORD_LENGTH_BYTES {
                     let lsn = self.cursor;
                     return Err(StreamError::Unaligned { lsn });
                 }

@@ -129,6 +129,33 @@ fn records_of_every_length_around_a_page_border_are_found() {
 }
 
 #[test]
+fn zeros_are_the_end_where_nothing_that_follows_them_counts() {
+    let (bytes, starts) = wal(&[10, 7_700, 40, 20_000, 5]);
+    for end in (0..bytes.len()).step_by(8) {
+        let mut decoder = WalDecoder::new(FORMAT, START, Lsn::INVALID);
+        decoder.feed(&bytes[..end]);
+        let more = |decoder: &mut WalDecoder| {
+            let records = std::iter::from_fn(|| decoder.next_raw().ok().flatten());
+            records.count()
+        };
+        more(&mut decoder);
+        assert!(!decoder.is_at_zeros(), "what is not there yet, at {end}");
+        decoder.feed(&[0; 64]);
+        assert_eq!(more(&mut decoder), 0, "at {end}");
+        let at = Lsn(START.0 + end as u64);
+        if at.0.is_multiple_of(8192) || starts.contains(&at) {
+            assert!(decoder.is_at_zeros(), "at {end}");
+        }
+        // Elsewhere zeros may be part of a record, whose checksum tells, or reach the header of the next page.
+        if decoder.is_at_zeros() {
+            decoder.feed(&bytes[end..]);
+            assert_eq!(more(&mut decoder), 0, "at {end}");
+            assert!(decoder.is_at_zeros());
+        }
+    }
+}
+
+#[test]
 fn a_half_written_tail_is_decoded_after_rewinding_once_it_is_whole() {
     let (bytes, starts) = wal(&[10, 5_000, 9_000]);
     let mut half = bytes.clone();

@@ -20,7 +20,8 @@ const BOUNDARY_PATIENCE: Duration = Duration::from_secs(15);
 /// More than a pageserver itself waits for WAL.
 const PAGESERVER_PATIENCE: Duration = Duration::from_secs(20);
 
-type Reports = BTreeMap<NodeId, Report>;
+/// What safekeepers say of a timeline.
+pub(super) type Reports = BTreeMap<NodeId, Report>;
 
 /// Who is asked, about which tenant.
 pub(super) struct Ask<'a> {
@@ -84,11 +85,17 @@ impl Ask<'_> {
         })
     }
 
-    /// The last boundary at or below `lsn` and the start of the record that ends there, from a safekeeper that knows
+    /// The last boundary at or below `lsn` and the start of the record that ends there, from a safekeeper that told
     /// everything up to there as committed: another one may hold something else below.
-    pub async fn boundary(&self, id: TimelineId, lsn: Lsn) -> Result<(Lsn, Lsn), BranchPointError> {
-        let (head, reports) = self.head(id).await?;
-        let mut last = BranchPointError::BeyondEnd { lsn, end: head.known };
+    pub async fn boundary(
+        &self,
+        id: TimelineId,
+        lsn: Lsn,
+        reports: Reports,
+    ) -> Result<(Lsn, Lsn), BranchPointError> {
+        let known = reports.values().map(|report| report.commit).max();
+        let end = known.unwrap_or(Lsn::INVALID);
+        let mut last = BranchPointError::BeyondEnd { lsn, end };
         for (node, _) in reports.into_iter().filter(|(_, report)| report.commit >= lsn) {
             let Some(address) = self.address(node) else {
                 continue;

@@ -47,6 +47,15 @@ impl ControlFile {
         Ok(control)
     }
 
+    /// What [`ControlFile::create`] made, where it is now.
+    pub(crate) fn just_created(directory: &Path, state: &Durable) -> ControlFile {
+        ControlFile {
+            directory: directory.to_owned(),
+            written: 1,
+            state: state.clone(),
+        }
+    }
+
     /// Reads the state, and makes both copies equal and durable if they were not.
     ///
     /// # Errors

@@ -96,10 +96,50 @@ fn calls_that_would_leave_a_gap_or_touch_foreign_wal_are_refused() {
             Err(WalStoreError::OutOfRange { .. })
         ));
     }
-    store.write_preamble(Lsn(SEGMENT), &[1; 40]).unwrap();
-    assert!(store.write_preamble(Lsn(SEGMENT + 80), &[1; 40]).is_err());
-    assert!(store.write_preamble(Lsn(SEGMENT - 80), &[1; 40]).is_err());
     assert_eq!(store.write_lsn(), start);
+}
+
+#[test]
+fn what_was_created_is_as_if_it_had_been_opened() {
+    for (offset, headers) in [(0, 0), (8, 0), (100, 1), (20_000, 2), (SEGMENT - 40, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let start = Lsn(7 * SEGMENT + offset);
+        let page = Lsn(start.0 - start.0 % 8192);
+        let headers = [(Lsn(7 * SEGMENT), vec![1; 40]), (page, vec![2; 24])][..headers].to_vec();
+        let created = WalStore::create(dir.path(), SEGMENT, start, &headers).unwrap();
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names(), usize::from(offset > 0));
+        let raw = |store: &WalStore| fs::read(store.segment_path(7)).ok();
+        let before = raw(&created);
+        let opened = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+        assert_eq!(raw(&opened), before, "offset {offset}");
+        // Where there is no room for a mark there are zeros instead.
+        assert_eq!(format!("{created:?}"), format!("{opened:?}"));
+        if let Some(raw) = before {
+            assert_eq!(raw.len() as u64, SEGMENT);
+            for (at, header) in &headers {
+                assert!(raw[at.segment_offset(SEGMENT) as usize..].starts_with(header));
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_placed_beside_the_first_segment_or_over_wal() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT + 100);
+    for at in [SEGMENT + 80, SEGMENT - 80] {
+        let headers = [(Lsn(at), vec![1; 40])];
+        assert!(matches!(
+            WalStore::create(dir.path(), SEGMENT, start, &headers),
+            Err(WalStoreError::OutOfRange { .. })
+        ));
+    }
+    let mut store = WalStore::create(dir.path(), SEGMENT, start, &[]).unwrap();
+    store.append(start, &pattern(start, 100)).unwrap();
+    store.flush().unwrap();
+    assert!(WalStore::create(dir.path(), SEGMENT, start, &[]).is_err());
+    assert!(read_all(&store) == pattern(start, 100));
 }
 
 #[test]
