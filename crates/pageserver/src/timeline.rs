@@ -59,6 +59,9 @@ use history::History;
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
 
+/// Bytes of versions that [`Changes`] keep memory for: records with page images may come to megabytes.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// What never changes about a timeline.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -310,6 +313,14 @@ impl Changes {
     /// Whether there is no version of a page.
     pub fn is_empty(&self) -> bool {
         self.versions.is_empty()
+    }
+
+    /// Back to none. Memory is kept, unless it became far more than usual.
+    fn clear(&mut self) {
+        self.versions.clear();
+        self.bodies.clear();
+        self.bodies.shrink_to(KEPT_BYTES);
+        self.entries.clear();
     }
 
     /// Keeps the versions of some pages only.
@@ -637,7 +648,12 @@ impl Timeline {
 
     /// Publishes changes and moves the last record to `end`. Memory is bounded by whoever calls this: it waits while
     /// [`Timeline::memory_bytes`] is above what it may be.
-    pub fn publish(&self, changes: Changes, end: Lsn) {
+    pub fn publish(&self, mut changes: Changes, end: Lsn) {
+        self.publish_from(&mut changes, end);
+    }
+
+    /// As [`Timeline::publish`]. The changes are none then, with their memory kept for those that come next.
+    pub(crate) fn publish_from(&self, changes: &mut Changes, end: Lsn) {
         self.write(|state| {
             if let Err(error) = changes.store(&mut state.active) {
                 // A bug. What was taken of the batch is not seen, and must not be stored.
@@ -647,12 +663,15 @@ impl Timeline {
             if state.broken {
                 return;
             }
-            self.catalogue
-                .change(|catalogue| catalogue.add_all(&changes.entries));
-            state.pending.extend(changes.entries);
+            if !changes.entries.is_empty() {
+                self.catalogue
+                    .change(|catalogue| catalogue.add_all(&changes.entries));
+                state.pending.append(&mut changes.entries);
+            }
             // Inside the lock, so that a flush sees values and position together.
             self.last_record.send_replace(end);
         });
+        changes.clear();
     }
 
     /// Stores a file's content (`None` removes it) as of the last record. Durable after the next [`Timeline::flush`].
