@@ -59,6 +59,9 @@ use history::History;
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
 
+/// Versions whose places in the memory table are looked for together.
+const FETCHED_AT_ONCE: usize = 16;
+
 /// Bytes of versions that [`Changes`] keep memory for: records with page images may come to megabytes.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -344,10 +347,13 @@ impl Changes {
     /// Moves the versions into a table.
     fn store(&self, table: &mut Memtable) -> Result<(), MemtableError> {
         let mut rest = &self.bodies[..];
-        for version in &self.versions {
-            let (body, after) = rest.split_at(version.bytes);
-            rest = after;
-            table.push(version.key, version.lsn, version.kind, body)?;
+        for versions in self.versions.chunks(FETCHED_AT_ONCE) {
+            table.fetch(versions.iter().map(|version| version.key));
+            for version in versions {
+                let (body, after) = rest.split_at(version.bytes);
+                rest = after;
+                table.push(version.key, version.lsn, version.kind, body)?;
+            }
         }
         Ok(())
     }
