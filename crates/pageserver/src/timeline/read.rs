@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, MakeImage, ReadPoints, SinceImage, Value, read_watched};
+use lakebed_layer::{Chain, MakeImage, ReadPoints, SinceImage, Stored, Value, read_watched};
 use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
@@ -227,7 +227,8 @@ impl Timeline {
     ) -> Result<(), TimelineError> {
         let begin = Instant::now();
         let cluster = &self.identity.cluster;
-        let replayed = reconstruct::replay(cluster, &self.managers, key, page, chain.values());
+        let replayed =
+            reconstruct::replay(cluster, &self.managers, key, page, chain.values().map(Stored::of));
         cost.values += chain.len();
         cost.since = chain.since_image();
         cost.redo += begin.elapsed();
