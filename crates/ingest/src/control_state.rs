@@ -104,14 +104,16 @@ impl ControlState {
     /// Takes note of a record; returns whether anything changed. Records are applied in order, each once.
     pub fn apply(&mut self, record: &DecodedRecord) -> Result<bool, IngestError> {
         let record_type = known_type(record)?;
+        // Of nearly all records this is all, and it costs no copy.
+        if !changes_more_than_xid(record) {
+            return Ok(self.see_xid(record.xid));
+        }
         let before = *self;
         self.see_xid(record.xid);
-        if changes_more_than_xid(record) {
-            let result = self.apply_typed(record, record_type);
-            if let Err(rule) = result {
-                *self = before;
-                return Err(malformed(record, rule));
-            }
+        let result = self.apply_typed(record, record_type);
+        if let Err(rule) = result {
+            *self = before;
+            return Err(malformed(record, rule));
         }
         Ok(*self != before)
     }

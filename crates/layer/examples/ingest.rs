@@ -29,22 +29,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut body, mut random, mut lsn) = (vec![0; bytes.max(8)], 1_u64, Lsn(16));
     let mut table = Memtable::new(TABLE_BYTES);
     let start = cpu::seconds()?;
-    let full = loop {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let block = (random >> 33) % pages.max(1);
-        // Records differ in a few of their bytes.
-        body[..8].copy_from_slice(&random.to_le_bytes());
-        lsn.0 += bytes as u64 + 24;
-        let key = PageKey::Rel {
-            rel,
-            block: block as u32,
-        };
-        match table.push(key, lsn, ValueKind::Delta, &body) {
-            Ok(_) => {}
-            Err(full @ MemtableError::Full { .. }) => break full,
-            Err(error) => return Err(error.into()),
+    let full = 'full: loop {
+        // As a pageserver publishes.
+        let keys = [(); 16].map(|()| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let block = ((random >> 33) % pages.max(1)) as u32;
+            PageKey::Rel { rel, block }
+        });
+        table.fetch(keys.into_iter());
+        for key in keys {
+            lsn.0 += bytes as u64 + 24;
+            // Records differ in a few of their bytes.
+            body[..8].copy_from_slice(&(lsn.0 ^ random).to_le_bytes());
+            match table.push(key, lsn, ValueKind::Delta, &body) {
+                Ok(_) => {}
+                Err(full @ MemtableError::Full { .. }) => break 'full full,
+                Err(error) => return Err(error.into()),
+            }
         }
     };
     let (seconds, values) = (cpu::seconds()? - start, table.len());

@@ -150,3 +150,36 @@ fn a_flush_is_in_order() {
     let reader = LayerReader::open(Bytes::from(bytes), id, desc.bytes).unwrap();
     reader.verify().unwrap();
 }
+
+/// Segments of all lengths, and chunks of both kinds.
+#[test]
+fn every_value_of_a_large_table_is_found_again() {
+    let body = |n: u64| vec![n as u8; (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize];
+    let mut table = Memtable::new(64 << 20);
+    for n in 0..40_000 {
+        let kind = if n % 1000 == 999 {
+            ValueKind::Image
+        } else {
+            ValueKind::Delta
+        };
+        // Some pages have many values, some one.
+        let page = if n % 100 == 0 { n } else { n % 7 * 1_000_000 };
+        table.push(key(page), Lsn(10 + n), kind, &body(n)).unwrap();
+    }
+    assert!(table.bytes() > 16 << 20, "{}", table.bytes());
+    let (mut last, mut count, mut longest) = (None, 0, 0);
+    table
+        .for_each_page(|key, values| {
+            assert!(last.is_none_or(|last| last < *key));
+            assert!(values.is_sorted_by_key(|value| value.lsn));
+            assert!(values.iter().all(|value| value.body == body(value.lsn.0 - 10)));
+            (last, count, longest) = (Some(*key), count + values.len(), longest.max(values.len()));
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+    assert_eq!((count, table.len()), (40_000, 40_000));
+    assert!(longest > 5000);
+    let mut chain = Chain::new(Lsn(0), Lsn(30_000));
+    table.read(&key(0), &mut chain);
+    assert!(chain.has_base() && chain.values().all(|(lsn, value)| value.body == body(lsn.0 - 10)));
+}

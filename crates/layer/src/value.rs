@@ -23,6 +23,7 @@ pub enum ValueKind {
 }
 
 impl ValueKind {
+    /// By their numbers, which begin at 1.
     const ALL: [ValueKind; 7] = [
         ValueKind::Image,
         ValueKind::Base,
@@ -35,7 +36,9 @@ impl ValueKind {
 
     /// The kind with this number, or `None`.
     pub fn from_number(number: u8) -> Option<ValueKind> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+        let kind = Self::ALL.get(usize::from(number).checked_sub(1)?)?;
+        debug_assert_eq!(*kind as u8, number);
+        Some(*kind)
     }
 
     /// Whether older values do not matter.

@@ -5,12 +5,14 @@
 //! Memory is bounded: when it is full, the next batch waits for the flush. A record that cannot be ingested stops the
 //! timeline for good.
 
+mod batch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
-use lakebed_proto::v1::{self, feed_entry::Entry as FeedEntryKind, feed_shard_request};
+use lakebed_proto::v1::{self, feed_shard_request};
 use lakebed_proto::{connect, convert};
 use lakebed_types::Lsn;
 use lakebed_wal::page::{WAL_PAGE_BYTES, header_bytes};
@@ -21,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use self::batch::{Batch, Told};
 use crate::ingest::{IngestStop, Ingestor};
 use crate::manifest::Cluster;
 use crate::node::Node;
@@ -160,7 +163,6 @@ impl Follower<'_> {
     async fn follow(mut self) -> Result<(), End> {
         let (timeline, address) = (self.timeline, self.address);
         let channel = self.word(connect(address)).await?.context("connecting")?;
-        let mut client = SafekeeperClient::new(channel).max_decoding_message_size(64 << 20);
         let ingestor = timeline.obtaining(|| Ingestor::new(timeline.clone())).await;
         let mut ingestor = ingestor.map_err(|stop| match stop {
             IngestStop::State(error) if error.may_pass() => End::Retry(error.into()),
@@ -182,8 +184,8 @@ impl Follower<'_> {
             .send(request(feed_shard_request::Message::Start(start)))
             .await
             .context("starting the feed")?;
-        let response = self.word(client.feed_shard(ReceiverStream::new(receiver)));
-        let mut batches = response.await?.context("starting the feed")?.into_inner();
+        let response = self.word(batch::feed(channel, ReceiverStream::new(receiver)));
+        let mut batches = response.await?.context("starting the feed")?;
         tracing::info!(%address, from = %timeline.last_record(), "feed connected");
         loop {
             let batch = self.word(batches.message()).await?;
@@ -191,7 +193,7 @@ impl Follower<'_> {
                 return Ok(());
             };
             let before = timeline.last_record();
-            ingest_batch(self.node, &mut ingestor, batch, identity.cluster)?;
+            ingest_batch(self.node, &mut ingestor, &batch, identity.cluster).map_err(End::Stop)?;
             // Four times the flush size is where memory ends.
             while timeline.memory_bytes() > 4 * self.node.config.flush_bytes {
                 timeline.flush().await.context("storing a layer to make room")?;
@@ -279,39 +281,38 @@ fn boundary_before(start: Lsn, segment_bytes: u32) -> Lsn {
 fn ingest_batch(
     node: &Node,
     ingestor: &mut Ingestor,
-    batch: v1::FeedShardBatch,
+    batch: &Batch,
     cluster: Cluster,
-) -> Result<(), End> {
-    for entry in batch.entries {
-        let end = Lsn(entry.end_lsn);
-        match entry.entry.context("a feed entry without content")? {
-            FeedEntryKind::Record(record) => {
-                let start = Lsn(record.start_lsn);
+) -> Result<(), IngestStop> {
+    let mut records = 0;
+    for entry in &batch.entries {
+        let end = entry.end;
+        match entry.told {
+            Told::Record { start, at, length } => {
                 let raw = RawRecord {
                     version: cluster.postgres_major,
                     start,
                     end,
-                    bytes: record.record,
+                    bytes: batch.record(at, length),
                 };
                 if let Err(reason) = ingestor.raw(raw) {
                     // What came before it is good, and served: all of it, also when this shard had no work in it.
                     ingestor.publish(boundary_before(start, cluster.wal_segment_bytes));
-                    return Err(End::Stop(reason));
+                    node.metrics.records.inc_by(records);
+                    return Err(reason);
                 }
-                node.metrics.records.inc();
+                records += 1;
                 // Readers wait while versions are added.
                 if ingestor.unpublished() >= PUBLISHED_AT_ONCE {
                     ingestor.publish(ingestor.last());
                 }
             }
-            FeedEntryKind::Extent(extent) => {
-                let rel = convert::relation(extent.relation.as_ref()).context("an extent's relation")?;
-                ingestor.extent(end, rel, extent.blocks);
-            }
-            FeedEntryKind::XidSeen(xid) => ingestor.xid(end, xid),
+            Told::Extent(rel, blocks) => ingestor.extent(end, rel, blocks),
+            Told::Xid(xid) => ingestor.xid(end, xid),
         }
     }
-    ingestor.publish(Lsn(batch.end_lsn));
+    ingestor.publish(batch.end);
+    node.metrics.records.inc_by(records);
     Ok(())
 }
 

@@ -99,9 +99,10 @@ pub struct Ingestor {
     slru: FxHashMap<(SlruKind, u64), bool>,
     /// Files changed since the last publication.
     files: HashMap<String, Option<Bytes>>,
-    /// The record that is taken, and its effects: their memory is used again.
-    decoded: DecodedRecord,
-    effects: Effects,
+    /// The record that is taken, and its effects: their memory is used again. Boxed, for they are large and change hands with
+    /// each record.
+    decoded: Option<Box<DecodedRecord>>,
+    effects: Option<Box<Effects>>,
 }
 
 impl Ingestor {
@@ -122,7 +123,6 @@ impl Ingestor {
         };
         let changes = Changes::default();
         let (sizes, slru, files) = Default::default();
-        let version = timeline.identity.cluster.postgres_major;
         Ok(Ingestor {
             timeline,
             changes,
@@ -131,8 +131,8 @@ impl Ingestor {
             sizes,
             slru,
             files,
-            decoded: DecodedRecord::empty(version),
-            effects: Effects::default(),
+            decoded: None,
+            effects: None,
         })
     }
 
@@ -145,8 +145,7 @@ impl Ingestor {
     pub fn publish(&mut self, end: Lsn) {
         self.last = self.last.max(end);
         self.files.clear();
-        self.timeline
-            .publish(std::mem::take(&mut self.changes), self.last);
+        self.timeline.publish_from(&mut self.changes, self.last);
         if self.sizes.len() > 100_000 {
             self.sizes.clear();
         }
@@ -162,13 +161,14 @@ impl Ingestor {
     /// # Errors
     /// See [`IngestStop`]; nothing of this record was taken then.
     pub fn raw(&mut self, raw: RawRecord) -> Result<(), IngestStop> {
-        let empty = DecodedRecord::empty(raw.version);
-        let mut record = std::mem::replace(&mut self.decoded, empty);
+        let version = raw.version;
+        let record = self.decoded.take();
+        let mut record = record.unwrap_or_else(|| Box::new(DecodedRecord::empty(version)));
         let taken = raw
             .decode_into(&mut record)
             .map_err(IngestStop::from)
             .and_then(|()| self.record(&record));
-        self.decoded = record;
+        self.decoded = Some(record);
         taken
     }
 
@@ -177,9 +177,9 @@ impl Ingestor {
     /// # Errors
     /// See [`IngestStop`]; nothing of this record was taken then.
     pub fn record(&mut self, record: &DecodedRecord) -> Result<(), IngestStop> {
-        let mut effects = std::mem::take(&mut self.effects);
+        let mut effects = self.effects.take().unwrap_or_default();
         let taken = self.take(record, &mut effects);
-        self.effects = effects;
+        self.effects = Some(effects);
         taken
     }
 

@@ -59,6 +59,12 @@ use history::History;
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
 
+/// Versions whose places in the memory table are looked for together.
+const FETCHED_AT_ONCE: usize = 16;
+
+/// Bytes of versions that [`Changes`] keep memory for: records with page images may come to megabytes.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// What never changes about a timeline.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -312,6 +318,14 @@ impl Changes {
         self.versions.is_empty()
     }
 
+    /// Back to none. Memory is kept, unless it became far more than usual.
+    fn clear(&mut self) {
+        self.versions.clear();
+        self.bodies.clear();
+        self.bodies.shrink_to(KEPT_BYTES);
+        self.entries.clear();
+    }
+
     /// Keeps the versions of some pages only.
     pub fn retain(&mut self, keep: impl Fn(&PageKey) -> bool) {
         let (versions, bodies) = (
@@ -333,10 +347,13 @@ impl Changes {
     /// Moves the versions into a table.
     fn store(&self, table: &mut Memtable) -> Result<(), MemtableError> {
         let mut rest = &self.bodies[..];
-        for version in &self.versions {
-            let (body, after) = rest.split_at(version.bytes);
-            rest = after;
-            table.push(version.key, version.lsn, version.kind, body)?;
+        for versions in self.versions.chunks(FETCHED_AT_ONCE) {
+            table.fetch(versions.iter().map(|version| version.key));
+            for version in versions {
+                let (body, after) = rest.split_at(version.bytes);
+                rest = after;
+                table.push(version.key, version.lsn, version.kind, body)?;
+            }
         }
         Ok(())
     }
@@ -637,7 +654,12 @@ impl Timeline {
 
     /// Publishes changes and moves the last record to `end`. Memory is bounded by whoever calls this: it waits while
     /// [`Timeline::memory_bytes`] is above what it may be.
-    pub fn publish(&self, changes: Changes, end: Lsn) {
+    pub fn publish(&self, mut changes: Changes, end: Lsn) {
+        self.publish_from(&mut changes, end);
+    }
+
+    /// As [`Timeline::publish`]. The changes are none then, with their memory kept for those that come next.
+    pub(crate) fn publish_from(&self, changes: &mut Changes, end: Lsn) {
         self.write(|state| {
             if let Err(error) = changes.store(&mut state.active) {
                 // A bug. What was taken of the batch is not seen, and must not be stored.
@@ -647,12 +669,15 @@ impl Timeline {
             if state.broken {
                 return;
             }
-            self.catalogue
-                .change(|catalogue| catalogue.add_all(&changes.entries));
-            state.pending.extend(changes.entries);
+            if !changes.entries.is_empty() {
+                self.catalogue
+                    .change(|catalogue| catalogue.add_all(&changes.entries));
+                state.pending.append(&mut changes.entries);
+            }
             // Inside the lock, so that a flush sees values and position together.
             self.last_record.send_replace(end);
         });
+        changes.clear();
     }
 
     /// Stores a file's content (`None` removes it) as of the last record. Durable after the next [`Timeline::flush`].

@@ -101,6 +101,10 @@ pub fn shard_of(key: &PageKey, count: ShardCount) -> ShardIndex {
     let PageKey::Rel { rel, block } = key else {
         return 0;
     };
+    // What the remainder would be.
+    if count.get() == 1 {
+        return 0;
+    }
     // The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit affects every output bit.
     let mut hash = u64::from(rel.relnode) << 32 | u64::from(block / STRIPE_BLOCKS);
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,7 @@
 //! checked against what is there, and a field that Postgres never writes is refused: a record that is not understood
 //! to the last byte must not be replayed.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use lakebed_types::{ForkNumber, Lsn, PgVersion, RelTag};
 use smallvec::SmallVec;
 
@@ -168,6 +168,7 @@ fn parse(record: &mut DecodedRecord, bytes: Bytes) -> Result<(), &'static str> {
     }
 
     // From here on every part is known to be there.
+    let mut bytes = bytes;
     let mut at = bytes.len() - data_total;
     let mut part = |length: usize| {
         at += length;
@@ -193,7 +194,9 @@ fn parse(record: &mut DecodedRecord, bytes: Bytes) -> Result<(), &'static str> {
             data,
         });
     }
-    record.main_data = part(main_length);
+    // The last part, so it has the record's own share in the memory.
+    bytes.advance(at);
+    record.main_data = bytes;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use lakebed_layer::Stored;
 use lakebed_pageserver::manifest::Cluster;
 use lakebed_pageserver::reconstruct;
 use lakebed_redo::{Managers, PageBytes};
@@ -314,7 +315,7 @@ fn show(point: &Point<'_>, shown: &mut comfy_table::Table, report: &Report) {
 /// Builds the page from the chain's first `length` records.
 fn build(chain: &Chain, length: usize, page: &mut PageBytes) -> anyhow::Result<()> {
     page.copy_from_slice(&chain.base[..]);
-    let values = chain.values.iter().take(length);
+    let values = chain.values.iter().take(length).map(Stored::of);
     reconstruct::replay(&CLUSTER, Managers::none(), &chain.key, page, values)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! One checksummed block. The table of its bytes is in the parent module's header.
 
 use bytes::{Buf, BufMut, Bytes};
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
 use crate::{LayerId, LayerKind};
 
@@ -79,11 +80,36 @@ impl BlockPlace {
     }
 }
 
-/// Makes blocks of one layer. Its compression context is made once: making one takes longer than compressing a page.
+/// Makes blocks of one layer. What compression needs is made once: making it takes as long as compressing a page, or longer.
 pub(super) struct Encoder {
     layer: LayerId,
     codec: Codec,
+    lz4: Lz4,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+/// LZ4's tables and its output, used again. Which of the tables depends on the block alone, so that its bytes do too.
+#[derive(Default)]
+struct Lz4 {
+    small: CompressTable,
+    large: Option<CompressTable>,
+    packed: Vec<u8>,
+}
+
+impl Lz4 {
+    /// As `lz4_flex::block::compress`. `None` if it did not fit where anything fits.
+    fn compress(&mut self, decoded: &[u8]) -> Option<&[u8]> {
+        let room = get_maximum_output_size(decoded.len());
+        if self.packed.len() < room {
+            self.packed.resize(room, 0);
+        }
+        let table = match decoded.len() < usize::from(u16::MAX) {
+            true => &mut self.small,
+            false => self.large.get_or_insert_with(CompressTable::large),
+        };
+        let packed = compress_into_with_table(decoded, &mut self.packed, table).ok()?;
+        self.packed.get(..packed)
+    }
 }
 
 impl Encoder {
@@ -93,7 +119,13 @@ impl Encoder {
             Codec::Zstd => Some(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
             _ => None,
         };
-        Ok(Encoder { layer, codec, zstd })
+        let lz4 = Lz4::default();
+        Ok(Encoder {
+            layer,
+            codec,
+            lz4,
+            zstd,
+        })
     }
 
     /// Appends the block to `out`; it will be at `offset` of the file. Compression that does not make it smaller is left
@@ -104,13 +136,17 @@ impl Encoder {
             BlockKind::Filter => Codec::Plain,
             BlockKind::Index | BlockKind::Top | BlockKind::Section => Codec::Lz4,
         };
+        let of_zstd;
         let packed = match codec {
             Codec::Plain => None,
-            Codec::Lz4 => Some(lz4_flex::block::compress(decoded)),
+            Codec::Lz4 => self.lz4.compress(decoded),
             // It fails for want of memory only; then the block is stored as it is.
-            Codec::Zstd => self.zstd.as_mut().and_then(|zstd| zstd.compress(decoded).ok()),
+            Codec::Zstd => {
+                of_zstd = self.zstd.as_mut().and_then(|zstd| zstd.compress(decoded).ok());
+                of_zstd.as_deref()
+            }
         };
-        let (codec, stored) = match packed.as_deref().filter(|packed| packed.len() < decoded.len()) {
+        let (codec, stored) = match packed.filter(|packed| packed.len() < decoded.len()) {
             Some(packed) => (codec, packed),
             None => (Codec::Plain, decoded),
         };

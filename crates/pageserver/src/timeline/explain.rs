@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lakebed_ingest::{names, rmgr};
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, LayerId, LayerKind, Value, ValueKind};
+use lakebed_layer::{Chain, LayerId, LayerKind, Stored, Value, ValueKind};
 use lakebed_redo::{PageBytes, PageRecord, StoredPlace};
 use lakebed_types::{Lsn, PageKey, TimelineId};
 
@@ -181,7 +181,7 @@ impl Timeline {
                 &self.managers,
                 key,
                 &mut explained.page,
-                std::iter::once(value),
+                std::iter::once(Stored::of(value)),
             )
             .map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
             let took = begin.elapsed();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lakebed_layer::format::{Codec, LayerWriter};
-use lakebed_layer::{Edit, LayerDesc, LayerKind, Memtable, ValueKind};
+use lakebed_layer::{Chain, Edit, LayerDesc, LayerKind, Memtable, SinceImage, Stored, ValueKind};
 use lakebed_redo::PageBytes;
 use lakebed_types::{Lsn, PageKey};
 
@@ -14,6 +14,7 @@ use super::{Changes, Layers, Timeline, TimelineError, empty_table};
 use crate::catalogue::{self, Entry};
 use crate::layer_handle::LayerHandle;
 use crate::layer_store::{LayerSink, LayerStoreError};
+use crate::reconstruct;
 
 /// What one flush stores. After a failure the next flush stores the same again.
 #[derive(Clone, Debug)]
@@ -130,9 +131,8 @@ impl Timeline {
                     for value in values {
                         writer.body(key, value.lsn, value.kind, value.body)?;
                     }
-                    let newest = values.last().map_or(Lsn(0), |value| value.lsn);
-                    if let Some(image) = self.image_for(table, key, newest)? {
-                        writer.body(key, newest, ValueKind::Image, &image[..])?;
+                    if let Some((lsn, image)) = self.image_for(key, values, lsns.0)? {
+                        writer.body(key, lsn, ValueKind::Image, &image[..])?;
                     }
                     Ok(())
                 })
@@ -161,18 +161,40 @@ impl Timeline {
         Ok(desc)
     }
 
-    /// An image of the page's newest version in a table, if its chain has become long there.
+    /// An image of the page's newest version in a table that has these values of it, if its chain has become long there.
+    /// Older values are at or below `begin`.
+    ///
+    /// The table's values are replayed from where they are: to collect them as a read does would take longer than the replay.
     fn image_for(
         self: &Arc<Self>,
-        table: &Memtable,
         key: &PageKey,
-        newest: Lsn,
-    ) -> Result<Option<Box<PageBytes>>, TimelineError> {
-        let since = table.since_image(key).unwrap_or_default();
-        if !since.is_due(&self.thresholds.images) {
+        values: &[Stored<'_>],
+        begin: Lsn,
+    ) -> Result<Option<(Lsn, Box<PageBytes>)>, TimelineError> {
+        let mut since = SinceImage::default();
+        values
+            .iter()
+            .for_each(|value| since.add(value.kind, value.body.len()));
+        let newest = values.last().map(|value| value.lsn);
+        let Some(newest) = newest.filter(|_| since.is_due(&self.thresholds.images)) else {
             return Ok(None);
-        }
-        let page = self.obtaining_here(|| self.page_of_life(key, newest, &mut Cost::default()))?;
-        Ok(Some(page))
+        };
+        let life = self.life(key, newest);
+        let own = values.partition_point(|value| value.lsn <= life.floor);
+        let own = values.get(own..).unwrap_or_default();
+        let base = own.iter().rposition(|value| value.kind.stands_alone());
+        let own = own.get(base.unwrap_or_default()..).unwrap_or_default();
+        let mut page = match base {
+            Some(_) => reconstruct::zeros(),
+            None => self.obtaining_here(|| {
+                let (mut chain, mut cost) = (Chain::new(life.floor, begin), Cost::default());
+                self.collect(key, &mut chain, &mut cost.layers, &mut ())?;
+                self.page_of_chain(key, life, chain, &mut cost)
+            })?,
+        };
+        let cluster = &self.identity.cluster;
+        let replayed = reconstruct::replay(cluster, &self.managers, key, &mut page, own.iter().copied());
+        replayed.map_err(|source| TimelineError::Reconstruct { key: *key, source })?;
+        Ok(Some((newest, page)))
     }
 }

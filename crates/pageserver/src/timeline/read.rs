@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lakebed_layer::format::ReadCount;
-use lakebed_layer::{Chain, MakeImage, ReadPoints, SinceImage, Value, read_watched};
+use lakebed_layer::{Chain, MakeImage, ReadPoints, SinceImage, Stored, Value, read_watched};
 use lakebed_redo::{PageBytes, checksum};
 use lakebed_types::{Lsn, PageKey};
 
@@ -155,7 +155,7 @@ impl Timeline {
             return Ok(known);
         }
         let begin = if chain.has_base() {
-            reconstruct::begin(chain.values().next())
+            reconstruct::begin(chain.values().next().map(Stored::of))
         } else {
             let mut page = reconstruct::zeros();
             page.copy_from_slice(&known);
@@ -215,7 +215,7 @@ impl Timeline {
         let begin = match self.copied(key, &life).filter(|_| !chain.has_base()) {
             // The copy was made of the template's files as of this record, which is after everything before it.
             Some(source) => (self.page_of_life(&source, life.floor, cost)?, false),
-            None => reconstruct::begin(chain.values().next()),
+            None => reconstruct::begin(chain.values().next().map(Stored::of)),
         };
         self.replay(key, chain, begin, cost)
     }
@@ -230,7 +230,7 @@ impl Timeline {
     ) -> Result<Box<PageBytes>, TimelineError> {
         let begin = Instant::now();
         let cluster = &self.identity.cluster;
-        let values = chain.values().skip(usize::from(has_oldest));
+        let values = chain.values().skip(usize::from(has_oldest)).map(Stored::of);
         let replayed = reconstruct::replay(cluster, &self.managers, key, &mut page, values);
         cost.values += chain.len();
         cost.since = chain.since_image();
