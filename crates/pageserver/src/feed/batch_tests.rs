@@ -38,8 +38,11 @@ fn sent() -> FeedShardBatch {
     }
 }
 
+/// An entry's end, and its record (where that begins, and its bytes) or what else it tells.
+type Seen = (Lsn, Result<(Lsn, Bytes), Told>);
+
 /// What the generated code sees, in the form of here.
-fn expected(sent: &FeedShardBatch) -> Option<Vec<(Lsn, Result<(Lsn, Bytes), Told>)>> {
+fn expected(sent: &FeedShardBatch) -> Option<Vec<Seen>> {
     let entry = |entry: &v1::FeedEntry| {
         let told = match entry.entry.as_ref()? {
             Kind::Record(record) => Ok((Lsn(record.start_lsn), record.record.clone())),
@@ -54,7 +57,7 @@ fn expected(sent: &FeedShardBatch) -> Option<Vec<(Lsn, Result<(Lsn, Bytes), Told
     sent.entries.iter().map(entry).collect()
 }
 
-fn found(batch: &Batch) -> Vec<(Lsn, Result<(Lsn, Bytes), Told>)> {
+fn found(batch: &Batch) -> Vec<Seen> {
     let entry = |entry: &Entry| {
         let told = match entry.told {
             Told::Record { start, at, length } => Ok((start, batch.record(at, length))),
