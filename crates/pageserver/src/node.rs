@@ -2,6 +2,9 @@
 //!
 //! The controller attaches shards. What is attached is also kept in a local file, so that a pageserver that restarts
 //! while the controller is down goes on; with the disk lost, the controller attaches again.
+//!
+//! * `attachments`: what the controllers say, and the local file. `attach`: shards are taken over, timelines opened and branches made.
+//! * `split`: a tenant gets more shards. `turns`: who of several timelines works next.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,147 +15,38 @@ use lakebed_blobstore::BlobStore;
 use lakebed_layer::ImagePolicy;
 use lakebed_redo::Managers;
 use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::PageserverConfig;
+use crate::deletion;
 use crate::hot::HotPages;
 use crate::image_queue::{self, ImageQueue};
 use crate::import::{Circumstances, Import};
 use crate::layer_disk::{DiskPolicy, LayerDisk};
-use crate::manifest::{self, Cluster, Parent, Place};
+use crate::manifest::{Cluster, Place};
 use crate::metrics::Metrics;
 use crate::page_cache::PageCache;
 use crate::timeline::detach::Detached;
-use crate::timeline::history::Kept;
-use crate::timeline::warm_up;
 use crate::timeline::{Identity, Storage, Thresholds, Timeline, TimelineError};
-use crate::{compaction, deletion, feed};
 
+mod attach;
+mod attachments;
+mod error;
 pub mod split;
 mod turns;
 
+pub use attachments::{Attachment, TimelineSpec, parents_first};
+pub use error::NodeError;
 pub use turns::Turns;
 
 /// Pause between two looks at how much is kept.
 const TELL_KEPT: Duration = Duration::from_secs(5);
-/// How long creating a branch waits for the parent to ingest the branch point.
-const BRANCH_WAIT: Duration = Duration::from_secs(30);
 /// A reader that sees nothing ingested for this long says so: a safekeeper that has the WAL needs no second to send it.
 const STALL: Duration = Duration::from_secs(1);
 /// See [`Node::disk_reads`].
 const DISK_READS: usize = 64;
-
-/// One shard as the controller describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// Tenant.
-    pub tenant: TenantId,
-    /// Shard.
-    pub shard: ShardIdentity,
-    /// Generation of the ownership.
-    pub generation: Generation,
-    /// Its timelines.
-    pub timelines: Vec<TimelineSpec>,
-    /// It is about to be replaced by the shards that it is split into.
-    #[serde(default)]
-    pub retired: bool,
-}
-
-/// One timeline as the controller describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimelineSpec {
-    /// Timeline.
-    pub timeline: TimelineId,
-    /// Parent and branch point, for a branch.
-    pub parent: Option<Parent>,
-    /// Whose WAL it is.
-    pub cluster: Cluster,
-    /// gRPC addresses of its safekeepers.
-    pub safekeepers: Vec<String>,
-    /// How much of its history may be given up. A list from before there was this field allows nothing.
-    #[serde(default)]
-    pub kept: Kept,
-}
-
-/// Why a request of the controller was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The shard is owned at a higher generation.
-    #[error("shard {shard} of tenant {tenant} is attached at generation {known}; {asked} is out of date")]
-    StaleGeneration {
-        /// Tenant.
-        tenant: TenantId,
-        /// Shard.
-        shard: ShardIdentity,
-        /// Known generation.
-        known: Generation,
-        /// Generation of the request.
-        asked: Generation,
-    },
-    /// The shard is not attached here.
-    #[error("shard {shard} of tenant {tenant} is not attached to this pageserver")]
-    NotAttached {
-        /// Tenant.
-        tenant: TenantId,
-        /// Shard.
-        shard: ShardIdentity,
-    },
-    /// No such timeline.
-    #[error("timeline {0} is not known here")]
-    NoTimeline(TimelineId),
-    /// The timeline was never imported or created.
-    #[error("timeline {0} is not in object storage and has no parent: import it first")]
-    NeverStored(TimelineId),
-    /// Stored layers need a parent that the controllers do not name.
-    #[error(
-        "timeline {timeline} reads from timeline {parent} as it is stored, and the controllers say that it was detached: \
-         was it taken back to before that? It cannot be used so"
-    )]
-    StillHangs {
-        /// Timeline.
-        timeline: TimelineId,
-        /// What it reads from.
-        parent: TimelineId,
-    },
-    /// The parent does not reach the branch point.
-    #[error("parent {parent} has ingested up to {reached}, not yet the branch point {lsn}")]
-    ParentBehind {
-        /// Parent.
-        parent: TimelineId,
-        /// Its last record.
-        reached: Lsn,
-        /// Branch point.
-        lsn: Lsn,
-    },
-    /// A timeline could not be opened or stored.
-    #[error(transparent)]
-    Timeline(#[from] TimelineError),
-    /// Something branches from a timeline that is to be deleted.
-    #[error("timeline {timeline} cannot be deleted before timeline {child}, which branches from it")]
-    HasBranch {
-        /// Which.
-        timeline: TimelineId,
-        /// The branch.
-        child: TimelineId,
-    },
-    /// A shard that is split off could not be filled.
-    #[error("{0}")]
-    NotFilled(Arc<crate::fill::FillError>),
-    /// The import failed.
-    #[error(transparent)]
-    Import(#[from] crate::import::ImportError),
-    /// The local list of attachments could not be written.
-    #[error("{path}: {source}")]
-    Local {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-}
 
 /// What an import found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -367,160 +261,6 @@ impl Node {
         }
     }
 
-    /// Takes over a shard, or adds to one that is owned at the same generation. Repeating it is harmless.
-    ///
-    /// # Errors
-    /// See [`NodeError`].
-    pub async fn attach(self: &Arc<Self>, attachment: Attachment) -> Result<(), NodeError> {
-        let _one = self.changing.lock().await;
-        let key = (attachment.tenant, attachment.shard);
-        self.claim(key, attachment.generation).await?;
-        if attachment.retired {
-            self.with_shards(|shards| {
-                owned(shards, key, attachment.generation).map(|shard| shard.retired = true)
-            })?;
-        }
-        for spec in attachment.timelines {
-            if !self.update(key, &spec) {
-                self.open(key, attachment.generation, spec).await?;
-            }
-        }
-        self.remember()
-    }
-
-    /// Tells a running timeline who its safekeepers are and what it may give up; false if it does not run.
-    fn update(&self, key: ShardKey, spec: &TimelineSpec) -> bool {
-        self.with_shards(|shards| {
-            let timelines = shards.get_mut(&key).map(|shard| &mut shard.timelines);
-            let Some(running) = timelines.and_then(|timelines| timelines.get_mut(&spec.timeline)) else {
-                return false;
-            };
-            running.spec.parent = spec.parent;
-            if running.spec.kept != spec.kept {
-                running.spec.kept = spec.kept.clone();
-                running.timeline.allow(spec.kept.clone());
-            }
-            if running.spec.safekeepers != spec.safekeepers {
-                running.spec.safekeepers.clone_from(&spec.safekeepers);
-                running.safekeepers.send_replace(spec.safekeepers.clone());
-            }
-            true
-        })
-    }
-
-    /// Makes this node the owner at `generation`; a higher one than known closes what runs under the old one.
-    async fn claim(&self, key: ShardKey, generation: Generation) -> Result<(), NodeError> {
-        let (tenant, shard) = key;
-        let closed = self.with_shards(|shards| match shards.get(&key).map(|found| found.generation) {
-            Some(known) if known > generation => Err(NodeError::StaleGeneration {
-                tenant,
-                shard,
-                known,
-                asked: generation,
-            }),
-            Some(known) if known == generation => match shards.get(&key).is_some_and(|shard| shard.dropped) {
-                true => Err(NodeError::NotAttached { tenant, shard }),
-                false => Ok(None),
-            },
-            _ => Ok(shards.insert(key, Shard::new(generation, false))),
-        })?;
-        for running in closed.into_iter().flat_map(|shard| shard.timelines.into_values()) {
-            running.stop.cancel();
-        }
-        Ok(())
-    }
-
-    async fn open(
-        self: &Arc<Self>,
-        key: ShardKey,
-        generation: Generation,
-        spec: TimelineSpec,
-    ) -> Result<(), NodeError> {
-        let (tenant, shard) = key;
-        let place = Place::new(&self.store, tenant, shard, spec.timeline);
-        let current = manifest::claim(&place, generation).await;
-        let current = current.map_err(TimelineError::from)?;
-        let hangs_on = match &current {
-            Some((manifest, _)) => manifest.parent,
-            None => spec.parent,
-        };
-        let parent = match (hangs_on, spec.parent) {
-            (Some(Parent { timeline, lsn }), Some(_)) => Some((self.timeline(tenant, shard, timeline)?, lsn)),
-            (Some(Parent { timeline, .. }), None) => {
-                let (timeline, parent) = (spec.timeline, timeline);
-                return Err(NodeError::StillHangs { timeline, parent });
-            }
-            // Detached, and whoever did it may not have lived to have the parent forget it.
-            (None, Some(Parent { timeline, .. })) => {
-                if let Ok(former) = self.timeline(tenant, shard, timeline) {
-                    former.remove_branch(spec.timeline).await?;
-                }
-                None
-            }
-            (None, None) => None,
-        };
-        if let Some((parent, lsn)) = &parent {
-            if current.is_none() {
-                wait_for(parent, *lsn, BRANCH_WAIT).await?;
-                // The branch begins with the parent's catalogue, so that must survive a loss of memory.
-                parent.flush().await?;
-            }
-            parent.add_branch(spec.timeline, *lsn).await?;
-        }
-        let stored = current
-            .as_ref()
-            .map(|(manifest, _)| (manifest.start, manifest.consistent));
-        let bounds = stored.or(spec.parent.map(|parent| (parent.lsn, parent.lsn)));
-        let (start, consistent) = bounds.ok_or(NodeError::NeverStored(spec.timeline))?;
-        let identity = Identity {
-            tenant,
-            timeline: spec.timeline,
-            shard,
-            generation,
-            cluster: spec.cluster,
-            start,
-            consistent: consistent.max(start),
-        };
-        let storage = self.storage(key, spec.timeline);
-        let timeline = match (current, parent) {
-            (Some(current), parent) => Timeline::open(identity, parent, storage, current).await?,
-            (None, Some(parent)) => {
-                let timeline = Timeline::create(identity, Some(parent), storage);
-                timeline.flush().await?;
-                timeline
-            }
-            (None, None) => return Err(NodeError::NeverStored(spec.timeline)),
-        };
-        self.start(key, timeline, spec);
-        Ok(())
-    }
-
-    /// Runs a timeline: feed, flush and compaction.
-    fn start(self: &Arc<Self>, key: ShardKey, timeline: Arc<Timeline>, spec: TimelineSpec) {
-        let stop = self.shutdown.child_token();
-        let (tell, safekeepers) = watch::channel(spec.safekeepers.clone());
-        timeline.allow(spec.kept.clone());
-        let running = Running {
-            timeline: timeline.clone(),
-            spec,
-            safekeepers: tell,
-            stop: stop.clone(),
-        };
-        self.with_shards(|shards| {
-            if let Some(shard) = shards.get_mut(&key) {
-                if shard.retired {
-                    timeline.retire();
-                }
-                shard.timelines.insert(timeline.identity.timeline, running);
-            }
-        });
-        self.tasks
-            .spawn(compaction::run(self.clone(), timeline.clone(), stop.clone()));
-        self.tasks.spawn(warm_up::run(timeline.clone(), stop.clone()));
-        self.tasks
-            .spawn(feed::run(self.clone(), timeline, safekeepers, stop));
-    }
-
     /// Imports a data directory as a timeline of a shard and stores it. An unfinished earlier import is forgotten.
     /// Memory: twice [`PageserverConfig::flush_bytes`], pages and the layer that is made of them.
     ///
@@ -634,60 +374,6 @@ impl Node {
         self.remember()
     }
 
-    fn attachments_file(&self) -> PathBuf {
-        self.config.data_dir.join("attachments.json")
-    }
-
-    /// Writes the list of attachments to local disk.
-    fn remember(&self) -> Result<(), NodeError> {
-        let attachments = self.with_shards(|shards| {
-            let attachment = |((tenant, shard), found): (&ShardKey, &Shard)| Attachment {
-                tenant: *tenant,
-                shard: *shard,
-                generation: found.generation,
-                retired: found.retired,
-                timelines: parents_first(
-                    found
-                        .timelines
-                        .values()
-                        .map(|running| running.spec.clone())
-                        .collect(),
-                ),
-            };
-            let kept = shards.iter().filter(|(_, shard)| !shard.dropped);
-            kept.map(attachment).collect::<Vec<_>>()
-        });
-        let path = self.attachments_file();
-        let failed = |source| NodeError::Local {
-            path: path.clone(),
-            source,
-        };
-        let json = serde_json::to_vec_pretty(&attachments).map_err(|error| failed(error.into()))?;
-        let beside = path.with_extension("new");
-        std::fs::write(&beside, json)
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .map_err(failed)
-    }
-
-    /// Attaches what the local file lists. What cannot be attached is left to the controller and said in the log.
-    pub async fn resume(self: &Arc<Self>) {
-        let path = self.attachments_file();
-        let Ok(bytes) = std::fs::read(&path) else { return };
-        let attachments: Vec<Attachment> = match serde_json::from_slice(&bytes) {
-            Ok(attachments) => attachments,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the list of attachments is unreadable; waiting for the controller");
-                return;
-            }
-        };
-        for attachment in attachments {
-            let (tenant, shard) = (attachment.tenant, attachment.shard);
-            if let Err(error) = self.attach(attachment).await {
-                tracing::warn!(%tenant, %shard, %error, "could not attach the shard again; waiting for the controller");
-            }
-        }
-    }
-
     /// Ends all tasks and stores what is in memory.
     pub async fn stop(&self) {
         self.shutdown.cancel();
@@ -734,25 +420,6 @@ fn owned(
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TimelineError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| TimelineError::Internal(format!("import: {error}")))
-}
-
-/// Parents before their branches.
-pub fn parents_first(mut specs: Vec<TimelineSpec>) -> Vec<TimelineSpec> {
-    let mut sorted: Vec<TimelineSpec> = Vec::with_capacity(specs.len());
-    while !specs.is_empty() {
-        let (ready, rest): (Vec<_>, Vec<_>) = specs.iter().cloned().partition(|spec| {
-            spec.parent
-                .is_none_or(|parent| !specs.iter().any(|other| other.timeline == parent.timeline))
-        });
-        if ready.is_empty() {
-            // A cycle cannot be opened; opening reports the missing parent.
-            sorted.extend(rest);
-            break;
-        }
-        sorted.extend(ready);
-        specs = rest;
-    }
-    sorted
 }
 
 /// Waits until a timeline has ingested `lsn`. When nothing is ingested meanwhile the feed hears of it.

@@ -10,15 +10,18 @@
 //! * `flush`: what is in memory becomes layers. `commit`: a change of the layers becomes durable, in object storage.
 //! * `history`: what is kept of what was, for whom.
 //! * `compaction`: layers are merged; [`crate::compaction`] is the task.
+//! * `changes`: what ingest publishes of a record, and how it gets into memory.
 //! * `obtain`: layers that are not on local disk, or damaged there, are fetched. `warm_up`: before they are missed.
 //!
 //! One task ingests; any number read. Positions: `remote_consistent == disk_consistent <= last_record`: a layer counts
 //! once its manifest is stored. A record that cannot be ingested stops the timeline: it serves what it has and says
 //! why it went no further.
 
+mod changes;
 mod commit;
 pub mod compaction;
 pub mod detach;
+mod error;
 pub mod explain;
 mod flush;
 pub mod history;
@@ -33,37 +36,29 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lakebed_blobstore::{BlobError, BlobStore};
-use lakebed_layer::format::{IndexCache, ReadError, WriteError};
-use lakebed_layer::{
-    DeadBytes, ImagePolicy, LayerId, LayerKind, LayerMap, MapError, Memtable, MemtableError, PlanPolicy,
-    ValueKind,
-};
+use lakebed_blobstore::BlobStore;
+use lakebed_layer::format::IndexCache;
+use lakebed_layer::{DeadBytes, ImagePolicy, LayerId, LayerKind, LayerMap, Memtable, PlanPolicy};
 use lakebed_redo::Managers;
-use lakebed_types::{Generation, Lsn, PageKey, RelTag, ShardIdentity, TenantId, Term, TimelineId};
+use lakebed_types::{Generation, Lsn, RelTag, ShardIdentity, TenantId, Term, TimelineId};
 use tokio::sync::{Notify, watch};
 
 use crate::catalogue::below::Shared;
-use crate::catalogue::{self, Catalogue, CatalogueError, Entry};
+use crate::catalogue::{self, Catalogue, Entry};
 use crate::fill::NewestFiles;
 use crate::layer_disk::LayerDisk;
-use crate::layer_handle::{LayerHandle, Miss};
-use crate::layer_store::{LayerStore, LayerStoreError};
+use crate::layer_handle::LayerHandle;
+use crate::layer_store::LayerStore;
 use crate::manifest::log::Log;
-use crate::manifest::{Cluster, Manifest, ManifestError, Parent, Place};
-use crate::reconstruct::ReconstructError;
+use crate::manifest::{Cluster, Manifest, Parent, Place};
+pub use changes::Changes;
 use commit::{Commits, Said};
+pub use error::{NotTaken, TimelineError};
 use flush::Frozen;
 use history::History;
 
 /// Catalogue files that are the tier's own and never part of a basebackup begin with this.
 pub const OWN_FILES: &str = ".lakebed/";
-
-/// Versions whose places in the memory table are looked for together.
-const FETCHED_AT_ONCE: usize = 16;
-
-/// Bytes of versions that [`Changes`] keep memory for: records with page images may come to megabytes.
-const KEPT_BYTES: usize = 1 << 20;
 
 /// What never changes about a timeline.
 #[derive(Clone, Debug)]
@@ -122,89 +117,6 @@ impl Thresholds {
     }
 }
 
-/// Why a read, a flush or a merge failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TimelineError {
-    /// A layer cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// A layer cannot be written.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    /// A layer's file or object is not to be had.
-    #[error(transparent)]
-    Layer(#[from] LayerStoreError),
-    /// A layer that the read needs is not on local disk, or damaged there: it may be had by [`obtain`].
-    #[error("{0}")]
-    Missing(Miss),
-    /// A layer that the read needs is not to be had from object storage either.
-    #[error("{0}")]
-    Unobtainable(Arc<LayerStoreError>),
-    /// A block is not in memory, and the read was made where it must not wait ([`crate::local_file`]): to be made again where it may.
-    #[error("a block would have to be read from disk")]
-    Cold,
-    /// A merge met a damaged layer, which is whole again: the merge is over, and the next one finds it so.
-    #[error("a merge is given up and begins again, since a layer was damaged and is fetched anew: {0}")]
-    MergeMetDamage(String),
-    /// A change does not fit the layers that there are.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// A chain does not replay.
-    #[error("page {key:?}: {source}")]
-    Reconstruct {
-        /// The page.
-        key: PageKey,
-        /// Why not.
-        source: ReconstructError,
-    },
-    /// A layer's catalogue does not decode.
-    #[error(transparent)]
-    Catalogue(#[from] CatalogueError),
-    /// The manifest is missing, damaged or not ours.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Object storage failed.
-    #[error(transparent)]
-    Blob(#[from] BlobError),
-    /// The page belongs to another shard.
-    #[error("page {0:?} belongs to another shard")]
-    WrongShard(PageKey),
-    /// The LSN is not in this timeline's history.
-    #[error("{asked} is before the start of history at {start}")]
-    BeforeHistory {
-        /// What was asked for.
-        asked: Lsn,
-        /// The oldest LSN that can be read.
-        start: Lsn,
-    },
-    /// The LSN is in history that was given up.
-    #[error(
-        "{asked} is older than the history that is kept, which begins at {horizon}; below that only branch points and \
-         LSNs with a lease can be read"
-    )]
-    NotKept {
-        /// What was asked for.
-        asked: Lsn,
-        /// From where on every LSN can be read.
-        horizon: Lsn,
-    },
-    /// It is being deleted.
-    #[error("timeline {0} is deleted")]
-    Deleted(TimelineId),
-    /// Reads of the former parent do not end.
-    #[error("timeline {0} is still read for a branch that was detached from it")]
-    ParentIsRead(TimelineId),
-    /// A lease too many.
-    #[error("the timeline has {0} leases, which is the most; one has to end first")]
-    TooManyLeases(usize),
-    /// The control state has no version at this LSN.
-    #[error("there is no control state at {0}")]
-    NoControl(Lsn),
-    /// Something ran into its own bug.
-    #[error("internal: {0}")]
-    Internal(String),
-}
-
 /// What the write path changes and every read sees.
 #[derive(Debug)]
 struct State {
@@ -223,17 +135,6 @@ struct State {
     /// Another shard is about to take over: see [`Timeline::retire`].
     retired: bool,
     stopped: Option<String>,
-}
-
-/// Why something was not taken that no WAL carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotTaken {
-    /// A compute of a later term is or was there.
-    #[error("a compute of term {} has it", .0.0)]
-    Superseded(Term),
-    /// The tenant's shards are being replaced by more of them: in a moment another one takes it.
-    #[error("this shard is about to be replaced by the ones that it is split into; ask again")]
-    Retired,
 }
 
 /// What a branch hangs on. Who reads there holds it: a branch that is detached waits for them.
@@ -273,90 +174,6 @@ pub struct Sizes {
     pub copies: usize,
     /// Bytes of pages that are gone and that the window does not need any more, as far as they are still in layers.
     pub dead_bytes: u64,
-}
-
-/// Changes of one or more records, to be published together.
-#[derive(Debug, Default)]
-pub struct Changes {
-    /// Versions of pages, in LSN order.
-    versions: Vec<Version>,
-    /// Their bytes, one behind the other: no allocation for each.
-    bodies: Vec<u8>,
-    /// Catalogue entries, in LSN order.
-    pub entries: Vec<(Lsn, Entry)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Version {
-    key: PageKey,
-    lsn: Lsn,
-    kind: ValueKind,
-    bytes: usize,
-}
-
-impl Changes {
-    /// Adds a version of a page, whose bytes `write` appends.
-    pub fn value(&mut self, key: PageKey, lsn: Lsn, kind: ValueKind, write: impl FnOnce(&mut Vec<u8>)) {
-        let before = self.bodies.len();
-        write(&mut self.bodies);
-        let bytes = self.bodies.len() - before;
-        self.versions.push(Version {
-            key,
-            lsn,
-            kind,
-            bytes,
-        });
-    }
-
-    /// Versions of pages.
-    pub fn len(&self) -> usize {
-        self.versions.len()
-    }
-
-    /// Whether there is no version of a page.
-    pub fn is_empty(&self) -> bool {
-        self.versions.is_empty()
-    }
-
-    /// Back to none. Memory is kept, unless it became far more than usual.
-    fn clear(&mut self) {
-        self.versions.clear();
-        self.bodies.clear();
-        self.bodies.shrink_to(KEPT_BYTES);
-        self.entries.clear();
-    }
-
-    /// Keeps the versions of some pages only.
-    pub fn retain(&mut self, keep: impl Fn(&PageKey) -> bool) {
-        let (versions, bodies) = (
-            std::mem::take(&mut self.versions),
-            std::mem::take(&mut self.bodies),
-        );
-        let mut rest = &bodies[..];
-        for version in versions {
-            let (body, after) = rest.split_at(version.bytes);
-            rest = after;
-            if keep(&version.key) {
-                self.value(version.key, version.lsn, version.kind, |out| {
-                    out.extend_from_slice(body)
-                });
-            }
-        }
-    }
-
-    /// Moves the versions into a table.
-    fn store(&self, table: &mut Memtable) -> Result<(), MemtableError> {
-        let mut rest = &self.bodies[..];
-        for versions in self.versions.chunks(FETCHED_AT_ONCE) {
-            table.fetch(versions.iter().map(|version| version.key));
-            for version in versions {
-                let (body, after) = rest.split_at(version.bytes);
-                rest = after;
-                table.push(version.key, version.lsn, version.kind, body)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// One timeline of one shard.

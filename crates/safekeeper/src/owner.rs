@@ -18,132 +18,37 @@
 //! from disk as after a crash ([`Owner::disk_full`]), and goes on without taking WAL: it reads, tells its positions and
 //! keeps a proposer's lease. When there is room again it takes WAL again.
 
+mod disk_jobs;
+mod mail;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lakebed_quorum::acceptor::{Acceptor, Command, Input, When};
 use lakebed_quorum::membership::Membership;
 use lakebed_quorum::message::{Body, Refusal, Request, Response};
-use lakebed_types::{Lsn, NodeId, Term};
+use lakebed_types::NodeId;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::boundary;
-use crate::disk::{Batch, Completion, Disk, DiskError};
+use crate::disk::{Batch, Disk};
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::propose::{self, Newcomer};
-use crate::recovery::Boundary;
-use crate::scrub::heal::{self, Missing};
 use crate::seat;
-use crate::timeline::{self, Loaded};
-use crate::view::{Progress, Shards, View};
+use crate::view::{Shards, View};
 use crate::wal_files::WalFiles;
+use disk_jobs::{Job, finished};
+pub use mail::{
+    Answer, MAILBOX_MESSAGES, MAX_NEWCOMERS, MAX_NOTES, MAX_ORDERS, MAX_QUESTIONS, MAX_REPAIRS, Mail, Note,
+    Order, Outgoing, Patch, Question, Repair,
+};
 
-/// Requests that wait for their owner.
-pub const MAILBOX_MESSAGES: usize = 128;
-/// Readers' questions that wait for their owner.
-pub const MAX_QUESTIONS: usize = 64;
-/// Notes that wait for their owner.
-pub const MAX_NOTES: usize = 16;
-/// Orders that wait for their owner.
-pub const MAX_ORDERS: usize = 4;
-/// How long a full disk is left alone before it is looked at again.
-const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// Streams that wait for their owner.
-pub const MAX_NEWCOMERS: usize = 8;
-/// Repairs that wait for their owner.
-pub const MAX_REPAIRS: usize = 1;
 /// Operations that wait for the disk.
 const MAX_BATCH_OPERATIONS: usize = 256;
-
-/// A request of a proposer.
-#[derive(Debug)]
-pub struct Mail {
-    /// The request.
-    pub request: Request,
-    /// Where the answer goes: there is always room for it.
-    pub reply: mpsc::OwnedPermit<Outgoing>,
-    /// Room for its bytes, given back when they are on disk.
-    pub room: Option<OwnedSemaphorePermit>,
-}
-
-/// What goes out on a proposer's stream.
-#[derive(Debug)]
-pub enum Outgoing {
-    /// The answer to a request.
-    Answer(Box<Answer>),
-    /// The end of the stream, and why.
-    End(Status),
-}
-
-/// An answer to a proposer. Its positions and its term are on disk.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// What the core says.
-    pub response: Response,
-    /// The acceptor's configuration.
-    pub membership: Membership,
-    /// Its commit position.
-    pub commit: Lsn,
-    /// The shard that is furthest behind, and the lowest positions of all.
-    pub slowest: Option<(u8, Progress)>,
-    /// More than the core says about a refusal.
-    pub reason: Option<String>,
-}
-
-/// Whether WAL that was read may go out on behalf of a proposer; asked after the bytes were read.
-#[derive(Debug)]
-pub struct Question {
-    /// The proposer's term.
-    pub term: Term,
-    /// Where the bytes end.
-    pub end: Lsn,
-    /// What the core says.
-    pub answer: oneshot::Sender<Result<(), Refusal>>,
-}
-
-/// The members from now on, as the controller says.
-#[derive(Debug)]
-pub struct Order {
-    /// The configuration.
-    pub membership: Membership,
-    /// Told when it is on disk; the configuration here, when that is another one and not lower.
-    pub answer: oneshot::Sender<Result<(), Membership>>,
-}
-
-/// WAL that takes the place of what rotted above the commit position. Below it nobody has to be asked.
-#[derive(Debug)]
-pub struct Patch {
-    /// Cuts that came before it was read; after another one it is void.
-    pub truncations: u64,
-    /// The boundary that it follows.
-    pub after: Boundary,
-    /// Whole records.
-    pub wal: Vec<u8>,
-    /// Told when it is on disk, or why it is not, in words.
-    pub answer: oneshot::Sender<Result<(), String>>,
-}
-
-/// What the disk no longer returns as it was written, and what only the owner may write.
-#[derive(Debug)]
-pub enum Repair {
-    /// WAL that may be cut.
-    Wal(Patch),
-    /// The control file. Told when it is on disk.
-    Control(oneshot::Sender<Result<(), String>>),
-}
-
-/// What became of WAL elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// It is in object storage up to here.
-    BackedUp(Lsn),
-    /// Every shard has it, up to here, and object storage as well.
-    Consumed(Lsn),
-}
 
 struct Waiting {
     since: Instant,
@@ -151,8 +56,6 @@ struct Waiting {
     reply: mpsc::OwnedPermit<Outgoing>,
     answer: Answer,
 }
-
-type Job = JoinHandle<(Disk, Result<Vec<Completion>, DiskError>)>;
 
 /// Where what others want of an owner arrives.
 pub(crate) struct Inboxes {
@@ -363,174 +266,6 @@ impl Owner {
             self.view.send_modify(|view| view.stopped = Some(reason));
         }
         Leave::Ended
-    }
-
-    /// Executes the batch on this thread, which has nothing else to do.
-    async fn work_on_disk(&mut self) {
-        let Some(mut disk) = self.disk.take() else { return };
-        let batch = std::mem::take(&mut self.batch);
-        self.metrics.disk_batches.inc();
-        let result = disk.execute(batch);
-        self.rooms.clear();
-        self.barrier = false;
-        self.job_done(Ok((disk, result))).await;
-        // The answers go out before anything else is taken.
-        tokio::task::yield_now().await;
-    }
-
-    fn start_job(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
-        let mut disk = self.disk.take()?;
-        let batch = std::mem::take(&mut self.batch);
-        self.metrics.disk_batches.inc();
-        let job = tokio::task::spawn_blocking(move || {
-            let result = disk.execute(batch);
-            (disk, result)
-        });
-        Some((job, std::mem::take(&mut self.rooms)))
-    }
-
-    /// Writes what has rotted, unless it was cut.
-    fn start_repair(&mut self, repair: Repair) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
-        let job = match repair {
-            Repair::Control(answer) => {
-                let mut disk = self.disk.take()?;
-                tokio::task::spawn_blocking(move || {
-                    let done = disk.rewrite_control();
-                    let _ = answer.send(done.as_ref().copied().map_err(ToString::to_string));
-                    (disk, done.map(|()| Vec::new()))
-                })
-            }
-            Repair::Wal(patch) if patch.truncations != self.truncations => {
-                let _ = patch.answer.send(Err("WAL was cut meanwhile".to_owned()));
-                return None;
-            }
-            Repair::Wal(patch) => {
-                let (disk, files) = (self.disk.take()?, self.files.clone());
-                tokio::task::spawn_blocking(move || {
-                    // What could not be written is damaged as before.
-                    let done = heal::replace(&files, patch.after, &patch.wal, Missing::Refuse);
-                    let _ = patch.answer.send(done);
-                    (disk, Ok(Vec::new()))
-                })
-            }
-        };
-        Some((job, Vec::new()))
-    }
-
-    fn look_is_due(&self) -> bool {
-        self.full
-            .as_ref()
-            .is_some_and(|(_, at)| tokio::time::Instant::now() >= *at)
-    }
-
-    /// Looks whether a full disk has room again.
-    fn start_look(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
-        let mut disk = self.disk.take()?;
-        if let Some((_, at)) = &mut self.full {
-            *at = tokio::time::Instant::now() + FULL_PAUSE;
-        }
-        let job = tokio::task::spawn_blocking(move || {
-            let result = match disk.make_room() {
-                Ok(()) => Ok(vec![Completion::Room]),
-                Err(error) if error.is_full() => Ok(Vec::new()),
-                Err(error) => Err(error),
-            };
-            (disk, result)
-        });
-        Some((job, Vec::new()))
-    }
-
-    async fn job_done(
-        &mut self,
-        done: Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError>,
-    ) {
-        let completions = match done {
-            Ok((disk, Ok(completions))) => {
-                self.disk = Some(disk);
-                completions
-            }
-            Ok((disk, Err(error))) if error.is_full() => return self.disk_full(disk, &error).await,
-            Ok((_, Err(error))) => return self.disk_failed(error.to_string()),
-            Err(error) => return self.disk_failed(format!("the disk worker ended: {error}")),
-        };
-        for completion in completions {
-            let input = match completion {
-                Completion::Room => {
-                    tracing::info!("the disk has room again");
-                    self.full = None;
-                    self.publish();
-                    continue;
-                }
-                Completion::Flushed(lsn, time) => {
-                    self.metrics
-                        .flush_seconds
-                        .observe(time.max(Duration::ZERO).as_secs_f64());
-                    Input::FlushDone { lsn }
-                }
-                Completion::Persisted(seq) => {
-                    self.metrics.control_writes.inc();
-                    Input::ControlPersisted { seq }
-                }
-            };
-            let commands = self.acceptor.handle(input);
-            self.execute(commands, None);
-        }
-    }
-
-    fn disk_failed(&mut self, reason: String) {
-        let commands = self.acceptor.handle(Input::IoFailed);
-        self.execute(commands, None);
-        self.stopped = Some(reason);
-    }
-
-    /// There was no room. Nothing is tried a second time: as after a crash, what the disk really holds is read, and a
-    /// new acceptor begins with that. It has all that was ever said to be durable; a disk that does not fails.
-    async fn disk_full(&mut self, disk: Disk, error: &DiskError) {
-        let reason = format!("the disk is full, no WAL is taken until there is room: {error}");
-        tracing::warn!(reason);
-        self.metrics.full_disks.inc();
-        for waiting in self.waiting.drain(..) {
-            waiting
-                .reply
-                .send(Outgoing::End(Status::resource_exhausted(&reason)));
-        }
-        // Their control writes are lost, and the numbers of control writes begin anew: whoever ordered asks again.
-        self.ordered.clear();
-        self.batch = Batch::default();
-        self.rooms.clear();
-        let directory = disk.directory().to_owned();
-        drop(disk);
-        let flushed = self.acceptor.ends().0;
-        let loaded = tokio::task::spawn_blocking(move || timeline::load(&directory, flushed)).await;
-        let loaded = match loaded {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(error)) => {
-                self.disk_failed(error.to_string());
-                let damage = error.into_damage();
-                self.view.send_modify(|view| view.damage = damage);
-                return;
-            }
-            Err(error) => return self.disk_failed(error.to_string()),
-        };
-        let found = loaded.acceptor.ends().0;
-        let Loaded {
-            acceptor,
-            intake,
-            files,
-            disk,
-        } = loaded;
-        // What was known to be committed still is; readers must not see it go back.
-        let mut state = acceptor.state().clone();
-        state.commit = state.commit.max(self.acceptor.state().commit);
-        let Some(acceptor) = Acceptor::new(state, found) else {
-            return self.disk_failed(format!("the positions do not fit the WAL, which ends at {found}"));
-        };
-        // Readers share the start of the files that they were given.
-        self.files.raise_start(files.start());
-        (self.acceptor, self.intake, self.disk) = (acceptor, intake, Some(disk));
-        self.control = 0;
-        self.full = Some((reason, tokio::time::Instant::now() + FULL_PAUSE));
-        self.publish();
     }
 
     fn take(&mut self, mail: Mail) {
@@ -805,14 +540,5 @@ async fn one_left(serving: &mut Option<JoinSet<()>>) {
     match serving {
         Some(serving) if !serving.is_empty() => drop(serving.join_next().await),
         _ => std::future::pending().await,
-    }
-}
-
-async fn finished(
-    job: &mut Option<(Job, Vec<OwnedSemaphorePermit>)>,
-) -> Result<(Disk, Result<Vec<Completion>, DiskError>), tokio::task::JoinError> {
-    match job {
-        Some((job, _)) => job.await,
-        None => std::future::pending().await,
     }
 }
