@@ -112,8 +112,9 @@ impl Node {
                 wait_for(parent, *lsn, BRANCH_WAIT).await?;
                 // The branch begins with the parent's catalogue, so that must survive a loss of memory.
                 parent.flush().await?;
+            } else {
+                parent.add_branch(spec.timeline, *lsn).await?;
             }
-            parent.add_branch(spec.timeline, *lsn).await?;
         }
         let stored = current
             .as_ref()
@@ -132,9 +133,12 @@ impl Node {
         let storage = self.storage(key, spec.timeline);
         let timeline = match (current, parent) {
             (Some(current), parent) => Timeline::open(identity, parent, storage, current).await?,
-            (None, Some(parent)) => {
-                let timeline = Timeline::create(identity, Some(parent), storage);
-                timeline.flush().await?;
+            (None, Some((parent, lsn))) => {
+                let timeline = Timeline::create(identity, Some((parent.clone(), lsn)), storage);
+                // At the same time, since each takes some durable writes. Whoever finds the branch stored opens it, and has
+                // the parent note it first.
+                let (noted, stored) = tokio::join!(parent.add_branch(spec.timeline, lsn), timeline.flush());
+                noted.and(stored)?;
                 timeline
             }
             (None, None) => return Err(NodeError::NeverStored(spec.timeline)),
