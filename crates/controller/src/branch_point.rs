@@ -11,8 +11,10 @@
 mod ask;
 mod error;
 
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use lakebed_placement::branch_point::{Awaited, Head, history_start, holder};
 use lakebed_placement::{State, Tenant, Timeline};
 use lakebed_types::{Lsn, TenantId, TimelineId};
@@ -68,9 +70,10 @@ pub(crate) async fn find(
     let mut seen = None;
     let lsn = match at {
         At::Head => {
-            let (head, reports) = told_head(&ask, timeline, None).await?;
-            seen = Some((timeline, (head, reports)));
-            head.known
+            let look = look_at_head(&ask, timeline).await?;
+            let known = look.head.known;
+            seen = Some((timeline, look));
+            known
         }
         At::Lsn(lsn) => lsn,
         At::Time(micros) if micros > now_unix_micros.saturating_add(CLOCK_TOLERANCE_MICROS) => {
@@ -85,6 +88,46 @@ pub(crate) async fn find(
     // Who told the head need not be asked for it again.
     let seen = seen.and_then(|(of, seen)| (of == parent).then_some(seen));
     boundary(&ask, parent, lsn, seen).await
+}
+
+/// What is known of a timeline's end.
+struct Look {
+    head: Head,
+    reports: Reports,
+    /// A committed boundary, if somebody was asked for one: often the last.
+    boundary: Option<(Lsn, Lsn)>,
+}
+
+/// The head, and at the same time the last boundary of what one safekeeper knows as committed: mostly that is the head, and nobody
+/// needs to be asked again.
+async fn look_at_head(ask: &Ask<'_>, timeline: TimelineId) -> Result<Look, BranchPointError> {
+    let one = get(ask.tenant, timeline)?
+        .safekeepers
+        .members()
+        .into_iter()
+        .next();
+    let last = async {
+        match one {
+            Some(one) => ask.last_committed(one, timeline).await,
+            None => None,
+        }
+    };
+    let (told, last) = (pin!(told_head(ask, timeline, None)), pin!(last));
+    let ((head, reports), boundary) = match select(told, last).await {
+        // Who answers one question answers the other; nobody else is waited for.
+        Either::Left((told, last)) => {
+            let told = told?;
+            let answers = one.is_some_and(|one| told.1.contains_key(&one));
+            let last = if answers { last.await } else { None };
+            (told, last)
+        }
+        Either::Right((last, told)) => (told.await?, last),
+    };
+    Ok(Look {
+        head,
+        reports,
+        boundary,
+    })
 }
 
 fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointError> {
@@ -127,7 +170,7 @@ async fn boundary(
     ask: &Ask<'_>,
     id: TimelineId,
     lsn: Lsn,
-    seen: Option<(Head, Reports)>,
+    seen: Option<Look>,
 ) -> Result<BranchPoint, BranchPointError> {
     let timeline = get(ask.tenant, id)?;
     // Before safekeepers are asked, which may not have the WAL any more either.
@@ -147,14 +190,28 @@ async fn boundary(
     if lsn == timeline.start_lsn {
         return Ok(start);
     }
-    let (head, reports) = match seen {
+    let Look {
+        head,
+        reports,
+        boundary,
+    } = match seen {
         Some(seen) => seen,
-        None => told_head(ask, id, Some(lsn)).await?,
+        None => {
+            let (head, reports) = told_head(ask, id, Some(lsn)).await?;
+            Look {
+                head,
+                reports,
+                boundary: None,
+            }
+        }
     };
     if lsn > head.known {
         return Err(BranchPointError::BeyondEnd { lsn, end: head.known });
     }
-    let (boundary, last_record) = ask.boundary(id, lsn, reports).await?;
+    let (boundary, last_record) = match boundary {
+        Some(found) if found.0 == lsn => found,
+        _ => ask.boundary(id, lsn, reports).await?,
+    };
     if boundary == timeline.start_lsn {
         return Ok(start);
     }

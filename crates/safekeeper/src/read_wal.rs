@@ -214,7 +214,7 @@ async fn may_serve(timeline: &Timeline, working: &Working, term: Term, end: Lsn)
     }
 }
 
-/// The last boundary at or below a position.
+/// The last boundary at or below a position, or if that is 0 below what is known as committed.
 pub(crate) async fn find_boundary(
     timeline: &Timeline,
     at_or_below: Lsn,
@@ -224,10 +224,14 @@ pub(crate) async fn find_boundary(
         .working
         .as_ref()
         .ok_or_else(|| stopped_status(timeline))?;
-    let before = {
+    let (before, commit) = {
         let view = timeline.view();
         let view = view.borrow();
-        (view.flush, view.truncations)
+        ((view.flush, view.truncations), view.commit)
+    };
+    let at_or_below = match at_or_below.is_valid() {
+        true => at_or_below,
+        false => commit,
     };
     let removed = archive.zip(timeline_start(timeline).filter(|start| at_or_below >= *start));
     let format = working.files.format();

@@ -115,6 +115,22 @@ impl Ask<'_> {
         Err(last)
     }
 
+    /// The last boundary of what one safekeeper knows as committed, and the start of the record that ends there. So it need not be
+    /// known before where to look.
+    pub async fn last_committed(&self, node: NodeId, id: TimelineId) -> Option<(Lsn, Lsn)> {
+        let request = v1::FindBoundaryRequest {
+            timeline: Some(self.name(id)),
+            at_or_below: 0,
+        };
+        let address = self.address(node)?;
+        let found = self.nodes.call(address, BOUNDARY_PATIENCE, async |channel| {
+            SafekeeperClient::new(channel).find_boundary(request).await
+        });
+        // Whatever is wrong there, the usual way comes upon it and says so.
+        let found = found.await.ok()?;
+        Some((Lsn(found.boundary_lsn), Lsn(found.last_record_start)))
+    }
+
     fn catalogue_address(&self) -> Result<&str, BranchPointError> {
         let shard = self.tenant.shards.first();
         let address = shard.and_then(|shard| self.address(shard.node));

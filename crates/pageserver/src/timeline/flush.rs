@@ -47,8 +47,12 @@ impl Timeline {
         }
         let count = entries.len();
         let (timeline, table) = (self.clone(), frozen.table);
-        let write = move || timeline.write_layers(&table, &entries, (first, last));
-        let new = blocking("a flush", write).await?;
+        let new = if table.is_empty() && entries.is_empty() {
+            Vec::new()
+        } else {
+            let write = move || timeline.write_layers(&table, &entries, (first, last));
+            blocking("a flush", write).await?
+        };
         let edit = (!new.is_empty()).then(|| Edit::Flush(new.clone()));
         let stored = self.commit(&mut commits, edit, &new, last, |state| {
             state.pending.drain(..count);

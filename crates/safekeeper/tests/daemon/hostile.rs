@@ -147,6 +147,24 @@ async fn readers_and_feeds_are_refused_by_position() {
         .ask(append(1, start, sample().bytes(start, end), start))
         .await
         .unwrap();
+    let before = sample().records.iter().rfind(|record| record.end < end).unwrap();
+    let committed = sample().records.iter().rfind(|record| record.end < before.start);
+    let committed = committed.unwrap();
+    stream
+        .ask(append(1, end, Bytes::new(), committed.end))
+        .await
+        .unwrap();
+    let boundary = async |at: Lsn| {
+        let request = v1::FindBoundaryRequest {
+            timeline: Some(timeline_ref()),
+            at_or_below: at.0,
+        };
+        let found = nodes.client(1).await.find_boundary(request).await;
+        let found = found.unwrap().into_inner();
+        (Lsn(found.boundary_lsn), Lsn(found.last_record_start))
+    };
+    // 0: no more than is known as committed, whatever is here.
+    assert_eq!(boundary(Lsn(0)).await, (committed.end, committed.start));
     stream.ask(append(1, end, Bytes::new(), end)).await.unwrap();
 
     let code = async |from: u64, to: u64| nodes.read(1, Lsn(from), Lsn(to), 1).await.unwrap_err().code();
@@ -164,20 +182,7 @@ async fn readers_and_feeds_are_refused_by_position() {
             .code(),
         Code::NotFound
     );
-    let request = |at: Lsn| v1::FindBoundaryRequest {
-        timeline: Some(timeline_ref()),
-        at_or_below: at.0,
-    };
-    let found = client
-        .find_boundary(request(Lsn(end.0 - 1)))
-        .await
-        .unwrap()
-        .into_inner();
-    let before = sample().records.iter().rfind(|record| record.end < end).unwrap();
-    assert_eq!(
-        (found.boundary_lsn, found.last_record_start),
-        (before.end.0, before.start.0)
-    );
+    assert_eq!(boundary(Lsn(end.0 - 1)).await, (before.end, before.start));
 
     // The same timeline again is fine, another one in its place is not.
     client.create_timeline(create_request(&MEMBERS)).await.unwrap();
