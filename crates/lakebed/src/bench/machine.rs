@@ -30,8 +30,7 @@ pub fn load() -> String {
 
 /// Version and profile.
 pub fn build() -> Value {
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-    json!({ "version": env!("CARGO_PKG_VERSION"), "profile": profile })
+    json!({ "version": env!("CARGO_PKG_VERSION"), "profile": env!("LAKEBED_PROFILE") })
 }
 
 /// How to repeat it: the arguments, without the path of the program.

@@ -2,6 +2,7 @@
 //!
 //! With the list a node that restarts while the controllers are down goes on.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ impl Node {
         self.config.data_dir.join("attachments.json")
     }
 
-    /// Writes the list of attachments to local disk.
+    /// Writes the list of attachments to local disk, in whatever order.
     pub(super) fn remember(&self) -> Result<(), NodeError> {
         let attachments = self.with_shards(|shards| {
             let attachment = |((tenant, shard), found): (&ShardKey, &Shard)| Attachment {
@@ -57,13 +58,11 @@ impl Node {
                 shard: *shard,
                 generation: found.generation,
                 retired: found.retired,
-                timelines: parents_first(
-                    found
-                        .timelines
-                        .values()
-                        .map(|running| running.spec.clone())
-                        .collect(),
-                ),
+                timelines: found
+                    .timelines
+                    .values()
+                    .map(|running| running.spec.clone())
+                    .collect(),
             };
             let kept = shards.iter().filter(|(_, shard)| !shard.dropped);
             kept.map(attachment).collect::<Vec<_>>()
@@ -91,8 +90,9 @@ impl Node {
                 return;
             }
         };
-        for attachment in attachments {
+        for mut attachment in attachments {
             let (tenant, shard) = (attachment.tenant, attachment.shard);
+            attachment.timelines = parents_first(attachment.timelines);
             if let Err(error) = self.attach(attachment).await {
                 tracing::warn!(%tenant, %shard, %error, "could not attach the shard again; waiting for the controller");
             }
@@ -104,10 +104,11 @@ impl Node {
 pub fn parents_first(mut specs: Vec<TimelineSpec>) -> Vec<TimelineSpec> {
     let mut sorted: Vec<TimelineSpec> = Vec::with_capacity(specs.len());
     while !specs.is_empty() {
-        let (ready, rest): (Vec<_>, Vec<_>) = specs.iter().cloned().partition(|spec| {
-            spec.parent
-                .is_none_or(|parent| !specs.iter().any(|other| other.timeline == parent.timeline))
-        });
+        let waiting: HashSet<TimelineId> = specs.iter().map(|spec| spec.timeline).collect();
+        let hangs_on_none = |parent: Parent| !waiting.contains(&parent.timeline);
+        let (ready, rest): (Vec<_>, Vec<_>) = specs
+            .into_iter()
+            .partition(|spec| spec.parent.is_none_or(hangs_on_none));
         if ready.is_empty() {
             // A cycle cannot be opened; opening reports the missing parent.
             sorted.extend(rest);

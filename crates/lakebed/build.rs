@@ -1,0 +1,17 @@
+//! Tells the program which profile it is built with, for `lakebed bench`: Cargo itself tells only whether that is like `dev` or like
+//! `release`, and `dist` is another program.
+
+use std::path::Path;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    // target/PROFILE/build/lakebed-HASH/out
+    let out = std::env::var_os("OUT_DIR").unwrap_or_default();
+    let directory = Path::new(&out).ancestors().nth(3).and_then(Path::file_name);
+    let profile = match directory.and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => "unknown",
+    };
+    println!("cargo:rustc-env=LAKEBED_PROFILE={profile}");
+}
