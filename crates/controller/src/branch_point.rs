@@ -1,7 +1,7 @@
 //! Where a new branch starts: a record boundary of the parent or of one of its ancestors.
 //!
 //! * **head**: what a quorum of the parent's safekeepers has committed, so that a branch made after a commit was
-//!   acknowledged has it;
+//!   acknowledged has it; also if that quorum's other half does not answer now;
 //! * **LSN**: moved down to the last record boundary by a safekeeper that holds it committed;
 //! * **time**: the last commit at or before it, by the index of the pageserver that keeps shard 0, after that has
 //!   ingested the head.
@@ -18,6 +18,7 @@ use futures::future::{Either, select};
 use lakebed_placement::branch_point::{Awaited, Head, history_start, holder};
 use lakebed_placement::{State, Tenant, Timeline};
 use lakebed_types::{Lsn, TenantId, TimelineId};
+use tokio::time::timeout;
 
 use crate::nodes::Nodes;
 use ask::{Ask, Reports};
@@ -27,6 +28,8 @@ pub(crate) use error::BranchPointError;
 const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
 /// The pauses between two looks at the safekeepers: the first, and the longest that they grow to.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// How much longer than for the head it is waited for a committed boundary that was asked for beside it.
+const LAST_PATIENCE: Duration = Duration::from_millis(5);
 /// How far a time may lie in the future of this controller's clock.
 const CLOCK_TOLERANCE_MICROS: i64 = 60_000_000;
 
@@ -114,13 +117,8 @@ async fn look_at_head(ask: &Ask<'_>, timeline: TimelineId) -> Result<Look, Branc
     };
     let (told, last) = (pin!(told_head(ask, timeline, None)), pin!(last));
     let ((head, reports), boundary) = match select(told, last).await {
-        // Who answers one question answers the other; nobody else is waited for.
-        Either::Left((told, last)) => {
-            let told = told?;
-            let answers = one.is_some_and(|one| told.1.contains_key(&one));
-            let last = if answers { last.await } else { None };
-            (told, last)
-        }
+        // Who does not answer is not waited for: another one may be asked.
+        Either::Left((told, last)) => (told?, timeout(LAST_PATIENCE, last).await.ok().flatten()),
         Either::Right((last, told)) => (told.await?, last),
     };
     Ok(Look {
@@ -137,8 +135,8 @@ fn get(tenant: &Tenant, timeline: TimelineId) -> Result<&Timeline, BranchPointEr
         .ok_or(BranchPointError::NoTimeline(timeline))
 }
 
-/// The head with the reports that tell it, once everything up to `needed` is known as committed, or everything that is proven
-/// now.
+/// The head with the reports that tell it, once everything up to `needed` is known as committed, or everything that may have been
+/// acknowledged by now.
 async fn told_head(
     ask: &Ask<'_>,
     timeline: TimelineId,
@@ -150,14 +148,14 @@ async fn told_head(
     loop {
         let (head, reports) = ask.head(timeline).await?;
         // Beyond the end waiting would not help.
-        if needed.is_some_and(|needed| needed > head.proven) || awaited.is_known(&head) {
+        if needed.is_some_and(|needed| needed > head.possible) || awaited.is_known(&head) {
             return Ok((head, reports));
         }
         if tokio::time::Instant::now() >= deadline {
             return Err(BranchPointError::CommitNotTold {
                 timeline,
                 known: head.known,
-                proven: head.proven,
+                possible: head.possible,
             });
         }
         tokio::time::sleep(pause).await;

@@ -22,9 +22,9 @@ pub struct Report {
 pub struct Head {
     /// The highest position that a safekeeper was told to be committed. What pageservers can reach.
     pub known: Lsn,
-    /// The highest position that the reports prove to be committed. Above `known` for the moment between a quorum's
-    /// flushes and the proposer's next message, and it may stay there when the proposer dies in that moment.
-    pub proven: Lsn,
+    /// The highest position that may have been acknowledged: no quorum can have flushed more. Above `known` for the moment between
+    /// a quorum's flushes and the proposer's next message, and it may stay there when the proposer dies in that moment.
+    pub possible: Lsn,
 }
 
 /// What must be known as committed before a branch is made: everything up to a position, or [all](Awaited::all).
@@ -32,8 +32,8 @@ pub struct Head {
 pub struct Awaited(Option<Lsn>);
 
 impl Awaited {
-    /// Everything that is proven when it is looked at first. What is proven later came after the question, and while there
-    /// is much to commit there is always more of it.
+    /// Everything that was possibly acknowledged when it is looked at first. What is later came after the question, and while
+    /// there is much to commit there is always more of it.
     pub fn all() -> Awaited {
         Awaited(None)
     }
@@ -45,15 +45,18 @@ impl Awaited {
 
     /// Whether the wait is over, by one more look: it is known.
     pub fn is_known(&mut self, head: &Head) -> bool {
-        head.known >= *self.0.get_or_insert(head.proven)
+        let awaited = self.0.get_or_insert(head.possible);
+        // A report that was missing may tell that it is less.
+        *awaited = head.possible.min(*awaited);
+        head.known >= *awaited
     }
 }
 
 /// The head of a timeline, or `None` while the reports are no quorum of every set.
 ///
-/// A position that a quorum flushed in the same last term, at or above that term's start, is committed: a proposer of
-/// a later term must meet one of those flushes in its election, since an acceptor flushes nothing of an older term
-/// after its vote.
+/// What was acknowledged is flushed by a quorum. So it is not above what a quorum can have flushed, where those who did not report may
+/// have everything. WAL of an older term counts up to where the last term starts: its proposer met a quorum and had from it
+/// all that was committed.
 pub fn head(set: &SafekeeperSet, reports: &BTreeMap<NodeId, Report>) -> Option<Head> {
     if !set.is_quorum(|node| reports.contains_key(&node)) {
         return None;
@@ -65,18 +68,17 @@ pub fn head(set: &SafekeeperSet, reports: &BTreeMap<NodeId, Report>) -> Option<H
         .collect();
     let known = reports.values().map(|report| report.commit).max()?;
     let last_term = reports.values().map(|report| report.last_term).max()?;
-    let flushed = |at: Lsn| {
-        set.is_quorum(|node| {
-            reports
-                .get(&node)
-                .is_some_and(|r| r.last_term.0 == last_term.0 && r.flush >= at)
-        })
+    let flushed = |report: &Report| match report.last_term.0 == last_term.0 {
+        true => report.flush,
+        false => report.flush.min(last_term.1),
     };
-    let candidates = reports.values().map(|report| report.flush);
-    let by_flush = candidates.filter(|&at| at >= last_term.1 && flushed(at)).max();
+    let may_have =
+        |at: Lsn| set.is_quorum(|node| reports.get(&node).is_none_or(|report| flushed(report) >= at));
+    let candidates = reports.values().map(|report| flushed(report));
+    let possible = candidates.filter(|&at| may_have(at)).max();
     Some(Head {
         known,
-        proven: by_flush.map_or(known, |lsn| lsn.max(known)),
+        possible: possible.map_or(known, |lsn| lsn.max(known)),
     })
 }
 
@@ -117,7 +119,7 @@ mod tests {
             next: next.map(|next| next.iter().copied().map(NodeId).collect()),
         };
         let three = set(&[1, 2, 3], None);
-        // Rows: what is tested, the set, (node, last term, its start, flush, commit), expected (known, proven).
+        // Rows: what is tested, the set, (node, last term, its start, flush, commit), expected (known, possible).
         type Row<'a> = (
             &'a str,
             &'a SafekeeperSet,
@@ -136,26 +138,38 @@ mod tests {
             (
                 "flushed by two, not told yet",
                 &three,
-                &[(1, 1, 10, 60, 40), (2, 1, 10, 70, 30)],
+                &[(1, 1, 10, 60, 40), (2, 1, 10, 70, 30), (3, 1, 10, 50, 40)],
                 Some((40, 60)),
+            ),
+            (
+                "the same, and perhaps more by the one that does not report",
+                &three,
+                &[(1, 1, 10, 60, 40), (2, 1, 10, 70, 30)],
+                Some((40, 70)),
             ),
             (
                 "flushed by one only",
                 &three,
+                &[(1, 1, 10, 90, 40), (2, 1, 10, 40, 40), (3, 1, 10, 40, 40)],
+                Some((40, 40)),
+            ),
+            (
+                "flushed by one, and perhaps by the one that does not report",
+                &three,
                 &[(1, 1, 10, 90, 40), (2, 1, 10, 40, 40)],
-                Some((40, 40)),
+                Some((40, 90)),
             ),
             (
-                "flushes of an older term prove nothing",
+                "flushes of an older term count up to the start of the last one",
                 &three,
-                &[(1, 2, 50, 60, 40), (2, 1, 10, 90, 40)],
-                Some((40, 40)),
+                &[(1, 2, 50, 60, 40), (2, 1, 10, 90, 40), (3, 1, 10, 90, 40)],
+                Some((40, 50)),
             ),
             (
-                "flushed below the term's start",
+                "flushed below the term's start: acknowledged by the term before, perhaps",
                 &three,
-                &[(1, 2, 80, 70, 40), (2, 2, 80, 75, 40)],
-                Some((40, 40)),
+                &[(1, 2, 80, 70, 40), (2, 2, 80, 75, 40), (3, 1, 10, 60, 40)],
+                Some((40, 70)),
             ),
             (
                 "a stranger does not count",
@@ -172,7 +186,13 @@ mod tests {
             (
                 "joint: both",
                 &joint,
-                &[(1, 1, 10, 50, 20), (3, 1, 10, 50, 20), (4, 1, 10, 45, 20)],
+                &[
+                    (1, 1, 10, 50, 20),
+                    (2, 1, 10, 10, 10),
+                    (3, 1, 10, 50, 20),
+                    (4, 1, 10, 45, 20),
+                    (5, 1, 10, 10, 10),
+                ],
                 Some((20, 45)),
             ),
         ];
@@ -189,9 +209,9 @@ mod tests {
                 )
             });
             let got = head(set, &reports.collect());
-            let expected = expected.map(|(known, proven)| Head {
+            let expected = expected.map(|(known, possible)| Head {
                 known: Lsn(known),
-                proven: Lsn(proven),
+                possible: Lsn(possible),
             });
             assert_eq!(got, expected, "{what}");
         }
@@ -200,9 +220,9 @@ mod tests {
     #[test]
     fn a_wait_for_the_head_ends_although_more_is_committed_meanwhile() {
         let looks = |mut awaited: Awaited, heads: &[(u64, u64)]| {
-            let heads = heads.iter().map(|&(known, proven)| Head {
+            let heads = heads.iter().map(|&(known, possible)| Head {
                 known: Lsn(known),
-                proven: Lsn(proven),
+                possible: Lsn(possible),
             });
             heads.map(|head| awaited.is_known(&head)).collect::<Vec<_>>()
         };
@@ -210,8 +230,8 @@ mod tests {
         assert_eq!(looks(Awaited::all(), &busy), [false, false, true]);
         assert_eq!(looks(Awaited::upto(Lsn(50)), &busy), [false, true, true]);
         assert_eq!(looks(Awaited::all(), &[(40, 40)]), [true]);
-        // Another quorum may answer the next time, and prove less; what was proven stays committed.
-        assert_eq!(looks(Awaited::all(), &[(40, 60), (50, 50)]), [false, false]);
+        // The one that did not answer the first time does not have it either.
+        assert_eq!(looks(Awaited::all(), &[(40, 60), (50, 50)]), [false, true]);
     }
 
     #[test]

@@ -10,12 +10,15 @@ use lakebed_proto::v1::pageserver_client::PageserverClient;
 use lakebed_proto::v1::safekeeper_client::SafekeeperClient;
 use lakebed_proto::{convert, v1};
 use lakebed_types::{Lsn, NodeId, TenantId, Term, TimelineId};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::BranchPointError;
 use super::get;
 use crate::nodes::Nodes;
 
 const SAFEKEEPER_PATIENCE: Duration = Duration::from_secs(3);
+/// For the others, when a quorum has answered: without them it takes another look at worst.
+const QUORUM_PATIENCE: Duration = Duration::from_millis(100);
 const BOUNDARY_PATIENCE: Duration = Duration::from_secs(15);
 /// More than a pageserver itself waits for WAL.
 const PAGESERVER_PATIENCE: Duration = Duration::from_secs(20);
@@ -40,7 +43,8 @@ impl Ask<'_> {
         convert::timeline_ref(self.tenant_id, timeline)
     }
 
-    /// How far the timeline is committed. All its safekeepers are asked, and a quorum has to answer.
+    /// How far the timeline is committed. All its safekeepers are asked, and a quorum has to answer; the others are not waited for
+    /// once they cannot change it, or for long.
     pub async fn head(&self, id: TimelineId) -> Result<(Head, Reports), BranchPointError> {
         let set = &get(self.tenant, id)?.safekeepers;
         let mut asked = set
@@ -49,10 +53,16 @@ impl Ask<'_> {
             .map(|node| async move { (node, self.report(node, id).await) })
             .collect::<futures::stream::FuturesUnordered<_>>();
         let (mut reports, mut reasons) = (Reports::new(), Vec::new());
-        while let Some((node, report)) = asked.next().await {
+        let mut enough = Instant::now() + SAFEKEEPER_PATIENCE;
+        while let Ok(Some((node, report))) = timeout_at(enough, asked.next()).await {
             match report {
                 Ok(report) => drop(reports.insert(node, report)),
                 Err(reason) => reasons.push(format!("safekeeper {node}: {reason}")),
+            }
+            match head(set, &reports) {
+                Some(head) if head.known >= head.possible => break,
+                Some(_) => enough = enough.min(Instant::now() + QUORUM_PATIENCE),
+                None => {}
             }
         }
         match head(set, &reports) {

@@ -20,18 +20,18 @@ pub(crate) enum BranchPointError {
         /// What each said.
         reasons: String,
     },
-    /// A quorum has it, and nobody was told.
+    /// A quorum may have it, and nobody was told.
     #[error(
-        "timeline {timeline} is committed up to {proven}, but its compute ended before it told more than {known} to the \
-         safekeepers; start a compute on that branch once, or branch at {known}"
+        "timeline {timeline} may be committed up to {possible}, but its compute ended before it told more than {known} to the \
+         safekeepers; start a compute on that branch once (or the safekeepers that do not answer), or branch at {known}"
     )]
     CommitNotTold {
         /// The timeline.
         timeline: TimelineId,
         /// Up to where safekeepers were told.
         known: Lsn,
-        /// Up to where a quorum has it.
-        proven: Lsn,
+        /// Up to where a quorum may have it: safekeepers that do not answer may have everything.
+        possible: Lsn,
     },
     /// Before the first position of the branch and its ancestors.
     #[error("{lsn} lies before the history of this branch, which starts at {start}")]

@@ -323,3 +323,27 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
         wal.end().0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_safekeeper_may_have_is_not_left_out_of_a_branch() {
+    let mut tier = Tier::with_nodes(3, 1).await;
+    let mut cluster = Cluster::init();
+    let main = tier.bootstrap("acme", &cluster.data_dir()).await.unwrap().branch;
+    cluster.start(SETTINGS);
+    cluster.sql("create table t (a int)");
+    cluster.stop(Stop::Clean);
+    let wal = Wal::read(&cluster.data_dir(), &main);
+    let told = wal.records[wal.records.len() / 2].1;
+    // One has everything and was told of less. It was acknowledged if another one has it too.
+    wal.propose(&tier, 1, &main, 1, told).await;
+    tier.stop("safekeeper-3").await;
+    refused(
+        tier.branch("acme", "head", None).await,
+        Code::FailedPrecondition,
+        &format!("committed up to {}", wal.end()),
+    );
+    // Neither has, so it was not.
+    tier.start_safekeeper(3).await;
+    let head = tier.branch("acme", "head", None).await.unwrap();
+    assert_eq!(head.start_lsn, told.0);
+}
