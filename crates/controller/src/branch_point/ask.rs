@@ -53,7 +53,8 @@ impl Ask<'_> {
             .map(|node| async move { (node, self.report(node, id).await) })
             .collect::<futures::stream::FuturesUnordered<_>>();
         let (mut reports, mut reasons) = (Reports::new(), Vec::new());
-        let mut enough = Instant::now() + SAFEKEEPER_PATIENCE;
+        // Before a quorum has answered, each call ends by itself and says why.
+        let mut enough = Instant::now() + 2 * SAFEKEEPER_PATIENCE;
         while let Ok(Some((node, report))) = timeout_at(enough, asked.next()).await {
             match report {
                 Ok(report) => drop(reports.insert(node, report)),
