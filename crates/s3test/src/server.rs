@@ -18,7 +18,11 @@ pub const CREDENTIALS: [(&str, &str); 2] = [
     ("AWS_SECRET_ACCESS_KEY", "no secret"),
 ];
 
-/// A running server with one empty bucket. Ends, and forgets everything, when dropped.
+/// Runs a program until there is nothing more to read, which is so when the process at the other end is gone too, in whatever way.
+const UNTIL_CLOSED: &str = r#""$0" "$@" </dev/null & server=$!; cat >/dev/null; kill "$server"; wait "$server""#;
+
+/// A running server with one empty bucket. Ends, and forgets everything, when dropped, or with this process: one in a `static` is
+/// never dropped.
 #[derive(Debug)]
 pub struct S3Server {
     child: Child,
@@ -38,10 +42,11 @@ impl S3Server {
         let chosen = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = chosen.local_addr().expect("its address").port();
         drop(chosen);
-        let mut command = Command::new(program.trim());
+        let mut command = Command::new("sh");
         command
+            .args(["-c", UNTIL_CLOSED, program.trim()])
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log);
         let child = command
@@ -82,7 +87,7 @@ fn create_bucket(address: &str) -> bool {
 
 impl Drop for S3Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }
