@@ -19,7 +19,8 @@ pub const CREDENTIALS: [(&str, &str); 2] = [
 ];
 
 /// Runs a program until there is nothing more to read, which is so when the process at the other end is gone too, in whatever way.
-const UNTIL_CLOSED: &str = r#""$0" "$@" </dev/null & server=$!; cat >/dev/null; kill "$server"; wait "$server""#;
+const UNTIL_CLOSED: &str =
+    r#""$0" "$@" </dev/null & server=$!; cat >/dev/null; kill "$server"; wait "$server""#;
 
 /// A running server with one empty bucket. Ends, and forgets everything, when dropped, or with this process: one in a `static` is
 /// never dropped.
