@@ -288,8 +288,8 @@ async fn a_branch_that_was_detached_outlives_its_parent() {
     assert_eq!(made.branch.timeline, done.timeline);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
+/// A tier with the branch `main`, and WAL for it that no safekeeper has yet.
+async fn with_wal() -> (Tier, v1::BranchInfo, Wal) {
     let tier = Tier::with_nodes(3, 1).await;
     let mut cluster = Cluster::init();
     let main = tier.bootstrap("acme", &cluster.data_dir()).await.unwrap().branch;
@@ -297,6 +297,12 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
     cluster.sql("create table t (a int)");
     cluster.stop(Stop::Clean);
     let wal = Wal::read(&cluster.data_dir(), &main);
+    (tier, main, wal)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
+    let (tier, main, wal) = with_wal().await;
     // Two safekeepers have everything, and were told of less.
     let told = wal.records[wal.records.len() / 2].1;
     for id in 1..=2 {
@@ -326,13 +332,7 @@ async fn what_only_a_quorum_knows_as_committed_is_not_left_out_of_a_branch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_silent_safekeeper_may_have_is_not_left_out_of_a_branch() {
-    let mut tier = Tier::with_nodes(3, 1).await;
-    let mut cluster = Cluster::init();
-    let main = tier.bootstrap("acme", &cluster.data_dir()).await.unwrap().branch;
-    cluster.start(SETTINGS);
-    cluster.sql("create table t (a int)");
-    cluster.stop(Stop::Clean);
-    let wal = Wal::read(&cluster.data_dir(), &main);
+    let (mut tier, main, wal) = with_wal().await;
     let told = wal.records[wal.records.len() / 2].1;
     // One has everything and was told of less. It was acknowledged if another one has it too.
     wal.propose(&tier, 1, &main, 1, told).await;

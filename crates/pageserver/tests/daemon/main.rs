@@ -1,5 +1,6 @@
-//! The pageserver among others: whom it gets WAL from, and who reads pages.
+//! The pageserver among others: whom it gets WAL from, who reads pages, and what is given up.
 
+mod deletion;
 mod feed;
 mod node;
 mod page_stream;

@@ -4,47 +4,35 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lakebed_blobstore::{BlobStore, paths};
-use lakebed_pageserver::config::PageserverConfig;
 use lakebed_pageserver::daemon::Managers;
 use lakebed_pageserver::import::Circumstances;
 use lakebed_pageserver::manifest::{Cluster, Parent, Place};
 use lakebed_pageserver::metrics::Metrics;
 use lakebed_pageserver::node::{Attachment, Node, NodeError, TimelineSpec};
 use lakebed_pageserver::timeline::history::Kept;
-use lakebed_types::{Generation, Lsn, ShardCount, ShardIdentity, TenantId, TimelineId};
+use lakebed_types::{Generation, Lsn, ShardIdentity, TenantId, TimelineId};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-const TENANT: TenantId = TenantId([1; 16]);
-const ROOT: TimelineId = TimelineId([2; 16]);
+use crate::node::{TENANT, TIMELINE as ROOT, config, shard};
+
 const CHILD: TimelineId = TimelineId([3; 16]);
 
 fn key() -> (TenantId, ShardIdentity) {
-    let shard = ShardIdentity::new(0, ShardCount::new(1).unwrap()).unwrap();
-    (TENANT, shard)
+    (TENANT, shard())
 }
 
 fn node(directory: &Path, store: &BlobStore) -> Arc<Node> {
-    let config = PageserverConfig {
-        node_id: 1,
-        data_dir: directory.to_owned(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin_listen: ([127, 0, 0, 1], 0).into(),
-        store: "memory:".to_owned(),
-        flush_bytes: 1 << 20,
-        image_deltas: 24,
-        image_bytes: 16 << 10,
-        index_cache_bytes: 1 << 20,
-        rewind_s: 3600,
-        lease_s: 900,
-        page_cache_bytes: 1 << 20,
-        disk_budget_bytes: None,
-        disk_reserve_bytes: 0,
-    };
     std::fs::create_dir_all(directory).unwrap();
     let metrics = Metrics::register(&mut Registry::default());
     let stop = CancellationToken::new();
-    Node::new(config, Managers::default(), store.clone(), metrics, stop)
+    Node::new(
+        config(directory),
+        Managers::default(),
+        store.clone(),
+        metrics,
+        stop,
+    )
 }
 
 fn spec(timeline: TimelineId, parent: Option<Parent>, cluster: Cluster) -> TimelineSpec {
