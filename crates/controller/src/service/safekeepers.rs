@@ -218,6 +218,7 @@ impl Service {
             Err(error) if error.code() == Some(Code::NotFound) => known,
             Err(error) => v1::SafekeeperInfo {
                 error: error.to_string(),
+                away: true,
                 ..known
             },
         }

@@ -236,9 +236,10 @@ fn members(info: &v1::SafekeepersInfo) -> v1::Membership {
     info.membership.clone().unwrap_or_default()
 }
 
-/// Nothing is left to do but what a node that is away would have to do.
+/// Nothing is left to do but what a node that is away would have to do. One that answers that the timeline has stopped
+/// there is not away: so does one that is just deleting it, and until it has done so it cannot come back.
 fn is_finished(info: &v1::SafekeepersInfo) -> bool {
-    let still_leaving = |node: &v1::SafekeeperInfo| node.leaving && node.error.is_empty();
+    let still_leaving = |node: &v1::SafekeeperInfo| node.leaving && !node.away;
     info.settled && info.joining.is_none() && !info.safekeepers.iter().any(still_leaving)
 }
 
@@ -426,5 +427,40 @@ fn show(info: &v1::SafekeepersInfo, as_json: bool) {
     }
     if let Some(told) = timed_out(info) {
         println!("\n{told}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_finished_when_those_who_leave_have_deleted_it_or_are_away() {
+        let node = |leaving, error: &str, away| v1::SafekeeperInfo {
+            leaving,
+            error: error.to_owned(),
+            away,
+            ..v1::SafekeeperInfo::default()
+        };
+        let table = [
+            (vec![node(false, "", false)], true),
+            (vec![node(false, "its disk failed", false)], true),
+            (vec![node(true, "", false)], false),
+            (vec![node(true, "it was deleted", false)], false),
+            (vec![node(true, "no route to host", true)], true),
+            (
+                vec![node(true, "no route to host", true), node(true, "", false)],
+                false,
+            ),
+        ];
+        for (safekeepers, finished) in table {
+            let info = |settled| v1::SafekeepersInfo {
+                settled,
+                safekeepers: safekeepers.clone(),
+                ..v1::SafekeepersInfo::default()
+            };
+            assert_eq!(is_finished(&info(true)), finished, "{safekeepers:?}");
+            assert!(!is_finished(&info(false)));
+        }
     }
 }
