@@ -13,5 +13,12 @@ fn main() {
         Some(name) => name,
         None => "unknown",
     };
-    println!("cargo:rustc-env=LAKEBED_PROFILE={profile}");
+    // `deploy/build`: the same profile, and yet another program.
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let how = match () {
+        () if flags.contains("profile-use") => ", guided by a profile",
+        () if flags.contains("profile-generate") => ", instrumented",
+        () => "",
+    };
+    println!("cargo:rustc-env=LAKEBED_PROFILE={profile}{how}");
 }

@@ -11,7 +11,7 @@
 mod cpu;
 
 use bytes::Bytes;
-use lakebed_layer::format::{Codec, IndexCache, LayerReader, LayerWriter, ReadCount};
+use lakebed_layer::format::{Codec, IndexCache, LayerReader, LayerWriter, ReadCount, Sought};
 use lakebed_layer::{Chain, LayerId, LayerKind, Value, ValueKind};
 use lakebed_types::{ForkNumber, Generation, Lsn, PAGE_SIZE, PageKey, RelTag};
 
@@ -69,7 +69,7 @@ fn measure(codec: Codec, pages: &[(PageKey, Value)]) -> Result<(), Box<dyn std::
             return Err("no pages".into());
         };
         let mut chain = Chain::new(Lsn(0), LSN);
-        reader.read(key, &mut chain, &cache, &mut count)?;
+        reader.read(&Sought::new(key), &mut chain, &cache, &mut count)?;
         assert!(chain.has_base());
     }
     println!(

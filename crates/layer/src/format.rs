@@ -43,6 +43,7 @@ mod index;
 mod index_cache;
 mod piece;
 mod reader;
+mod sought;
 mod verify;
 mod writer;
 
@@ -52,6 +53,7 @@ pub use damage::{Damage, ReadError};
 pub use index_cache::IndexCache;
 pub use piece::Piece;
 pub use reader::{LayerReader, ReadAt, ReadCount};
+pub use sought::Sought;
 pub use writer::{BLOCK_BYTES, LayerWriter, WriteError};
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lakebed_types::PageKey;
 
-use crate::format::{IndexCache, LayerReader, ReadAt, ReadCount, ReadError};
+use crate::format::{IndexCache, LayerReader, ReadAt, ReadCount, ReadError, Sought};
 use crate::{Chain, LayerDesc, LayerId, LayerKind, LayerMap};
 
 /// Offers `chain` what the layers of `map` have of the page. `open` gives the reader of a layer, for instance from the
@@ -36,6 +36,7 @@ pub fn read_watched<R: ReadAt, E: From<ReadError>>(
     mut open: impl FnMut(LayerId) -> Result<Arc<LayerReader<R>>, E>,
     mut asked: impl FnMut(&LayerDesc, &Chain, &ReadCount),
 ) -> Result<(), E> {
+    let page = Sought::new(key);
     for desc in map.read_order(key, chain.upto()) {
         // Every value above this layer's end was seen. It is not so for merged layers: those that come later in the
         // order are older page by page, and may have later values of other pages.
@@ -45,7 +46,7 @@ pub fn read_watched<R: ReadAt, E: From<ReadError>>(
         if chain.is_complete() {
             return Ok(());
         }
-        open(desc.id)?.read(key, chain, cache, count)?;
+        open(desc.id)?.read(&page, chain, cache, count)?;
         asked(desc, chain, count);
     }
     Ok(())

@@ -4,12 +4,12 @@
 //! it instead of from the page's last image. Entries are made by reads. The memory is bounded; what was not used since
 //! the hand passed last makes room (the clock algorithm).
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lakebed_types::{Lsn, PAGE_SIZE, PageKey, TimelineId};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 /// Parts with a lock each.
 const PARTS: usize = 16;
@@ -19,8 +19,8 @@ type Name = (TimelineId, PageKey);
 /// See the module header.
 #[derive(Debug)]
 pub struct PageCache {
+    /// None where nothing is kept.
     parts: Vec<Mutex<Part>>,
-    hasher: RandomState,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Entry {
 
 #[derive(Debug)]
 struct Part {
-    places: HashMap<Name, usize>,
+    places: FxHashMap<Name, usize>,
     entries: Vec<Entry>,
     hand: usize,
     capacity: usize,
@@ -42,20 +42,27 @@ struct Part {
 impl PageCache {
     /// Holds about this many bytes of pages; 0 holds none.
     pub fn new(bytes: usize) -> PageCache {
+        let capacity = bytes / PAGE_SIZE / PARTS;
         let part = || Part {
-            places: HashMap::new(),
+            places: FxHashMap::default(),
             entries: Vec::new(),
             hand: 0,
-            capacity: bytes / PAGE_SIZE / PARTS,
+            capacity,
         };
+        let parts = if capacity == 0 { 0 } else { PARTS };
         PageCache {
-            parts: (0..PARTS).map(|_| Mutex::new(part())).collect(),
-            hasher: RandomState::new(),
+            parts: (0..parts).map(|_| Mutex::new(part())).collect(),
         }
     }
 
     fn part(&self, name: &Name) -> Option<MutexGuard<'_, Part>> {
-        let part = self.parts.get(self.hasher.hash_one(name) as usize % PARTS)?;
+        if self.parts.is_empty() {
+            return None;
+        }
+        // The low bits choose a place in the part's own table.
+        let part = self
+            .parts
+            .get((FxBuildHasher.hash_one(name) >> 32) as usize % PARTS)?;
         Some(part.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -70,20 +77,20 @@ impl PageCache {
     }
 
     /// Keeps a page as of an LSN, unless a later one is known.
-    pub fn put(&self, timeline: TimelineId, key: &PageKey, at: Lsn, page: Bytes) {
+    pub fn put(&self, timeline: TimelineId, key: &PageKey, at: Lsn, page: &Bytes) {
         let name = (timeline, *key);
         let Some(mut part) = self.part(&name) else { return };
         let known = part.places.get(&name).copied();
         if let Some(entry) = known.and_then(|place| part.entries.get_mut(place)) {
             if at > entry.at {
-                (entry.at, entry.page) = (at, page);
+                (entry.at, entry.page) = (at, page.clone());
             }
             return;
         }
         part.insert(Entry {
             name,
             at,
-            page,
+            page: page.clone(),
             used: false,
         });
     }
@@ -142,12 +149,12 @@ mod tests {
     fn a_page_is_found_at_or_past_its_lsn_and_never_goes_back() {
         let (cache, timeline) = (PageCache::new(1 << 20), TimelineId([1; 16]));
         let page = |byte: u8| Bytes::from(vec![byte; PAGE_SIZE]);
-        cache.put(timeline, &key(1), Lsn(80), page(8));
+        cache.put(timeline, &key(1), Lsn(80), &page(8));
         assert_eq!(cache.get(timeline, &key(1), Lsn(79)), None);
         assert_eq!(cache.get(timeline, &key(1), Lsn(80)), Some((Lsn(80), page(8))));
-        cache.put(timeline, &key(1), Lsn(70), page(7));
+        cache.put(timeline, &key(1), Lsn(70), &page(7));
         assert_eq!(cache.get(timeline, &key(1), Lsn(90)), Some((Lsn(80), page(8))));
-        cache.put(timeline, &key(1), Lsn(90), page(9));
+        cache.put(timeline, &key(1), Lsn(90), &page(9));
         assert_eq!(cache.get(timeline, &key(1), Lsn(90)), Some((Lsn(90), page(9))));
         assert_eq!(cache.get(TimelineId([2; 16]), &key(1), Lsn(90)), None);
         cache.forget(timeline);
@@ -159,10 +166,10 @@ mod tests {
         let timeline = TimelineId([1; 16]);
         let capacity = 8;
         let cache = PageCache::new(capacity * PARTS * PAGE_SIZE);
-        cache.put(timeline, &key(0), Lsn(8), Bytes::new());
+        cache.put(timeline, &key(0), Lsn(8), &Bytes::new());
         for number in 1..1000 {
             assert!(cache.get(timeline, &key(0), Lsn(8)).is_some(), "{number}");
-            cache.put(timeline, &key(number), Lsn(8), Bytes::new());
+            cache.put(timeline, &key(number), Lsn(8), &Bytes::new());
         }
         for part in &cache.parts {
             let part = part.lock().unwrap();
@@ -172,7 +179,7 @@ mod tests {
             }
         }
         let none = PageCache::new(0);
-        none.put(timeline, &key(0), Lsn(8), Bytes::new());
+        none.put(timeline, &key(0), Lsn(8), &Bytes::new());
         assert_eq!(none.get(timeline, &key(0), Lsn(8)), None);
     }
 }

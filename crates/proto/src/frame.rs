@@ -97,28 +97,56 @@ pub fn status(end: v1::StreamEnd) -> Status {
 }
 
 fn put_kind(kind: u8, message: &impl Message, out: &mut BytesMut) -> Result<(), FrameError> {
-    let length = message.encoded_len();
-    if length > MAX_BODY_BYTES {
-        return Err(FrameError::TooLong {
-            bytes: length,
-            most: MAX_BODY_BYTES,
-        });
-    }
+    let header = Header::new(kind, message.encoded_len())?;
     let at = out.len();
-    let head = (length as u32 | u32::from(kind) << 24).to_le_bytes();
-    out.reserve(HEADER_BYTES + length);
-    out.extend_from_slice(&head);
-    out.extend_from_slice(&[0; 4]);
+    out.reserve(HEADER_BYTES + message.encoded_len());
+    out.extend_from_slice(&[0; HEADER_BYTES]);
     // Only want of room is an error, and there is room.
     let _ = message.encode(out);
-    if let Some((header, body)) = out
+    if let Some((place, body)) = out
         .get_mut(at..)
-        .and_then(|frame| frame.split_at_mut_checked(HEADER_BYTES))
+        .and_then(|frame| frame.split_first_chunk_mut::<HEADER_BYTES>())
     {
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&head), body);
-        header[4..].copy_from_slice(&crc.to_le_bytes());
+        *place = header.finish(crc32c::crc32c_append(header.begin(), body));
     }
     Ok(())
+}
+
+/// The header of a frame that is being put.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header([u8; 4]);
+
+impl Header {
+    /// Of a message with a body of so many bytes.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub(crate) fn of_message(length: usize) -> Result<Header, FrameError> {
+        Header::new(MESSAGE, length)
+    }
+
+    fn new(kind: u8, length: usize) -> Result<Header, FrameError> {
+        if length > MAX_BODY_BYTES {
+            return Err(FrameError::TooLong {
+                bytes: length,
+                most: MAX_BODY_BYTES,
+            });
+        }
+        Ok(Header((length as u32 | u32::from(kind) << 24).to_le_bytes()))
+    }
+
+    /// The checksum before the body is added.
+    pub(crate) fn begin(self) -> u32 {
+        crc32c::crc32c(&self.0)
+    }
+
+    /// Its bytes, with the checksum of all.
+    pub(crate) fn finish(self, crc: u32) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&self.0);
+        bytes[4..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
 }
 
 /// What has arrived and was not taken yet.

@@ -9,6 +9,7 @@ mod connect;
 pub mod convert;
 pub mod differences;
 pub mod frame;
+pub mod outbound;
 pub mod quorum;
 pub mod stream;
 

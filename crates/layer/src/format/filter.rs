@@ -23,9 +23,9 @@ const SALT: [u32; WORDS] = [
     0x5c6b_fb31,
 ];
 
-/// The hash of a page.
-pub(super) fn hash(key: &PageKey) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(&key.encode())
+/// The hash of a page with this stored key.
+pub(super) fn hash(key: &[u8; PageKey::ENCODED_BYTES]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
 }
 
 /// The filter's bytes for the pages with these hashes.
@@ -65,9 +65,8 @@ impl Filter {
         whole.then_some(Filter { bytes })
     }
 
-    /// Whether the page may be there.
-    pub(super) fn may_have(&self, key: &PageKey) -> bool {
-        let hash = hash(key);
+    /// Whether the page with this hash may be there.
+    pub(super) fn may_have(&self, hash: u64) -> bool {
         let start = block_of(hash, self.bytes.len() / BLOCK_BYTES) * BLOCK_BYTES;
         let (words, _) = self.bytes[start..start + BLOCK_BYTES].as_chunks::<4>();
         // All words are looked at: they are in one cache line, and a branch for each would cost more.

@@ -1,5 +1,7 @@
 //! Index entries: which block has the piece of a page that begins at an LSN. The top is an index of index blocks.
 
+use std::hint::select_unpredictable;
+
 use bytes::{BufMut, Bytes};
 use lakebed_types::{Lsn, PageKey};
 
@@ -23,22 +25,24 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        out.put_slice(&order(&self.key, self.lsn));
+        out.put_slice(&self.key.encode());
+        out.put_u64(self.lsn.0);
         out.put_u64_le(self.place.offset);
         out.put_u32_le(self.place.length);
         out.put_u8(u8::from(self.stands_alone));
     }
 }
 
-fn order(key: &PageKey, lsn: Lsn) -> [u8; ORDER_BYTES] {
-    let mut out = [0; ORDER_BYTES];
-    out[..PageKey::ENCODED_BYTES].copy_from_slice(&key.encode());
-    out[PageKey::ENCODED_BYTES..].copy_from_slice(&lsn.0.to_be_bytes());
-    out
-}
-
 /// Those bytes as numbers, which compare as the bytes do, and faster.
-type Order = (u128, u64, u16);
+pub(super) type Order = (u128, u64, u16);
+
+/// What an entry of the page with this stored key is ordered by.
+pub(super) fn order(key: &[u8; PageKey::ENCODED_BYTES], lsn: Lsn) -> Order {
+    let mut out = [0; ORDER_BYTES];
+    out[..PageKey::ENCODED_BYTES].copy_from_slice(key);
+    out[PageKey::ENCODED_BYTES..].copy_from_slice(&lsn.0.to_be_bytes());
+    as_numbers(&out)
+}
 
 fn as_numbers(order: &[u8; ORDER_BYTES]) -> Order {
     let [high @ .., a, b, c, d, e, f, g, h, i, j] = *order;
@@ -104,24 +108,22 @@ impl Entries {
         })
     }
 
-    /// Number of entries at or below (page, LSN): the one before is the piece to read, or the block to look in.
-    pub(super) fn upto(&self, key: &PageKey, lsn: Lsn) -> usize {
-        let wanted = as_numbers(&order(key, lsn));
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = (low + high) / 2;
-            if self.order(middle).is_some_and(|order| order <= wanted) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+    /// Number of entries at or below what is wanted: the one before is the piece to read, or the block to look in.
+    pub(super) fn upto(&self, wanted: Order) -> usize {
+        let is_upto = |at: usize| self.order(at).is_some_and(|order| order <= wanted);
+        let (mut low, mut left) = (0, self.len());
+        // How it goes is as good as random, so it is computed: a branch would be foreseen wrongly every other time.
+        while left > 1 {
+            let half = left / 2;
+            low = select_unpredictable(is_upto(low + half), low + half, low);
+            left -= half;
         }
-        low
+        low + usize::from(left == 1 && is_upto(low))
     }
 
     /// Number of entries below the page's first.
     pub(super) fn before(&self, key: &PageKey) -> usize {
         // No value has LSN 0, so nothing of the page is counted.
-        self.upto(key, Lsn(0))
+        self.upto(order(&key.encode(), Lsn(0)))
     }
 }

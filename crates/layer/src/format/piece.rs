@@ -56,16 +56,18 @@ impl Pieces {
         Pieces { block }
     }
 
-    /// The values of one page. The error says what is wrong.
-    pub(super) fn find(mut self, wanted: &PageKey) -> Result<Vec<(Lsn, Value)>, &'static str> {
-        let wanted = wanted.encode();
+    /// The values of the page with this stored key. The error says what is wrong.
+    pub(super) fn find(
+        mut self,
+        wanted: &[u8; PageKey::ENCODED_BYTES],
+    ) -> Result<Vec<(Lsn, Value)>, &'static str> {
         // Other pages' pieces are passed over as plain bytes: a part of the block that is kept has a cost.
         let (mut rest, mut passed) = (&self.block[..], 0);
         while !rest.is_empty() {
             let lengths = rest.get(PageKey::ENCODED_BYTES + 4..PIECE_HEADER_BYTES);
             let length = lengths.and_then(|bytes| bytes.try_into().ok());
             let length = u32::from_le_bytes(length.ok_or(CUT)?) as usize;
-            if rest.starts_with(&wanted) {
+            if rest.starts_with(wanted) {
                 self.block = self.block.slice(passed..);
                 let piece = self.take()?.ok_or(CUT)?;
                 return piece.values();

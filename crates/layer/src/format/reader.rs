@@ -7,11 +7,12 @@ use lakebed_types::{Lsn, PageKey};
 
 use super::block::{self, BlockKind, BlockPlace, HEADER_BYTES as BLOCK_HEADER_BYTES};
 use super::damage::{Damage, ReadError};
-use super::filter::Filter;
+use super::filter::{self, Filter};
 use super::footer::{FOOTER_BYTES, Footer, HEADER_BYTES, check_header};
 use super::index::{Entries, Entry};
 use super::index_cache::IndexCache;
 use super::piece::{Piece, Pieces};
+use super::sought::Sought;
 use crate::{Chain, LayerDesc, LayerId, PageRange};
 
 /// Where a layer's bytes come from: a local file, an object, memory.
@@ -139,7 +140,7 @@ impl<R: ReadAt> LayerReader<R> {
     /// See [`ReadError`].
     pub fn read(
         &self,
-        key: &PageKey,
+        page: &Sought,
         chain: &mut Chain,
         cache: &IndexCache,
         count: &mut ReadCount,
@@ -148,21 +149,22 @@ impl<R: ReadAt> LayerReader<R> {
             return Ok(());
         }
         count.layers += 1;
-        if !self.filter.may_have(key) {
+        if !self.filter.may_have(page.hash) {
             count.filtered += 1;
             return Ok(());
         }
-        let (asked, mut found) = ((*key, chain.upto()), false);
-        let mut leaf = self.top.upto(key, asked.1);
+        let (asked, mut found) = ((page.key, chain.upto()), false);
+        let upto = page.upto(asked.1);
+        let mut leaf = self.top.upto(upto);
         while let Some(entry) = leaf.checked_sub(1).and_then(|leaf| self.top.get(leaf)) {
             let entries = self.index(&entry, asked, cache, count)?;
-            let mut at = entries.upto(key, asked.1);
+            let mut at = entries.upto(upto);
             while let Some(entry) = at.checked_sub(1).and_then(|at| entries.get(at)) {
-                if entry.key != *key || chain.is_complete() {
+                if entry.key != page.key || chain.is_complete() {
                     return Ok(());
                 }
                 count.found += u32::from(!std::mem::replace(&mut found, true));
-                let values = self.data(entry.place, asked, count)?.find(key);
+                let values = self.data(entry.place, asked, count)?.find(&page.bytes);
                 let values = values.map_err(|what| self.damage(BlockKind::Data, entry.place, asked, what))?;
                 chain.offer(values);
                 at -= 1;
@@ -327,7 +329,7 @@ impl<R: ReadAt> LayerReader<R> {
     }
 
     pub(super) fn may_have(&self, key: &PageKey) -> bool {
-        self.filter.may_have(key)
+        self.filter.may_have(filter::hash(&key.encode()))
     }
 }
 

@@ -80,7 +80,12 @@ fn read(
     lsn: Lsn,
 ) -> Result<(Vec<(Lsn, Value)>, ReadCount), ReadError> {
     let (mut chain, mut count) = (Chain::new(Lsn(0), lsn), ReadCount::default());
-    reader.read(key, &mut chain, &IndexCache::new(1 << 20), &mut count)?;
+    reader.read(
+        &Sought::new(key),
+        &mut chain,
+        &IndexCache::new(1 << 20),
+        &mut count,
+    )?;
     Ok((chain.into_values().collect(), count))
 }
 
@@ -166,7 +171,7 @@ fn index_blocks_are_read_once_while_they_fit() {
         for block in 50..650 {
             let mut chain = Chain::new(Lsn(0), Lsn(5000));
             reader
-                .read(&key(2 * block), &mut chain, &cache, &mut count)
+                .read(&Sought::new(&key(2 * block)), &mut chain, &cache, &mut count)
                 .unwrap();
         }
     }
@@ -176,15 +181,15 @@ fn index_blocks_are_read_once_while_they_fit() {
     for block in 50..650 {
         let mut chain = Chain::new(Lsn(0), Lsn(5000));
         reader
-            .read(&key(2 * block), &mut chain, &small, &mut count)
+            .read(&Sought::new(&key(2 * block)), &mut chain, &small, &mut count)
             .unwrap();
         assert!(small.bytes() <= 16 * 15_000);
     }
 }
 
 fn cache_blocks(reader: &LayerReader<Bytes>) -> usize {
-    let first = reader.top().upto(&key(100), Lsn(30)).saturating_sub(1);
-    reader.top().upto(&key(1298), Lsn(30)) - first
+    let upto = |block: u32| reader.top().upto(Sought::new(&key(block)).upto(Lsn(30)));
+    upto(1298) - upto(100).saturating_sub(1)
 }
 
 #[test]

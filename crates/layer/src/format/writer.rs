@@ -173,7 +173,7 @@ impl<W: Write> LayerWriter<W> {
             self.end_block()?;
         }
         if new_page {
-            self.hashes.push(filter::hash(key));
+            self.hashes.push(filter::hash(&key.encode()));
             self.lowest.get_or_insert(*key);
         }
         if new_page || self.pieces.is_empty() {

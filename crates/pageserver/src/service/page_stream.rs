@@ -8,10 +8,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::Buf;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use lakebed_proto::frame::{self, Frame, Inbound};
+use lakebed_proto::frame::{Frame, Inbound};
+use lakebed_proto::outbound::Outbound;
 use lakebed_proto::stream::{end, pages::MAX_KEYS};
 use lakebed_proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,8 +27,8 @@ use crate::node::Node;
 const MAX_REQUEST_BYTES: usize = MAX_KEYS * 32 + 1024;
 /// With so many bytes of answers no more are made before they have gone.
 const OUT_BYTES: usize = 256 << 10;
-/// Room for answers is given back when it was more.
-const KEPT_BYTES: usize = 4 * OUT_BYTES;
+/// Room for what is not pages is given back when it was more.
+const KEPT_BYTES: usize = 64 << 10;
 /// With so many keys under way no more requests are read.
 const KEYS_UNDER_WAY: usize = 4 * MAX_KEYS;
 
@@ -38,7 +39,7 @@ type Waiting = Pin<Box<dyn Future<Output = (usize, Answer)> + Send>>;
 struct PageStream {
     node: Arc<Node>,
     inbound: Inbound,
-    out: BytesMut,
+    out: Outbound,
     waiting: FuturesUnordered<Waiting>,
     keys_waiting: usize,
 }
@@ -49,7 +50,7 @@ pub(crate) async fn serve(node: Arc<Node>, mut socket: TcpStream, ending: Cancel
     let mut stream = PageStream {
         node: node.clone(),
         inbound: Inbound::at_most(MAX_REQUEST_BYTES),
-        out: BytesMut::new(),
+        out: Outbound::default(),
         waiting: FuturesUnordered::new(),
         keys_waiting: 0,
     };
@@ -68,20 +69,20 @@ impl PageStream {
         loop {
             self.answer_what_is_here()?;
             // Requests that nobody takes up would only pile up here.
-            let room = self.out.is_empty() && self.has_room();
+            let room = !self.out.has_remaining() && self.has_room();
             tokio::select! {
                 biased;
-                written = write.write_buf(&mut self.out), if !self.out.is_empty() => {
+                written = write.write_buf(&mut self.out), if self.out.has_remaining() => {
                     if written.is_err() {
                         return Ok(());
                     }
-                    if self.out.is_empty() && self.out.capacity() > KEPT_BYTES {
-                        self.out = BytesMut::new();
+                    if !self.out.has_remaining() && self.out.capacity() > KEPT_BYTES {
+                        self.out = Outbound::default();
                     }
                 }
                 Some((keys, answer)) = self.waiting.next(), if !self.waiting.is_empty() => {
                     self.keys_waiting -= keys;
-                    frame::put(&answer?, &mut self.out)?;
+                    self.out.put(answer?)?;
                 }
                 received = read.read_buf(self.inbound.room()), if room => {
                     if !matches!(received, Ok(1..)) {
@@ -100,13 +101,13 @@ impl PageStream {
     }
 
     fn has_room(&self) -> bool {
-        self.out.len() < OUT_BYTES && self.keys_waiting < KEYS_UNDER_WAY
+        self.out.remaining() < OUT_BYTES && self.keys_waiting < KEYS_UNDER_WAY
     }
 
     /// Takes the requests that have arrived, as long as there is room for their answers.
     fn answer_what_is_here(&mut self) -> Result<(), Status> {
-        if !self.out.is_empty() {
-            // What is left of the answers before would be copied to make room.
+        if self.out.has_remaining() {
+            // First the reader gets what is there.
             return Ok(());
         }
         while self.has_room() {
@@ -122,7 +123,7 @@ impl PageStream {
             let (node, keys) = (self.node.clone(), request.keys.len());
             let mut answer: Waiting = Box::pin(async move { (keys, pages::get(&node, request).await) });
             match (&mut answer).now_or_never() {
-                Some((_, answer)) => frame::put(&answer?, &mut self.out)?,
+                Some((_, answer)) => self.out.put(answer?)?,
                 None => {
                     self.keys_waiting += keys;
                     self.waiting.push(answer);

@@ -136,7 +136,7 @@ impl Timeline {
                 Ok(self.sealed(key, page))
             }
         })?;
-        cache.put(id, key, lsn, page.clone());
+        cache.put(id, key, lsn, &page);
         Ok((page, cost))
     }
 
