@@ -42,10 +42,17 @@ impl DiskError {
 /// One thing to do.
 #[derive(Debug, PartialEq, Eq)]
 enum Operation {
-    Write { begin: Lsn, bytes: Bytes },
+    /// Pieces that follow each other.
+    Write {
+        begin: Lsn,
+        pieces: Vec<Bytes>,
+    },
     Flush,
     Truncate(Lsn),
-    Control { seq: u64, state: Box<Durable> },
+    Control {
+        seq: u64,
+        state: Box<Durable>,
+    },
 }
 
 /// Operations in order.
@@ -69,7 +76,15 @@ impl Batch {
         if let [.., Operation::Write { .. }, Operation::Flush] = self.0.as_slice() {
             self.0.pop();
         }
-        self.0.push(Operation::Write { begin, bytes });
+        match self.0.last_mut() {
+            Some(Operation::Write { begin: first, pieces }) if end(*first, pieces) == Some(begin) => {
+                pieces.push(bytes);
+            }
+            _ => self.0.push(Operation::Write {
+                begin,
+                pieces: vec![bytes],
+            }),
+        }
     }
 
     /// Flushes all WAL that was written.
@@ -91,6 +106,11 @@ impl Batch {
         }
         self.0.push(Operation::Control { seq, state });
     }
+}
+
+/// Where pieces end that follow each other.
+fn end(begin: Lsn, pieces: &[Bytes]) -> Option<Lsn> {
+    begin.checked_add(pieces.iter().map(|piece| piece.len() as u64).sum())
 }
 
 /// What was achieved, to be reported to the acceptor in this order.
@@ -132,12 +152,20 @@ impl Disk {
         Ok(self.store.make_room()?)
     }
 
-    /// Executes a batch. After an error the disk must not be used again.
+    /// Marks in the WAL how far it was flushed. After an error the disk must not be used again.
+    pub fn mark_flushed(&mut self) -> Result<(), DiskError> {
+        Ok(self.store.mark_flushed()?)
+    }
+
+    /// Executes a batch; [`Disk::mark_flushed`] is to follow. After an error the disk must not be used again.
     pub fn execute(&mut self, batch: Batch) -> Result<Vec<Completion>, DiskError> {
         let mut done = Vec::new();
         for operation in batch.0 {
             match operation {
-                Operation::Write { begin, bytes } => self.store.append(begin, &bytes)?,
+                Operation::Write { begin, pieces } => {
+                    let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+                    self.store.append_all(begin, &pieces)?;
+                }
                 Operation::Flush => {
                     let begin = Instant::now();
                     let end = self.store.flush()?;
@@ -164,7 +192,8 @@ mod tests {
     fn appends_share_a_flush_and_nothing_crosses_a_cut() {
         let bytes = || Bytes::from_static(b"wal");
         let mut batch = Batch::default();
-        for begin in [3, 6, 9] {
+        // The last does not follow; the store refuses it.
+        for begin in [3, 6, 9, 13] {
             batch.write(Lsn(begin), bytes());
             batch.flush();
             batch.flush();
@@ -173,18 +202,17 @@ mod tests {
         batch.flush();
         batch.write(Lsn(6), bytes());
         batch.flush();
-        let write = |begin| Operation::Write {
+        let write = |begin, pieces| Operation::Write {
             begin: Lsn(begin),
-            bytes: bytes(),
+            pieces: vec![bytes(); pieces],
         };
         let expected = [
-            write(3),
-            write(6),
-            write(9),
+            write(3, 3),
+            write(13, 1),
             Operation::Flush,
             Operation::Truncate(Lsn(6)),
             Operation::Flush,
-            write(6),
+            write(6, 1),
             Operation::Flush,
         ];
         assert_eq!(batch.0, expected);

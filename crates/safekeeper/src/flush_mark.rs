@@ -14,8 +14,8 @@
 //! | 88..96 | all WAL below was durable when the mark was written |
 //!
 //! It is written twice. With each append, before the bytes that cover the mark before, when it can only tell what the last
-//! flush made durable; and again when the flush of that append is done, telling its end, without a flush of its own: a
-//! process that ends leaves that one with the kernel, and a power cut takes it back to the first. The next mark covers what
+//! flush made durable; and again when the flush of that append is done and answered, telling its end, without a flush of its
+//! own: a process that ends leaves that one with the kernel, and a power cut takes it back to the first. The next mark covers what
 //! is left of the last. Near the end of a segment there is no room for one, and a power cut in the middle of a flush may
 //! take it away: without a mark the control file's position holds.
 

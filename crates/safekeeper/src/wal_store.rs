@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,10 @@ use crate::flush_mark;
 
 /// Blocks are allocated in steps of this many bytes.
 const ALLOCATION_BYTES: u64 = 1 << 20;
+/// What a page of the kernel's memory has at least; segments begin at one.
+const WRITTEN_AT_ONCE: u64 = 4096;
+/// So many pieces are written with one call, far fewer than the kernel takes.
+const MOST_SLICES: usize = 64;
 
 /// Why the WAL store did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -257,26 +261,37 @@ impl WalStore {
 
     /// Appends bytes that begin exactly at [`WalStore::write_lsn`]. Not durable before [`WalStore::flush`].
     pub fn append(&mut self, begin: Lsn, bytes: &[u8]) -> Result<(), WalStoreError> {
+        self.append_all(begin, &[bytes])
+    }
+
+    /// As [`WalStore::append`], of pieces that follow each other.
+    pub fn append_all(&mut self, begin: Lsn, pieces: &[&[u8]]) -> Result<(), WalStoreError> {
         self.check_running()?;
+        let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         if begin != self.write {
             return Err(WalStoreError::NotContiguous {
                 begin,
                 write: self.write,
             });
         }
-        if begin.checked_add(bytes.len() as u64).is_none() {
+        let Some(end) = begin.checked_add(length) else {
             return Err(WalStoreError::OutOfRange {
                 lsn: begin,
                 start: self.start,
                 write: self.write,
             });
-        }
+        };
         self.stopped = true; // until it is known that everything went well
-        self.allocate(begin, bytes.len() as u64)?;
-        let end = Lsn(begin.0 + bytes.len() as u64);
-        // First, since these bytes cover the mark before.
-        self.mark(end, self.flush)?;
-        self.write_split(begin, bytes)?;
+        self.allocate(begin, length)?;
+        if !self.write_with_mark(begin, end, pieces)? {
+            // First the mark, since these bytes cover the one before.
+            self.mark(end, self.flush)?;
+            let mut at = begin;
+            for piece in pieces {
+                self.write_split(at, piece)?;
+                at = Lsn(at.0 + piece.len() as u64);
+            }
+        }
         self.write = end;
         self.stopped = false;
         Ok(())
@@ -334,12 +349,22 @@ impl WalStore {
         self.check_running()?;
         self.stopped = true;
         self.sync_dirty()?;
-        if self.flush < self.write {
-            self.mark(self.write, self.write)?;
-        }
         self.stopped = false;
         self.flush = self.write;
         Ok(self.flush)
+    }
+
+    /// Marks how far the last flush came. Apart from it, since whoever waits for the flush need not wait for this.
+    pub fn mark_flushed(&mut self) -> Result<(), WalStoreError> {
+        self.check_running()?;
+        // Before an append comes the mark that was found, or none.
+        if self.marked.is_none_or(|(end, _)| end != self.write) {
+            return Ok(());
+        }
+        self.stopped = true;
+        self.mark(self.write, self.flush)?;
+        self.stopped = false;
+        Ok(())
     }
 
     /// Drops everything from `lsn` on, durably. The caller guarantees that nothing committed lies beyond it.
@@ -438,11 +463,39 @@ impl WalStore {
             return Ok(());
         }
         let number = end.segment_number(segment_bytes);
-        let path = self.segment_path(number);
         let written = write_mark(self.writable(number)?, segment_bytes, end, durable);
-        written.map_err(WalStoreError::writing(&path))?;
+        written.map_err(|error| self.not_written(number, error))?;
         self.marked = Some((end, durable));
         Ok(())
+    }
+
+    /// Writes the pieces and the mark behind them with one call, if they lie in one page of memory: the kernel then does
+    /// all of it or, for a process that is killed, none. Whether it did.
+    fn write_with_mark(&mut self, begin: Lsn, end: Lsn, pieces: &[&[u8]]) -> Result<bool, WalStoreError> {
+        let (segment_bytes, durable) = (self.segment_bytes, self.flush);
+        let offset = begin.segment_offset(segment_bytes);
+        let length = end.0 - begin.0 + flush_mark::TAIL_BYTES as u64;
+        let in_a_page = offset % WRITTEN_AT_ONCE + length <= WRITTEN_AT_ONCE;
+        if begin == end || !in_a_page || pieces.len() > MOST_SLICES {
+            return Ok(false);
+        }
+        let tail = flush_mark::encode(end, durable);
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        slices.push(IoSlice::new(&tail));
+        let number = begin.segment_number(segment_bytes);
+        match rustix::io::pwritev(self.writable(number)?, &slices, offset) {
+            Ok(written) if written as u64 == length => {}
+            // Piece by piece, then, which is known to go on where this ended.
+            Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(error) => return Err(self.not_written(number, error.into())),
+        }
+        self.marked = Some((end, durable));
+        Ok(true)
+    }
+
+    /// What a failed write to a segment means.
+    fn not_written(&self, number: u64, error: io::Error) -> WalStoreError {
+        WalStoreError::writing(&self.segment_path(number))(error)
     }
 
     /// Allocates blocks from `begin` on so that `length` bytes and a mark have room, and some more.
@@ -494,10 +547,8 @@ impl WalStore {
             let room = usize::try_from(self.segment_bytes - offset).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             let number = at.segment_number(self.segment_bytes);
-            let path = self.segment_path(number);
-            self.writable(number)?
-                .write_all_at(now, offset)
-                .map_err(WalStoreError::writing(&path))?;
+            let written = self.writable(number)?.write_all_at(now, offset);
+            written.map_err(|error| self.not_written(number, error))?;
             at = Lsn(at.0 + now.len() as u64);
             bytes = later;
         }

@@ -28,8 +28,11 @@ impl Owner {
         self.rooms.clear();
         self.barrier = false;
         self.job_done(Ok((disk, result))).await;
-        // The answers go out before anything else is taken.
+        // The answers go out before anything else is done.
         tokio::task::yield_now().await;
+        if let Some(Err(error)) = self.disk.as_mut().map(Disk::mark_flushed) {
+            self.disk_failed(error.to_string());
+        }
     }
 
     pub(super) fn start_job(&mut self) -> Option<(Job, Vec<OwnedSemaphorePermit>)> {
@@ -38,6 +41,7 @@ impl Owner {
         self.metrics.disk_batches.inc();
         let job = tokio::task::spawn_blocking(move || {
             let result = disk.execute(batch);
+            let result = result.and_then(|done| disk.mark_flushed().map(|()| done));
             (disk, result)
         });
         Some((job, std::mem::take(&mut self.rooms)))

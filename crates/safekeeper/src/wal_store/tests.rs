@@ -264,10 +264,33 @@ fn a_mark_follows_the_end_of_the_wal_and_tells_what_was_flushed() {
         assert_eq!(marked(end), Some(before));
         assert_eq!(marked(before), Some(before), "found from below as well");
         assert_eq!(store.flush().unwrap(), end);
+        assert_eq!(
+            marked(end),
+            Some(before),
+            "nobody has waited for the other one yet"
+        );
+        store.mark_flushed().unwrap();
         assert_eq!(marked(end), Some(end));
         assert_eq!(marked(start), Some(end));
     }
     // No room for one: the zeros that cover the last one go to the end of the segment.
+    let before = end;
+    // Pieces in one page, with their mark or without room for it there, and over several.
+    for lengths in [&[8, 16, 24][..], &[4000 - 48, 40], &[1; 100], &[5000, 3, 0, 5000]] {
+        let mut pieces = Vec::new();
+        let begin = end;
+        for length in lengths {
+            pieces.push(pattern(end, *length));
+            end = Lsn(end.0 + *length as u64);
+        }
+        let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+        store.append_all(begin, &pieces).unwrap();
+        assert_eq!(marked(end), Some(before), "{lengths:?}");
+        assert_eq!(store.write_lsn(), end);
+    }
+    assert!(read_all(&store) == pattern(start, (end.0 - start.0) as usize));
+    assert_eq!(store.flush().unwrap(), end);
+    store.mark_flushed().unwrap();
     let border = Lsn(end.0.next_multiple_of(SEGMENT));
     let near = Lsn(border.0 - 40);
     store
