@@ -152,12 +152,13 @@ impl Disk {
         Ok(self.store.make_room()?)
     }
 
-    /// Marks in the WAL how far it was flushed. After an error the disk must not be used again.
-    pub fn mark_flushed(&mut self) -> Result<(), DiskError> {
-        Ok(self.store.mark_flushed()?)
+    /// What is to follow a batch when its completions were told; see [`WalStore::after_flush`]. After an error the disk must not
+    /// be used again.
+    pub fn after_flush(&mut self) -> Result<(), DiskError> {
+        Ok(self.store.after_flush()?)
     }
 
-    /// Executes a batch; [`Disk::mark_flushed`] is to follow. After an error the disk must not be used again.
+    /// Executes a batch; [`Disk::after_flush`] is to follow. After an error the disk must not be used again.
     pub fn execute(&mut self, batch: Batch) -> Result<Vec<Completion>, DiskError> {
         let mut done = Vec::new();
         for operation in batch.0 {

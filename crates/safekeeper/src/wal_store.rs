@@ -3,7 +3,9 @@
 //! Two positions: `flush <= write`. Bytes up to `write` were handed to the operating system, bytes up to `flush`
 //! survive a crash. Segments are created at full length, so that appends change no file size, and get their blocks a
 //! mebibyte ahead of what is written, so that few flushes have to make an allocation durable and a full disk is noticed
-//! before a byte of an append is written. Not a whole segment at once: an idle timeline must not take 16 MiB. Behind the
+//! before a byte of an append is written. Not a whole segment at once: an idle timeline must not take 16 MiB. While flushes
+//! are small, zeros are written a little ahead, because a file system keeps blocks that were never written apart, and a flush
+//! that comes to one has to make that durable too: of 2.8 kB it takes a quarter less time on ext4 where zeros were. Behind the
 //! end of the WAL come zeros, by which a reader of the files (`pg_waldump`, recovery after a crash) tells the end, and
 //! among them a [mark](crate::flush_mark) that says how far the WAL was durable.
 //!
@@ -27,6 +29,12 @@ use crate::flush_mark;
 
 /// Blocks are allocated in steps of this many bytes.
 const ALLOCATION_BYTES: u64 = 1 << 20;
+/// Zeros are written in steps of this many bytes,
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// as soon as there are fewer than this ahead,
+const ZEROS_AHEAD: u64 = 16 << 10;
+/// unless a flush was of more than this: then they would cost more than they save.
+const SMALL_FLUSH: u64 = 16 << 10;
 /// What a page of the kernel's memory has at least; segments begin at one.
 const WRITTEN_AT_ONCE: u64 = 4096;
 /// So many pieces are written with one call, far fewer than the kernel takes.
@@ -135,6 +143,10 @@ pub struct WalStore {
     dirty: BTreeMap<u64, File>,
     /// Blocks up to here were allocated, as far as this process knows.
     allocated: Lsn,
+    /// Zeros were written up to here.
+    zeroed: Lsn,
+    /// Bytes of the last flush.
+    flushed: u64,
     /// The newest mark: behind which end of the WAL it lies, and what it says is durable.
     marked: Option<(Lsn, Lsn)>,
     /// No segment whose name sorts before is left, as far as this process knows.
@@ -200,6 +212,8 @@ impl WalStore {
             write: start,
             dirty: BTreeMap::new(),
             allocated: start,
+            zeroed: start,
+            flushed: 0,
             marked: (start.segment_offset(segment_bytes) != 0).then_some((start, start)),
             removed_below: None,
             stopped: false,
@@ -233,6 +247,8 @@ impl WalStore {
             write: end,
             dirty: BTreeMap::new(),
             allocated: end,
+            zeroed: end,
+            flushed: 0,
             marked: None,
             removed_below: None,
             stopped: false,
@@ -350,20 +366,44 @@ impl WalStore {
         self.stopped = true;
         self.sync_dirty()?;
         self.stopped = false;
+        self.flushed = self.write.0 - self.flush.0;
         self.flush = self.write;
         Ok(self.flush)
     }
 
-    /// Marks how far the last flush came. Apart from it, since whoever waits for the flush need not wait for this.
-    pub fn mark_flushed(&mut self) -> Result<(), WalStoreError> {
+    /// What is to follow a flush, and nobody waits for: marks how far it came, and writes zeros ahead.
+    pub fn after_flush(&mut self) -> Result<(), WalStoreError> {
         self.check_running()?;
+        self.stopped = true;
         // Before an append comes the mark that was found, or none.
-        if self.marked.is_none_or(|(end, _)| end != self.write) {
+        if self.marked.is_some_and(|(end, _)| end == self.write) {
+            self.mark(self.write, self.flush)?;
+        }
+        self.zero_ahead()?;
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// See the module header. Only where blocks are allocated.
+    fn zero_ahead(&mut self) -> Result<(), WalStoreError> {
+        let segment_bytes = self.segment_bytes;
+        let marked = self.write.0.saturating_add(flush_mark::TAIL_BYTES as u64);
+        // The page that the mark ends in has been written.
+        let from = self.zeroed.0.max(marked.next_multiple_of(WRITTEN_AT_ONCE));
+        let segment_end =
+            (self.write.0 - self.write.segment_offset(segment_bytes)).saturating_add(segment_bytes);
+        let to = from.saturating_add(ZEROS.len() as u64);
+        let to = to.min(self.allocated.0).min(segment_end);
+        if self.flushed == 0 || self.flushed > SMALL_FLUSH || from >= self.write.0 + ZEROS_AHEAD || from >= to
+        {
             return Ok(());
         }
-        self.stopped = true;
-        self.mark(self.write, self.flush)?;
-        self.stopped = false;
+        let number = self.write.segment_number(segment_bytes);
+        let zeros = ZEROS.get(..(to - from) as usize).unwrap_or(&ZEROS);
+        let offset = Lsn(from).segment_offset(segment_bytes);
+        let written = self.writable(number)?.write_all_at(zeros, offset);
+        written.map_err(|error| self.not_written(number, error))?;
+        self.zeroed = Lsn(from + zeros.len() as u64);
         Ok(())
     }
 
@@ -577,7 +617,7 @@ impl WalStore {
         for path in later.iter().rev() {
             fs::remove_file(path).map_err(WalStoreError::io(path))?;
         }
-        self.allocated = lsn;
+        (self.allocated, self.zeroed) = (lsn, lsn);
         let path = self.segment_path(keep);
         let offset = lsn.segment_offset(self.segment_bytes);
         if offset == 0 && !path.exists() {

@@ -80,7 +80,7 @@ pub async fn restore(
             at.take(frame.header.begin, &frame.wal, until)?;
         }
         at.store.flush()?;
-        at.store.mark_flushed()?;
+        at.store.after_flush()?;
         let done = at.done(until);
         restored = Some(state);
         writing = Some(at);

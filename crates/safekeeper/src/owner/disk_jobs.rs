@@ -30,8 +30,9 @@ impl Owner {
         self.job_done(Ok((disk, result))).await;
         // The answers go out before anything else is done.
         tokio::task::yield_now().await;
-        if let Some(Err(error)) = self.disk.as_mut().map(Disk::mark_flushed) {
-            self.disk_failed(error.to_string());
+        if let Some(mut disk) = self.disk.take() {
+            let done = disk.after_flush().map(|()| Vec::new());
+            self.job_done(Ok((disk, done))).await;
         }
     }
 
@@ -41,7 +42,7 @@ impl Owner {
         self.metrics.disk_batches.inc();
         let job = tokio::task::spawn_blocking(move || {
             let result = disk.execute(batch);
-            let result = result.and_then(|done| disk.mark_flushed().map(|()| done));
+            let result = result.and_then(|done| disk.after_flush().map(|()| done));
             (disk, result)
         });
         Some((job, std::mem::take(&mut self.rooms)))

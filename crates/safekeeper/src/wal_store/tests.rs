@@ -269,7 +269,7 @@ fn a_mark_follows_the_end_of_the_wal_and_tells_what_was_flushed() {
             Some(before),
             "nobody has waited for the other one yet"
         );
-        store.mark_flushed().unwrap();
+        store.after_flush().unwrap();
         assert_eq!(marked(end), Some(end));
         assert_eq!(marked(start), Some(end));
     }
@@ -290,7 +290,7 @@ fn a_mark_follows_the_end_of_the_wal_and_tells_what_was_flushed() {
     }
     assert!(read_all(&store) == pattern(start, (end.0 - start.0) as usize));
     assert_eq!(store.flush().unwrap(), end);
-    store.mark_flushed().unwrap();
+    store.after_flush().unwrap();
     let border = Lsn(end.0.next_multiple_of(SEGMENT));
     let near = Lsn(border.0 - 40);
     store
@@ -305,4 +305,43 @@ fn a_mark_follows_the_end_of_the_wal_and_tells_what_was_flushed() {
     assert!(raw[SEGMENT as usize - 40..].iter().all(|&byte| byte == 0));
     store.truncate(Lsn(start.0 + 24)).unwrap();
     assert_eq!(marked(start), Some(Lsn(start.0 + 24)));
+}
+
+#[test]
+fn zeros_ahead_never_cover_wal_or_its_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Lsn(SEGMENT * 5 + 4000);
+    let mut store = WalStore::open(dir.path(), SEGMENT, start, start).unwrap();
+    let mut end = start;
+    let mut zeroed = 0;
+    for turn in 0..700_usize {
+        // Now and then one that is too large for zeros, or cuts what was written.
+        let length = match turn % 50 {
+            49 => 20_000,
+            _ => turn * 37 % 900 + 1,
+        };
+        store.append(end, &pattern(end, length)).unwrap();
+        end = Lsn(end.0 + length as u64);
+        assert_eq!(store.flush().unwrap(), end);
+        let before = store.zeroed;
+        store.after_flush().unwrap();
+        zeroed += usize::from(store.zeroed > before);
+        assert!(length <= SMALL_FLUSH as usize || store.zeroed == before);
+        if turn % 90 == 89 {
+            end = Lsn(end.0 - 300);
+            store.truncate(end).unwrap();
+        }
+        assert_eq!(flush_mark::find(dir.path(), SEGMENT, end).unwrap().is_some(), {
+            let room = SEGMENT - end.segment_offset(SEGMENT);
+            room > flush_mark::TAIL_BYTES as u64 && room < SEGMENT
+        });
+        let raw = fs::read(store.segment_path(end.segment_number(SEGMENT)));
+        if let Ok(raw) = raw {
+            let behind = end.segment_offset(SEGMENT) as usize + flush_mark::TAIL_BYTES;
+            assert!(raw.iter().skip(behind).all(|&byte| byte == 0), "turn {turn}");
+            assert_eq!(raw.len() as u64, SEGMENT);
+        }
+    }
+    assert!(zeroed > 10, "{zeroed}");
+    assert!(read_all(&store) == pattern(start, (end.0 - start.0) as usize));
 }
