@@ -30,7 +30,7 @@ use crate::flush_mark;
 /// Blocks are allocated in steps of this many bytes.
 const ALLOCATION_BYTES: u64 = 1 << 20;
 /// Zeros are written in steps of this many bytes,
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// as soon as there are fewer than this ahead,
 const ZEROS_AHEAD: u64 = 16 << 10;
 /// unless a flush was of more than this: then they would cost more than they save.
