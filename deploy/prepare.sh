@@ -43,6 +43,16 @@ lakebed_install() {
     lakebed_as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2
 }
 
+# Says in words that a disk is too full: what fails for it later says something else, and much of it at once.
+# Usage: lakebed_need_disk DIRECTORY GIB WHAT-FOR
+lakebed_need_disk() {
+    local free
+    free=$(df --output=avail -B1M "$1" | tail -n 1)
+    [ "$free" -ge $(($2 * 1024)) ] && return 0
+    echo "error: $3 needs $2 GiB on the disk of $1, and $((free / 1024)) GiB are free there" >&2
+    return 1
+}
+
 # Runs a command as root.
 lakebed_as_root() {
     if [ "$(id -u)" -eq 0 ]; then
